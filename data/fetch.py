@@ -1,0 +1,282 @@
+"""Where the files of a data set are, whether they are right, and how to download them.
+
+Folders are looked through in this order: the one given, the one in the environment variable
+NPDRT_DATA, the user's cache. Each data set has its own folder inside, such as `mnist`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npdrt.data.catalogue import File, Source, find, package_file, sources
+from npdrt.errors import FileRefused, Unavailable
+
+Folder = str | Path | None
+
+_DAY = 24 * 3600.0
+_PARTIAL = ".fetch-"  # downloads live in such a folder until they are whole and checked
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `verify` found of one file.
+
+    status: "ok", "missing", "wrong", or "unpacked": the file without its .gz, which the reader
+    takes too, but for which no digest is published. expected, found: `algorithm:digest`.
+    """
+
+    file: str
+    status: str
+    path: Path | None
+    expected: str
+    found: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `npdrt data list`; where: the folder that holds the data set, or None."""
+
+    name: str
+    what: str
+    bytes: int
+    licence: str
+    where: Path | None
+    bundled: bool
+
+
+# Where
+
+
+def user_cache() -> Path:
+    """The folder for npdrt's data in the user's cache, by the custom of the platform."""
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "npdrt"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "npdrt"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the standard: ignored unless absolute
+    return (xdg if xdg.is_absolute() else home / ".cache") / "npdrt"
+
+
+def folders(name: str, data_dir: Folder = None) -> list[Path]:
+    """The folders that may hold the data set `name`, in the order of the search."""
+    roots = [Path(root) for root in (data_dir, os.environ.get("NPDRT_DATA")) if root]
+    return [root / name for root in (*roots, user_cache())]
+
+
+def present(folder: Path, file: File) -> Path | None:
+    """The path of `file` in `folder`, else of the same file without .gz, else None."""
+    for name in (file.name, file.name.removesuffix(".gz")):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def locate(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> Path:
+    """The first folder that holds all files of the data set `name`.
+
+    Looks in data_dir, then $NPDRT_DATA, then the user's cache, each time in the folder `name`
+    inside. Whether the files are right is `verify`'s question. catalogue: another sources.toml.
+    Raises Error for an unknown name, Unavailable where no folder has them all.
+    """
+    source = find(name, catalogue)
+    found = _found(source, data_dir)
+    if found is None:
+        places = ", ".join(str(folder) for folder in folders(name, data_dir))
+        raise Unavailable(
+            f"data set {name!r} is not on this machine; looked in {places}. "
+            f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {name}"
+        )
+    return found
+
+
+def _found(source: Source, data_dir: Folder) -> Path | None:
+    if source.bundled:
+        return _package_folder()
+    places = folders(source.name, data_dir)
+    whole = (place for place in places if all(present(place, file) for file in source.files))
+    return next(whole, None)
+
+
+def _package_folder() -> Path:
+    return Path(str(package_file("sources.toml"))).parent
+
+
+# Whether it is right
+
+
+def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Check]:
+    """Hold each file of the data set `name` against its published digest.
+
+    The files are those of the folder `locate` finds; where no folder has them all, those of the
+    first folder that has any. Raises Error for an unknown name, FileRefused for an unreadable
+    file. Reads every file once.
+    """
+    source = find(name, catalogue)
+    places = [_package_folder()] if source.bundled else folders(name, data_dir)
+    some = (place for place in places if any(present(place, file) for file in source.files))
+    folder = _found(source, data_dir) or next(some, places[0])
+    return [_check(folder, file) for file in source.files]
+
+
+def _check(folder: Path, file: File) -> Check:
+    path = present(folder, file)
+    if path is None:
+        return Check(file.name, "missing", None, file.hash, None)
+    algorithm = file.hash.partition(":")[0]
+    found = f"{algorithm}:{_digest(path, algorithm)}"
+    status = "ok" if found == file.hash else "wrong"
+    return Check(
+        file.name, status if path.name == file.name else "unpacked", path, file.hash, found
+    )
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, algorithm).hexdigest()
+    except OSError as error:
+        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Entry]:
+    """Every data set npdrt knows, with the folder it was found in."""
+    return [
+        Entry(s.name, s.what, s.bytes, s.licence, _found(s, data_dir), s.bundled)
+        for s in sources(catalogue).values()
+    ]
+
+
+# Downloading
+
+
+def fetch(
+    name: str,
+    data_dir: Folder = None,
+    *,
+    progress: bool | None = None,
+    catalogue: Path | None = None,
+) -> Path:
+    """Download the data set `name` and return its folder; nothing to do where it is there already.
+
+    data_dir: where to put it; by default $NPDRT_DATA, else the user's cache, unless one of them
+    has it. Files that are there and right are kept, others replaced. A file gets its name only
+    when it is whole and its digest right, so an interrupted download leaves nothing that could be
+    taken for data, and a second one completes it. Mirrors are tried in order.
+
+    progress: a line on stderr; by default where that is a terminal. catalogue: another
+    sources.toml. Raises Error for an unknown name; Unavailable where pooch is missing, the folder
+    cannot be written or no mirror delivers; FileRefused where what they deliver is wrong.
+    """
+    source = find(name, catalogue)
+    if source.bundled:
+        return _package_folder()
+    places = [Path(data_dir) / name] if data_dir else folders(name)
+    for place in places:
+        if all(_check(place, file).status == "ok" for file in source.files):
+            return place
+    try:
+        _complete(source, places[0], sys.stderr.isatty() if progress is None else progress)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write the data set {name!r} to {places[0]}: {error}; "
+            "set NPDRT_DATA to a folder with room that you can write"
+        ) from error
+    return places[0]
+
+
+def _complete(source: Source, folder: Path, progress: bool) -> None:
+    """Download the files that are missing or wrong."""
+    pooch = _pooch()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_PARTIAL}*"):  # by a killed process; young ones may be in use
+        if left.stat().st_mtime < time.time() - _DAY:
+            shutil.rmtree(left, ignore_errors=True)
+    for file in source.files:
+        if _check(folder, file).status != "ok":
+            _download(
+                pooch, [mirror + file.name for mirror in source.mirrors], file, folder, progress
+            )
+
+
+def _pooch() -> Any:
+    try:
+        import pooch
+    except ImportError as error:
+        raise Unavailable(
+            'downloading data needs the extra "data": pip install "npdrt[data]"; '
+            "or put the files into a folder and set NPDRT_DATA"
+        ) from error
+    return pooch
+
+
+def _download(pooch: Any, urls: list[str], file: File, folder: Path, progress: bool) -> None:
+    """One file, from the first URL that delivers it whole and right."""
+    from requests import RequestException  # which pooch brings
+
+    causes: list[Exception] = []
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as work:
+        for url in urls:
+            try:
+                whole = _retrieve(pooch, url, file, Path(work), progress)
+            except (RequestException, ValueError) as error:  # no answer, broken off; wrong bytes
+                causes.append(error)
+            else:
+                whole.replace(folder / file.name)
+                return
+    reasons = "".join(f"\n  {url}: {cause}" for url, cause in zip(urls, causes, strict=True))
+    answered = not any(isinstance(cause, RequestException) for cause in causes)
+    kind = FileRefused if answered else Unavailable
+    raise kind(f"could not download {file.name} into {folder}:{reasons}")
+
+
+def _retrieve(pooch: Any, url: str, file: File, folder: Path, progress: bool) -> Path:
+    """`file` from `url`, whole, on the disk and its digest checked by pooch."""
+
+    def download(url: str, path: str, _: Any) -> None:
+        with Path(path).open("wb") as out:
+            for chunk in _chunks(url, file, progress):
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+
+    log = pooch.get_logger()
+    level = log.level
+    log.setLevel("ERROR")  # pooch reports each download on stderr
+    try:
+        name = {"fname": file.name, "path": folder}
+        return Path(pooch.retrieve(url, known_hash=file.hash, downloader=download, **name))
+    finally:
+        log.setLevel(level)
+        if progress:
+            print(file=sys.stderr)
+
+
+def _chunks(url: str, file: File, progress: bool) -> Iterator[bytes]:
+    """What `url` sends, up to the published size of `file`; draws the progress line.
+
+    pooch's own downloader has no such bound, and leaves the connection open where it breaks off.
+    """
+    import requests
+
+    headers = {"Accept-Encoding": "identity"}  # else a server may unpack the .gz on the way
+    done = 0
+    with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+        response.raise_for_status()
+        for chunk in response.iter_content(1 << 16):
+            done += len(chunk)
+            if done > file.bytes:
+                raise ValueError(f"expected {file.bytes} bytes; the server sends more")
+            if progress:
+                share = f"{done / 1e6:.1f} of {file.bytes / 1e6:.1f} MB"
+                print(f"\r{file.name}: {share}", end="", file=sys.stderr, flush=True)
+            yield chunk

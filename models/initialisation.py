@@ -1,0 +1,88 @@
+"""Initial values of weight matrices, drawn on the host in float64 and rounded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Device, Params, to_device
+from npdrt.errors import Error
+from npdrt.random import Random
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def he(stream: Random, shape: tuple[int, int]) -> Floats:
+    """Normal with standard deviation sqrt(2 / in) (He et al. 2015); shape (out, in)."""
+    return stream.normal(shape, math.sqrt(2.0 / shape[1]))
+
+
+def xavier(stream: Random, shape: tuple[int, int]) -> Floats:
+    """Uniform within sqrt(6 / (in + out)) (Glorot and Bengio 2010)."""
+    limit = math.sqrt(6.0 / sum(shape))
+    return stream.uniform(shape, -limit, limit)
+
+
+def authors(stream: Random, shape: tuple[int, int]) -> Floats:
+    """Uniform within 1 / sqrt(in): PyTorch's default, which the Fromage experiments used."""
+    limit = 1.0 / math.sqrt(shape[1])
+    return stream.uniform(shape, -limit, limit)
+
+
+def orthogonal(stream: Random, shape: tuple[int, int]) -> Floats:
+    """Orthonormal rows or columns, Haar distributed (Saxe et al. 2014).
+
+    The QR factorisation of a normal matrix, with the signs of R's diagonal moved into Q. LAPACK
+    computes it: unlike every other draw its last bits depend on the machine.
+    """
+    rows, columns = shape
+    q, r = np.linalg.qr(stream.normal((max(shape), min(shape))))
+    q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return q if rows >= columns else np.ascontiguousarray(q.T)
+
+
+SCHEMES = {"he": he, "orthogonal": orthogonal, "xavier": xavier, "authors": authors}
+
+
+def weight(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
+    """A weight of `shape` (out, in) by the scheme of that name."""
+    return SCHEMES[scheme](stream, shape)
+
+
+def bias(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
+    """The bias beside a weight of `shape`: as the weight for "authors", zeros otherwise."""
+    return authors(stream, shape)[:, 0] if scheme == "authors" else np.zeros(shape[0])
+
+
+class Initialiser(str):
+    """The `init` field of a model: the name of a scheme which, called, draws the parameters.
+
+    `model.init == "he"` and `model.init(seed=0, device="cpu", dtype="float32")` both hold, so
+    that a model stays a plain dataclass with `init=` among its fields.
+    """
+
+    __slots__ = ("_draw",)
+    _draw: Callable[[Random], dict[str, Floats]]
+
+    def __new__(cls, scheme: str, draw: Callable[[Random], dict[str, Floats]]) -> Initialiser:
+        """The scheme's name with the model's `draw(stream) -> host parameters` behind it."""
+        if scheme not in SCHEMES:
+            raise Error(f"unknown initialisation {scheme!r}; use one of {', '.join(SCHEMES)}")
+        self = super().__new__(cls, scheme)
+        self._draw = draw
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self._draw)
+
+    def __call__(
+        self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
+    ) -> Params:
+        """The initial parameters: drawn in float64 from (seed, name), rounded once to `dtype`."""
+        if dtype not in ("float32", "float64"):
+            raise Error(f"unknown dtype {dtype!r}; use float32 or float64")
+        drawn = self._draw(Random(seed, "init"))
+        return {name: to_device(value.astype(dtype), device) for name, value in drawn.items()}

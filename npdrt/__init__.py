@@ -1,0 +1,62 @@
+"""npdrt: NumPy deep relative trust, a neural-network engine on plain arrays.
+
+Submodules load when first used, so that `import npdrt` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from npdrt.errors import Diverged, Error, FileRefused, Unavailable
+
+if TYPE_CHECKING:
+    from npdrt import arrays, autodiff, data, models, ops, optim, random, store, train
+    from npdrt.autodiff import check_gradients, value_and_grad
+    from npdrt.store import Checkpoint, load, save
+
+__version__ = "0.1.0"
+
+_MODULES = {"arrays", "autodiff", "data", "models", "ops", "optim", "random", "store", "train"}
+_HOMES = {
+    "Checkpoint": "store",
+    "check_gradients": "autodiff",
+    "load": "store",
+    "save": "store",
+    "value_and_grad": "autodiff",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"npdrt.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"npdrt.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'npdrt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})
+
+
+__all__ = [
+    "Checkpoint",
+    "Diverged",
+    "Error",
+    "FileRefused",
+    "Unavailable",
+    "__version__",
+    "arrays",
+    "autodiff",
+    "check_gradients",
+    "data",
+    "load",
+    "models",
+    "ops",
+    "optim",
+    "random",
+    "save",
+    "store",
+    "train",
+    "value_and_grad",
+]

@@ -1,0 +1,371 @@
+"""Reverse-mode differentiation: a derivative is a rule on raw arrays.
+
+A primitive is one small function from arrays to `(value, vjps)`: the value, and for each array
+argument the function that maps the cotangent of the value to the cotangent of that argument
+(None where there is none). The decorator `primitive` makes it record a `Tensor` when one of its
+arguments is a `Tensor`; on plain arrays it returns the plain value. The walker undoes
+broadcasting and checks shapes and dtypes in one place, holds cotangents in a dict, and frees the
+graph as it goes. Derivatives are first order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npdrt.arrays import Array, Params, namespace, quiet, to_host
+from npdrt.errors import Diverged, Error
+
+Vjp = Callable[[Array], Array]
+PRIMITIVES: dict[str, Callable[..., Any]] = {}  # every primitive by name, for tests and audits
+
+
+class Tensor:
+    """A value in the graph of one differentiation: its array and where it came from.
+
+    value: the raw array. edges: the pairs (input Tensor, vjp to it); empty for a leaf.
+    name: the primitive that made it, or the parameter's name.
+    """
+
+    __slots__ = ("edges", "name", "value")
+    __array_ufunc__ = None  # NumPy hands `array * tensor` over to Tensor.__rmul__
+
+    def __init__(self, value: Array, edges: tuple[tuple[Tensor, Vjp], ...] = (), name: str = ""):
+        self.value, self.edges, self.name = value, edges, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return tuple(self.value.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions of the value."""
+        return len(self.value.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the value."""
+        return self.value.dtype
+
+    if TYPE_CHECKING:  # npdrt.ops sets the operators, since it has the primitives
+
+        def __neg__(self) -> Any: ...
+        def __add__(self, other: Any) -> Any: ...
+        def __mul__(self, other: Any) -> Any: ...
+        def __pow__(self, other: Any) -> Any: ...
+        def __matmul__(self, other: Any) -> Any: ...
+        def __getitem__(self, index: Any) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(self.shape[0]))
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name or 'leaf'}, shape={self.shape}, dtype={self.dtype})"
+
+    def __bool__(self) -> bool:
+        raise Error("the truth of a Tensor is not defined; compare its .value")
+
+
+def detach(x: Any) -> Any:
+    """`x` with every Tensor in it (in tuples, lists and dicts) replaced by its array."""
+    if isinstance(x, Tensor):
+        return x.value
+    if isinstance(x, tuple | list):
+        return getattr(type(x), "_make", type(x))(detach(item) for item in x)  # named tuples too
+    if isinstance(x, dict):
+        return {key: detach(item) for key, item in x.items()}
+    return x
+
+
+def primitive(
+    function: Callable[..., Any] | None = None, *, analytic: bool = True
+) -> Callable[..., Any]:
+    """Make a function from arrays to `(value, vjps)` a differentiable operation.
+
+    Arrays are positional arguments, settings keyword arguments. `vjps` is one function for a
+    single array argument, else a tuple with one function (or None) an argument. `analytic=False`
+    marks an operation with kinks, for which the complex step is not defined.
+    """
+    if function is None:
+        return partial(primitive, analytic=analytic)
+    name = function.__name__
+
+    @wraps(function)
+    def operation(*args: Any, **settings: Any) -> Any:
+        if any(isinstance(s, Tensor) for s in settings.values()):
+            raise Error(f"{name}: arrays are positional arguments, settings are keywords")
+        raw = [a.value if isinstance(a, Tensor) else a for a in args]
+        try:
+            value, vjps = function(*raw, **settings)
+        except (ValueError, TypeError, IndexError) as error:
+            shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
+            raise Error(f"{name}: {error}; arguments: {shapes}") from error
+        vjps = (vjps,) if callable(vjps) else vjps
+        edges = tuple(
+            (a, vjp)
+            for a, vjp in zip(args, vjps, strict=False)
+            if isinstance(a, Tensor) and vjp is not None
+        )
+        return Tensor(value, edges, name) if edges else value
+
+    operation.analytic = analytic  # type: ignore[attr-defined]
+    PRIMITIVES[name] = operation
+    return operation
+
+
+def graph(output: Tensor) -> list[Tensor]:
+    """Every Tensor that `output` depends on, inputs before their uses, `output` last."""
+    order: list[Tensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(output, False)]
+    while stack:
+        node, inputs_done = stack.pop()
+        if inputs_done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((parent, False) for parent, _ in reversed(node.edges))
+    return order
+
+
+def undo_broadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """The cotangent of an array of `shape` that was broadcast to the shape of `g`: summed back."""
+    if tuple(g.shape) == shape:
+        return g
+    xp, extra = namespace(g), len(g.shape) - len(shape)
+    stretched = (extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1)
+    return xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), shape)
+
+
+def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
+    """Cotangents of the leaves under `output`, by `id` of the leaf; consumes the graph."""
+    order = graph(output)
+    cotangents = {id(output): cotangent}
+    while order:
+        node = order.pop()
+        edges, node.edges = node.edges, ()
+        if not edges:
+            continue
+        g = cotangents.pop(id(node))
+        for parent, vjp in edges:
+            part = _checked(vjp(g), parent, node.name)
+            have = cotangents.get(id(parent))
+            cotangents[id(parent)] = part if have is None else have + part
+    return cotangents
+
+
+def _checked(g: Array, parent: Tensor, name: str) -> Array:
+    """A cotangent brought to the shape of its argument; another shape or dtype is refused."""
+    found, shape = tuple(g.shape), parent.shape
+    trailing = found[len(found) - len(shape) :]
+    if len(found) < len(shape) or any(
+        n not in (1, m) for n, m in zip(shape, trailing, strict=True)
+    ):
+        raise Error(f"{name}: the derivative has shape {found} for an argument of shape {shape}")
+    g = undo_broadcast(g, shape)
+    if g.dtype != parent.value.dtype:
+        raise Error(
+            f"{name}: the derivative is {g.dtype} for an argument of {parent.value.dtype}; "
+            "keep the dtype of the argument in the rule"
+        )
+    return g
+
+
+def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """`function(params, *args) -> loss` made to return `(loss, grads)`.
+
+    params: dict of name -> array. loss: a real 0-d value. grads: same names, shapes and dtypes as
+    params, zero where the loss does not depend on a parameter. With `has_aux` the function
+    returns `(loss, aux)` and the result is `((loss, aux), grads)`, aux as plain arrays.
+
+    Raises `Error` where the loss is not a scalar.
+
+    >>> import numpy as np
+    >>> import npdrt.ops as ops
+    >>> squares = value_and_grad(lambda p: ops.sum(p["w"] * p["w"]))
+    >>> loss, grads = squares({"w": np.array([1.0, 2.0])})
+    >>> float(loss), grads["w"]
+    (5.0, array([2., 4.]))
+    """
+
+    @wraps(function)
+    def differentiated(params: Params, *args: Any, **settings: Any) -> Any:
+        leaves = {name: Tensor(value, name=name) for name, value in params.items()}
+        result = function(leaves, *args, **settings)
+        output, aux = result if has_aux else (result, None)
+        loss = detach(output)
+        if getattr(loss, "shape", None) != ():
+            found = getattr(loss, "shape", type(loss).__name__)
+            raise Error(f"value_and_grad: expected a scalar loss, a 0-d array; got {found}")
+        aux = detach(aux)
+        grads = _gradients(output, leaves)
+        return ((loss, aux), grads) if has_aux else (loss, grads)
+
+    return differentiated
+
+
+def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
+    cotangents: dict[int, Array] = {}
+    if isinstance(output, Tensor):
+        one = namespace(output.value).ones((), dtype=output.value.dtype)
+        cotangents = backward(output, one)
+    return {
+        name: cotangents[id(leaf)] if id(leaf) in cotangents else _zeros_like(leaf.value)
+        for name, leaf in leaves.items()
+    }
+
+
+def _zeros_like(x: Array) -> Array:
+    return namespace(x).zeros(tuple(x.shape), dtype=x.dtype)
+
+
+# --- checking ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What `check_gradients` found.
+
+    method: "complex step" or "central differences". error: max|difference| / max|reference| over
+    the coordinates (or the direction) tried. worst: the parameter with the largest difference.
+    coordinates: how many derivatives were compared.
+    """
+
+    method: str
+    error: float
+    worst: str
+    coordinates: int
+
+
+def check_gradients(
+    function: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    method: str = "auto",
+    directions: int | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> GradientCheck:
+    """Hold the gradient of `function(params, *args)` against an independent derivative.
+
+    Everything runs in float64 on the host. method: "complex" (Im f(x + ih) / h, h = 1e-30, exact
+    to rounding, needs every operation analytic), "central" ((f(x+h) - f(x-h)) / 2h, h = 1e-6,
+    error about 1e-9 for parameters near 1), or "auto": complex where it is defined.
+    directions: None compares every coordinate; n compares n random directions, for large nets.
+    tolerance: largest accepted error, 1e-10 (complex) or 1e-6 (central) unless given; relative
+    to the largest derivative, never widened by size.
+
+    Raises `Diverged` with the worst parameter where the error is above the tolerance.
+    """
+    params = {name: _float64(value) for name, value in params.items()}
+    args = _float64(args)
+    method = _method(function, params, args, method)
+    _, grads = value_and_grad(function)(params, *args)
+    error, worst, count = 0.0, "", 0
+    largest = 0.0
+    for name, direction in _directions(params, directions, seed):
+        reference = _derivative(function, params, args, direction, method)
+        ours = sum(float(np.sum(grads[n] * d)) for n, d in direction.items())
+        difference = abs(ours - reference)
+        if not difference <= error and not math.isnan(error):  # the first NaN stays
+            error, worst = difference, name
+        largest, count = max(largest, abs(reference)), count + 1
+    error = error / largest if largest > 0 else error
+    limit = tolerance if tolerance is not None else {"complex": 1e-10, "central": 1e-6}[method]
+    label = {"complex": "complex step", "central": "central differences"}[method]
+    if not error <= limit:
+        raise Diverged(
+            f"gradient check failed: {label} over {count} derivatives, relative error {error:.3g} "
+            f"> {limit:.3g}, worst at {worst}"
+        )
+    return GradientCheck(label, error, worst, count)
+
+
+def _float64(x: Any) -> Any:
+    """`x` with every float array in it (in tuples, lists and dicts) as float64 on the host."""
+    if isinstance(x, tuple | list):
+        return getattr(type(x), "_make", type(x))(_float64(item) for item in x)
+    if isinstance(x, dict):
+        return {key: _float64(item) for key, item in x.items()}
+    if not hasattr(x, "dtype"):
+        return x
+    host = to_host(x)
+    return host.astype(np.float64) if host.dtype.kind == "f" else host
+
+
+def _method(function: Callable[..., Any], params: Params, args: Any, method: str) -> str:
+    """The method to use; an operation with kinks rules the complex step out."""
+    if method not in ("auto", "complex", "central"):
+        raise Error(f"check_gradients: unknown method {method!r}; use auto, complex or central")
+    output = function({name: Tensor(value, name=name) for name, value in params.items()}, *args)
+    used = {n.name for n in graph(output) if n.edges} if isinstance(output, Tensor) else set()
+    kinked = sorted(name for name in used if not PRIMITIVES[name].analytic)  # type: ignore[attr-defined]
+    if method == "complex" and kinked:
+        raise Error(
+            f"check_gradients: the complex step needs analytic operations; {', '.join(kinked)} "
+            "is not analytic; use method='central'"
+        )
+    if method == "auto":
+        return "central" if kinked else "complex"
+    return method
+
+
+def _directions(
+    params: Params, count: int | None, seed: int
+) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Unit vectors of every coordinate, or `count` random directions over all parameters."""
+    if count is None:
+        for name, value in params.items():
+            for i in range(value.size):
+                unit = np.zeros(value.size)
+                unit[i] = 1.0
+                yield f"{name}[{i}]", {name: unit.reshape(value.shape)}
+        return
+    from npdrt.random import Random
+
+    stream = Random(seed, "check_gradients")
+    for k in range(count):
+        yield (
+            f"direction {k}",
+            {n: stream.of(n).at(k).normal(v.shape) for n, v in params.items()},
+        )
+
+
+def _derivative(
+    function: Callable[..., Any],
+    params: Params,
+    args: tuple[Any, ...],
+    direction: dict[str, Array],
+    method: str,
+) -> float:
+    """The derivative of the function along `direction`."""
+
+    def moved(step: complex) -> Any:
+        shifted = {n: p + step * direction[n] if n in direction else p for n, p in params.items()}
+        with quiet():
+            return complex(function(shifted, *args))
+
+    if method == "complex":
+        return float(moved(1e-30j).imag / 1e-30)
+    h = 1e-6
+    return float((moved(h) - moved(-h)).real / (2 * h))
+
+
+__all__ = [
+    "PRIMITIVES",
+    "GradientCheck",
+    "Tensor",
+    "backward",
+    "check_gradients",
+    "detach",
+    "graph",
+    "primitive",
+    "value_and_grad",
+]

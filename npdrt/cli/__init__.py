@@ -1,0 +1,89 @@
+"""The command `npdrt`: thin commands over the library, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+
+import click
+
+from npdrt import __version__
+from npdrt.errors import Error, Unavailable
+
+COMMANDS = {
+    "train": "Train a network, or go on with a run.",
+    "show": "What is in a file or run, and how it was made.",
+    "export": "Parameters as npz or safetensors, or the history as CSV.",
+    "data": "List, fetch and verify data sets.",
+    "doctor": "What npdrt found on this machine, and what to change.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+class Failure(click.ClickException):
+    """An npdrt error as the command line shows it: one message, and the error's exit code."""
+
+    def __init__(self, error: Error):
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # Click's is a class variable
+
+
+class Commands(click.Group):
+    """The top level: lists commands without importing them, and turns errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"npdrt.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that `args` name; an unknown one gets a suggestion."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], COMMANDS, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in the help, from their one-line descriptions."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; an npdrt error, or one of the system, becomes message and exit code."""
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            raise Failure(error) from error
+        except BrokenPipeError:
+            raise  # Click's affair: whoever read the output has gone
+        except OSError as error:
+            raise Failure(Error(str(error))) from error
+        except (MemoryError, OverflowError) as error:
+            raise Failure(Unavailable(f"not enough memory: {error}")) from error
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="npdrt")
+def cli() -> None:
+    """NumPy deep relative trust: train, inspect and check networks on plain arrays.
+
+    Exit codes: 0 done; 1 a check failed or training diverged; 2 usage; 3 a file was refused;
+    4 the environment lacks something (GPU, extra, data); 130 and 143 stopped by a signal after
+    saving.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m npdrt`."""
+    cli(prog_name="npdrt")

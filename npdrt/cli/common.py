@@ -1,0 +1,109 @@
+"""What the commands share: options, JSON on stdout, notices on stderr, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from types import FrameType
+from typing import Any
+
+import click
+
+from npdrt.store.log import finite
+
+
+class Name(click.ParamType[str]):
+    """One of a few names; anything else gets a suggestion. Other forms pass if they hold a mark.
+
+    choices: the names. mark: a character such as ":" that makes a value another form, checked
+    by the library; other: that form, for the hint.
+    """
+
+    name = "name"
+
+    def __init__(self, choices: list[str], mark: str = "", other: str = ""):
+        self.choices, self.mark, self.other = choices, mark, other
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The value, if it is a choice or another form."""
+        if value in self.choices or any(m in value for m in self.mark):
+            return str(value)
+        close = get_close_matches(value, self.choices, 1)
+        known = [*self.choices, self.other] if self.other else self.choices
+        hint = f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(known)}."
+        self.fail(f"{value!r} is unknown. {hint}", param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The choices, as the help shows them."""
+        return "[" + "|".join(self.choices) + "]"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
+        """The choices that begin so."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(c) for c in self.choices if c.startswith(incomplete)]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; a number that is not finite is null."""
+    click.echo(json.dumps(finite(value), allow_nan=False))
+
+
+def notice(text: str) -> None:
+    """A line on stderr."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A line on stderr that should be read; coloured on a terminal unless NO_COLOR is set."""
+    click.secho(f"Warning: {text}", err=True, **colour(fg="yellow"))
+
+
+def colour(**style: Any) -> dict[str, Any]:
+    """`style` for click.secho, or plain text where NO_COLOR or TERM=dumb asks for it."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return {"reset": False} if plain else style
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal, where progress may be drawn."""
+    return sys.stderr.isatty()
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@contextmanager
+def signals() -> Iterator[Any]:
+    """Catch SIGINT and SIGTERM: yields a function that returns the number of the first one, or 0.
+
+    The first signal lets the work end in good order; the second stops the process at once.
+    """
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+        with suppress(OSError):  # stderr may be gone: Ctrl-C ends every process of a pipe
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield lambda: caught[0] if caught else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""`npdrt data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npdrt import data
+from npdrt.cli.common import json_option, print_json, table
+from npdrt.errors import Diverged
+
+folder = click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+
+
+@click.group("data")
+def command() -> None:
+    """List, fetch and verify data sets.
+
+    They are looked for in --data-dir, then $NPDRT_DATA, then the user's cache.
+    """
+
+
+@command.command("list")
+@folder
+@json_option
+def list_(data_dir: Path | None, as_json: bool) -> None:
+    """The data sets npdrt knows, and which are here."""
+    entries = data.listing(data_dir)
+    if as_json:
+        print_json({"data": [_plain(e) for e in entries]})
+        return
+    rows = [("name", "MB", "here", "what", "licence")]
+    for e in entries:
+        here = "bundled" if e.bundled else str(e.where or "no")
+        rows.append((e.name, f"{e.bytes / 1e6:.1f}", here, e.what, e.licence))
+    click.echo(table(rows))
+
+
+@command.command("fetch")
+@click.argument("name")
+@folder
+def fetch(name: str, data_dir: Path | None) -> None:
+    """Download data set NAME; every file is checked against its published digest."""
+    click.echo(f"{name}: {data.fetch(name, data_dir)}")
+
+
+@command.command("verify")
+@click.argument("name")
+@folder
+@json_option
+def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Hold the files of data set NAME against their published digests; exit 1 unless all fit."""
+    checks = data.verify(name, data_dir)
+    if as_json:
+        print_json({"data": name, "files": [_plain(c) for c in checks]})
+    else:
+        click.echo(
+            table([(c.status, str(c.path or c.file), c.found or c.expected) for c in checks])
+        )
+    bad = [c.file for c in checks if c.status not in ("ok", "unpacked")]
+    if bad:
+        raise Diverged(f"{name}: {', '.join(bad)} missing or wrong; run npdrt data fetch {name}")
+
+
+def _plain(entry: Any) -> dict[str, Any]:
+    """A dataclass as JSON values."""
+    values = dataclasses.asdict(entry)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -1,0 +1,85 @@
+"""`npdrt export`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from npdrt import store
+from npdrt.cli.common import Name
+from npdrt.errors import Error, Unavailable
+from npdrt.store import log
+from npdrt.store.trace import HISTORY
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "form", type=Name(["npz", "safetensors", "csv"]), required=True, help="Form.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN.FORM]"
+)
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def command(run: Path, form: str, output: Path | None, force: bool) -> None:
+    """Parameters of RUN (a run directory or a checkpoint) as npz or safetensors, under their
+    names; or the history of a run directory as CSV, one row an epoch.
+    """
+    target = output or _beside(run, form)
+    if target.exists() and not force:
+        raise Error(f"{target} already exists; give --force to replace it, or another --output")
+    content = _history(run) if form == "csv" else _parameters(run, form)
+    _replace(target, content)
+    click.echo(target)
+
+
+def _beside(run: Path, form: str) -> Path:
+    """first -> first.npz; first/checkpoint.h5 -> first/checkpoint.npz."""
+    run = run if run.name not in ("", "..") else run.resolve()
+    return Path(f"{run.with_suffix('') if run.is_file() else run}.{form}")
+
+
+def _parameters(run: Path, form: str) -> bytes:
+    params = store.load(run / "checkpoint.h5" if run.is_dir() else run).params
+    if form == "npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, **params)
+        return buffer.getvalue()
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise Unavailable(
+            'safetensors is not installed; install it with pip install "npdrt[text]"'
+        ) from error
+    data: bytes = save({name: np.ascontiguousarray(value) for name, value in params.items()})
+    return data
+
+
+def _history(run: Path) -> bytes:
+    path = run / "log.jsonl"
+    if not path.is_file():
+        raise Error(f"{run} is not a run directory with a log.jsonl")
+    epochs = [r for r in log.read(path) if r["event"] == "epoch"]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*HISTORY, "seconds"])
+    writer.writerows([_cell(r.get(name)) for name in (*HISTORY, "seconds")] for r in epochs)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else repr(value)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

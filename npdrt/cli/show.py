@@ -1,0 +1,106 @@
+"""`npdrt show`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from npdrt.arrays import quiet
+from npdrt.cli.common import json_option, print_json, table
+from npdrt.errors import Error
+from npdrt.store import container
+
+
+@click.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--sha256", help="Refuse the file unless its HDF5 image has this digest.")
+@json_option
+def command(path: Path, sha256: str | None, as_json: bool) -> None:
+    """What is in a checkpoint, trace or run directory, and how it was made.
+
+    Every array is listed with dtype, shape, norm, smallest and largest value; --json adds the
+    SHA-256 of its bytes (C order, little-endian).
+    """
+    file = path / "checkpoint.h5" if path.is_dir() else path
+    if not file.exists():
+        raise Error(f"{file} does not exist")
+    arrays, meta = container.read(file, expect_sha256=sha256)
+    report = {
+        "file": str(file),
+        "sha256": container.digest(file),
+        "meta": meta,
+        "arrays": {name: _describe(value) for name, value in arrays.items()},
+    }
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_text(report, arrays))
+        if path.is_dir() and (path / "trace.h5").exists():
+            click.echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    wide = value.astype(np.float64)
+    with quiet():
+        norm = float(np.sqrt(np.sum(wide * wide)))
+    return {
+        "dtype": str(value.dtype),
+        "shape": list(value.shape),
+        "norm": norm,
+        "min": float(wide.min()) if value.size else None,
+        "max": float(wide.max()) if value.size else None,
+        "sha256": hashlib.sha256(value.tobytes()).hexdigest(),
+    }
+
+
+def _text(report: dict[str, Any], arrays: dict[str, Any]) -> str:
+    meta = report["meta"]
+    lines = [f"{report['file']}: {meta.get('kind', 'unknown kind')}, sha256 {report['sha256']}"]
+    lines += _run(meta.get("user", {}))
+    if meta.get("kind") == "trace":
+        lines += ["", _history(arrays)]
+    rows = [("array", "dtype", "shape", "norm", "min", "max")]
+    for name, d in report["arrays"].items():
+        shape = "x".join(map(str, d["shape"])) or "0-d"
+        numbers = ["" if d[k] is None else f"{d[k]:.6g}" for k in ("norm", "min", "max")]
+        rows.append((name, d["dtype"], shape, *numbers))
+    return "\n".join([*lines, "", table(rows)])
+
+
+def _run(user: dict[str, Any]) -> list[str]:
+    """Configuration, progress and provenance of a training run, one line each."""
+    if not {"run", "config", "progress", "provenance"} <= user.keys():
+        return [f"meta: {user}"] if user else []
+    progress, made = user["progress"], user["provenance"]
+    settings = {k: v for k, v in user["config"].items() if v not in (None, {}, [])}
+    state = "finished" if progress["step"] == progress["steps"] else "not finished"
+    return [
+        f"step {progress['step']} of {progress['steps']}, epoch {progress['epoch']:g}: {state}",
+        "config: " + ", ".join(f"{k} {_short(v)}" for k, v in settings.items()),
+        f"made by: npdrt {made['npdrt']}, Python {made['python']}, "
+        + ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
+        f"on: {made['cpu']}, {made['cores']} cores, device {made['device']}; "
+        + ", ".join(_blas(b) for b in made["blas"]),
+        "command: " + " ".join(made["argv"]),
+    ]
+
+
+def _blas(b: dict[str, Any]) -> str:
+    return f"{b['library']} {b['version']}, {b['kernel']} kernels, {b['threads']} thread(s)"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + " ".join(f"{k}={v}" for k, v in value.items()) + ")"
+    return str(value)
+
+
+def _history(arrays: dict[str, Any]) -> str:
+    columns = {n.partition("/")[2]: v for n, v in arrays.items() if n.startswith("history/")}
+    rows = [tuple(columns)]
+    rows += [tuple(f"{v[i]:.6g}" for v in columns.values()) for i in range(len(columns["epoch"]))]
+    return table(rows)

@@ -1,0 +1,359 @@
+"""`npdrt train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npdrt import arrays, optim
+from npdrt.cli.common import (
+    Name,
+    colour,
+    json_option,
+    notice,
+    on_terminal,
+    print_json,
+    signals,
+    warn,
+)
+from npdrt.errors import Error
+from npdrt.models import MODELS
+from npdrt.models.initialisation import SCHEMES
+from npdrt.models.mlp import NONLINEARITIES
+from npdrt.optim.schedules import FORMS
+from npdrt.store import container, load_newest, log
+from npdrt.train import Config, Reporter, Summary, resume, train
+
+DEFAULTS = Config()
+USER_MODEL = "path/to/file.py:Class"
+MODEL_OPTIONS = (
+    "depth",
+    "width",
+    "bias",
+    "nonlinearity",
+    "output_nonlinearity",
+    "residual",
+    "init",
+)
+OPTIMIZER_OPTIONS = (
+    "momentum",
+    "dampening",
+    "nesterov",
+    "weight_decay",
+    "decoupled",
+    "betas",
+    "eps",
+    "trust_coefficient",
+    "norm_bound",
+)
+RESUMABLE = ("epochs", "device")  # what may differ from the run that is resumed
+
+
+class Bar(Reporter):
+    """A progress bar on stderr with time left, loss and accuracy."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._step = 0
+        self._shown = ""
+
+    def progress(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
+        """Move the bar; the newest record gives the numbers beside it."""
+        if self._bar is None:
+            self._bar = click.progressbar(
+                length=steps,
+                label="training",
+                item_show_func=lambda _: self._shown,
+                file=sys.stderr,
+                color=False,  # no escape codes: the cursor is not hidden, so it cannot stay so
+            )
+            self._bar.update(step - 1)
+            self._step = step - 1
+        if record:
+            self._shown = _numbers(record)
+        self._bar.update(step - self._step)
+        self._step = step
+
+    def warning(self, text: str) -> None:
+        """A warning on stderr."""
+        warn(text)
+
+    def close(self) -> None:
+        """Leave the bar's line."""
+        if self._bar is not None:
+            notice("")
+
+
+class Quiet(Reporter):
+    """No progress; warnings on stderr."""
+
+    def warning(self, text: str) -> None:
+        """A warning on stderr."""
+        warn(text)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+def _numbers(record: dict[str, Any]) -> str:
+    loss = record.get("train_loss", record.get("loss"))
+    shown = f"loss {loss:.4f}"
+    if "train_accuracy" in record:
+        shown += f"  accuracy {record['train_accuracy']:.4f}"
+    return shown
+
+
+_POSITIVE, _NATURAL = click.IntRange(min=1), click.IntRange(min=0)
+OPTIONS = (  # in the order of the help; None means not given
+    click.option(
+        "--model", type=Name(list(MODELS), ":", USER_MODEL), help=f"mlp, or {USER_MODEL}."
+    ),
+    click.option("--depth", type=_POSITIVE, help="Weight matrices L.  [default: 2]"),
+    click.option("--width", type=_POSITIVE, help="Units of a hidden layer.  [default: 128]"),
+    click.option("--bias/--no-bias", default=None, help="Add a bias to every layer."),
+    click.option("--nonlinearity", type=Name(list(NONLINEARITIES)), help="[default: relu]"),
+    click.option(
+        "--output-nonlinearity/--no-output-nonlinearity",
+        default=None,
+        help="Apply it after the last layer too.",
+    ),
+    click.option("--residual/--no-residual", default=None, help="Skip connections."),
+    click.option("--init", type=Name(list(SCHEMES)), help="Initialisation.  [default: he]"),
+    click.option(
+        "--set",
+        "fields",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A field of the model, as TOML; for a model of your own.",
+    ),
+    click.option("--data", help=f"digits, mnist, ... or FILE.npz.  [default: {DEFAULTS.data}]"),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
+    click.option(
+        "--standardise/--no-standardise",
+        default=None,
+        help="Mean 0 and deviation 1 over the training inputs.  [default: standardise]",
+    ),
+    click.option(
+        "--optimizer",
+        "--optimiser",
+        type=Name(list(optim.RULES)),
+        help=f"[default: {DEFAULTS.optimizer}]",
+    ),
+    click.option("--lr", help="Learning rate, or auto.  [default: auto]"),
+    click.option("--schedule", metavar="FORM", help=f"{FORMS}  [default: {DEFAULTS.schedule}]"),
+    click.option("--momentum", type=float, help="sgd, lars."),
+    click.option("--dampening", type=float, help="sgd."),
+    click.option("--nesterov/--no-nesterov", default=None, help="sgd."),
+    click.option("--weight-decay", type=float, help="sgd, adam, lars."),
+    click.option("--decoupled/--no-decoupled", default=None, help="adam: decay as in AdamW."),
+    click.option("--betas", type=(float, float), default=None, help="adam."),
+    click.option("--eps", type=float, help="adam, lars."),
+    click.option("--trust-coefficient", type=float, help="lars."),
+    click.option("--norm-bound", type=float, help="fromage: norm over its initial norm."),
+    click.option("--epochs", type=_NATURAL, help=f"[default: {DEFAULTS.epochs}]"),
+    click.option("--batch-size", type=_POSITIVE, help=f"[default: {DEFAULTS.batch_size}]"),
+    click.option("--label-smoothing", type=float, help="[default: 0]"),
+    click.option("--seed", type=_NATURAL, help="[default: 0]"),
+    click.option("--dtype", type=Name(["float32", "float64"]), help="[default: float32]"),
+    click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
+    click.option("--threads", type=_POSITIVE, help="BLAS threads.  [default: 1 for small nets]"),
+    click.option(
+        "--trace-every",
+        type=_NATURAL,
+        help="Steps between layer measurements; 0 never.  [default: an epoch]",
+    ),
+    click.option(
+        "--log-every",
+        type=_NATURAL,
+        help="Steps between logged losses.  [default: 0, never]",
+    ),
+    click.option(
+        "--checkpoint-every",
+        type=_NATURAL,
+        help="Steps; 0 only at the end.  [default: an epoch]",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Run directory, to be made.  [default: runs/MODEL-N]",
+    ),
+    click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no notices."),
+    json_option,
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `train` on a function."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("train")
+@_options
+def command(**given: Any) -> None:
+    """Train a network, or go on with a run.
+
+    With nothing else, `npdrt train --model mlp --depth 50` trains a 50-layer perceptron with
+    Fromage on the bundled digits. A run is a directory: checkpoint.h5, trace.h5, log.jsonl. The
+    first Ctrl-C saves and stops, the second stops at once; --resume goes on to the same bits.
+    """
+    out, resuming = given.pop("out"), given.pop("resuming")
+    quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
+    settings = _settings(given)
+    if resuming and out is None:
+        raise click.UsageError("--resume needs --out, the directory of the run.")
+    reporter = Bar() if on_terminal() and not quiet else Quiet()
+    with signals() as stop:
+        common = {"data_dir": data_dir, "reporter": reporter, "stop": stop}
+        try:
+            if resuming and not _never_saved(out):
+                summary = _resume(out, settings, quiet, common)
+            else:
+                if resuming and not quiet:
+                    notice(f"{out} holds no run yet; starting it")
+                summary = _start(out, settings, quiet, common)
+        finally:
+            reporter.close()
+    if as_json:
+        print_json(dataclasses.asdict(summary))
+    else:
+        click.echo(_text(summary))
+    if summary.stopped:
+        raise SystemExit(128 + summary.stopped)
+
+
+def _never_saved(out: Path) -> bool:
+    """Whether `out` holds no run; what one killed before its first checkpoint left is removed."""
+    if not out.is_dir():
+        return not out.exists()
+    container.remove_stale_temporaries(out)
+    names = {path.name for path in out.iterdir()}
+    if "log.jsonl" in names and names <= {"log.jsonl", "trace.h5"}:
+        if any(record["step"] > 0 for record in log.read(out / "log.jsonl")):
+            return False  # a history without its checkpoints is not ours to remove
+        for name in names:
+            (out / name).unlink()
+        return True
+    return not names
+
+
+def _start(
+    out: Path | None, settings: dict[str, Any], quiet: bool, common: dict[str, Any]
+) -> Summary:
+    config = Config(**{**settings, "device": _device(settings.get("device", "auto"), quiet)})
+    return train(config, out or _free_directory(config), **common)
+
+
+def _resume(out: Path, settings: dict[str, Any], quiet: bool, common: dict[str, Any]) -> Summary:
+    stored = _flat(load_newest(out)[0].meta.get("config", {})) if settings else {}
+    for name, value in _flat(settings).items():
+        if name not in RESUMABLE and not _same(value, stored.get(name)):
+            option = "--" + name.rpartition(".")[2].replace("_", "-")
+            raise Error(
+                f"{out} was started with {option} {stored.get(name)!r}, not {value!r}; "
+                "leave the option out, or start a new run"
+            )
+    device = settings.get("device")
+    return resume(
+        out,
+        epochs=settings.get("epochs"),
+        device=_device(device, quiet) if device else None,
+        **common,
+    )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """One entry an option: those of the model as "model_options.depth", and so on."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}
+    return flat
+
+
+def _same(given: Any, stored: Any) -> bool:
+    """Whether a given setting is the stored one."""
+    if isinstance(given, tuple):
+        return bool(list(given) == stored)
+    return given in ("auto", stored)
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as fields of `Config`."""
+    given = {name: value for name, value in given.items() if value is not None}
+    fields = _model_fields(given.pop("fields"))
+    model = {n: given.pop(n) for n in MODEL_OPTIONS if n in given} | fields
+    optimizer = {n: given.pop(n) for n in OPTIMIZER_OPTIONS if n in given}
+    if "lr" in given:
+        given["lr"] = _rate(given["lr"])
+    for name, options in (("model_options", model), ("optimizer_options", optimizer)):
+        if options:
+            given[name] = options
+    return given
+
+
+def _rate(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a number nor auto.", param_hint="--lr"
+        ) from None
+
+
+def _model_fields(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """--set NAME=VALUE as a dict; a value is TOML, or text where it is not."""
+    import tomllib
+
+    fields = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            fields[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            fields[name] = value
+    return fields
+
+
+def _device(spec: str, quiet: bool) -> str:
+    """The device to use; what `auto` took is said on stderr."""
+    found = arrays.device(spec)
+    if spec == "auto" and not quiet:
+        notice(f"device: {found} ({found.why})")
+    return str(found)
+
+
+def _free_directory(config: Config) -> Path:
+    """runs/<model>-<n> with the first n that is free."""
+    stem = Path(config.model.rpartition(":")[0] or config.model).stem
+    depth = config.model_options.get("depth")
+    stem += f"-{depth}" if depth else ""
+    numbers = iter(range(1, 1_000_000))
+    return next(p for n in numbers if not (p := Path("runs") / f"{stem}-{n}").exists())
+
+
+def _text(s: Summary) -> str:
+    """The summary for a person."""
+    if s.stopped:
+        lines = [f"stopped by signal {s.stopped} at step {s.step} of {s.steps}; saved in {s.run}"]
+        return "\n".join([*lines, f"next: npdrt train --out {s.run} --resume"])
+    head = click.style(f"done: {s.step} steps in {s.seconds:.1f} s", **colour(bold=True))
+    lines = [f"{head}, {s.parameters:,} parameters, {s.optimizer} lr {s.lr:g}"]
+    if s.train_accuracy is None:
+        lines.append("y holds floats: regression on the mean squared error")
+    for part in ("train", "test"):
+        loss, accuracy = getattr(s, f"{part}_loss"), getattr(s, f"{part}_accuracy")
+        if loss is not None:
+            right = "" if accuracy is None else f"  accuracy {accuracy:.4f}"
+            lines.append(f"{part:5}{right}  loss {loss:.4g}")
+    lines += [f"run    {s.run}", f"next: npdrt show {s.run}"]
+    return "\n".join(lines)

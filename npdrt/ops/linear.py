@@ -1,0 +1,58 @@
+"""Matrix products. The orientation of every GEMM is fixed here, once, for all users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from npdrt.arrays import Array, namespace
+from npdrt.autodiff import Tensor, primitive
+from npdrt.errors import Error
+
+
+@primitive
+def matmul(a: Array, b: Array) -> Any:
+    """a @ b for stacks of matrices: (..., M, K) @ (..., K, N) -> (..., M, N).
+
+    ga = g @ b^T, gb = a^T @ g; leading axes broadcast.
+    """
+    xp = namespace(a, b)
+    if a.ndim < 2 or b.ndim < 2:
+        raise Error(
+            f"matmul: expected at least 2 dimensions; got shapes {a.shape} and {b.shape}; "
+            "reshape a vector to a row or column first"
+        )
+    return xp.matmul(a, b), (
+        lambda g: xp.matmul(g, xp.matrix_transpose(b)),
+        lambda g: xp.matmul(xp.matrix_transpose(a), g),
+    )
+
+
+@primitive
+def linear(x: Array, weight: Array, bias: Array = None) -> Any:
+    """x @ weight^T + bias: (..., in), (out, in), (out,) or None -> (..., out).
+
+    gx = g @ weight, gweight = g^T @ x, gbias = sum of g over all but the last axis.
+    """
+    xp = namespace(x, weight, bias)
+    if weight.ndim != 2 or x.ndim < 2 or x.shape[-1] != weight.shape[1]:
+        raise Error(
+            f"linear: expected x (..., in) and weight (out, in); got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    rows = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
+    y = xp.matmul(rows, xp.matrix_transpose(weight))
+    y = y if bias is None else y + bias
+    y = y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+
+    def flat(g: Array) -> Array:
+        return g if g.ndim == 2 else xp.reshape(g, (-1, g.shape[-1]))
+
+    return y, (
+        lambda g: xp.reshape(xp.matmul(flat(g), weight), x.shape),
+        lambda g: xp.matmul(xp.matrix_transpose(flat(g)), rows),
+        lambda g: xp.sum(flat(g), axis=0),
+    )
+
+
+setattr(Tensor, "__matmul__", matmul)  # noqa: B010  (a method known only here)
+setattr(Tensor, "__rmatmul__", lambda self, other: matmul(other, self))  # noqa: B010

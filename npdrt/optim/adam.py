@@ -1,0 +1,78 @@
+"""Adam (Kingma and Ba 2015, Algorithm 1), with decoupled weight decay as an option."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from npdrt.arrays import Array, cast, namespace
+from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, below_one
+
+
+def adam(
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> Optimizer:
+    """Adam with bias correction; t counts from 1.
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g**2
+        w <- w - lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    weight_decay adds weight_decay * w to g; with decoupled=True it multiplies w by
+    1 - lr * weight_decay before the step instead (AdamW, Loshchilov and Hutter 2019). Slots:
+    "exp_avg" (m), "exp_avg_sq" (v), from zero. The state keeps beta1**t and beta2**t as
+    "beta1_power" and "beta2_power", one float64 product a step, since a power function's last
+    bit is not the same everywhere. A NaN or inf stays in its element.
+
+    Source: Kingma and Ba 2015, Algorithm 1; eps is added to the corrected root, not the
+    "epsilon-hat" form at the end of their section 2.
+    """
+    beta1, beta2 = betas
+    settings = {
+        "lr": at_least_zero("lr", lr),
+        "betas": (below_one("beta1", beta1), below_one("beta2", beta2)),
+        "eps": at_least_zero("eps", eps),
+        "weight_decay": at_least_zero("weight_decay", weight_decay),
+        "decoupled": decoupled,
+    }
+    rule = partial(
+        update, beta1=beta1, beta2=beta2, eps=eps, decay=weight_decay, decoupled=decoupled
+    )
+    return Optimizer("adam", settings, rule, slots, {"beta1_power": beta1, "beta2_power": beta2})
+
+
+def slots(w: Array) -> Slots:
+    """The first and second moments, zero before the first update."""
+    xp = namespace(w)
+    return {"exp_avg": xp.zeros_like(w), "exp_avg_sq": xp.zeros_like(w)}
+
+
+def update(
+    w: Array,
+    g: Array,
+    slots: Slots,
+    shared: Slots,
+    lr: Array,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    decoupled: bool,
+) -> tuple[Array, Slots]:
+    """Algorithm 1 of Kingma and Ba, one array."""
+    xp = namespace(w)
+    if decay and decoupled:
+        w = w * cast(1.0 - lr * decay, w)
+    elif decay:
+        g = g + decay * w
+    m = beta1 * slots["exp_avg"] + (1.0 - beta1) * g
+    v = beta2 * slots["exp_avg_sq"] + (1.0 - beta2) * (g * g)
+    m_hat = m / cast(1.0 - shared["beta1_power"], w)
+    v_hat = v / cast(1.0 - shared["beta2_power"], w)
+    w = w - cast(lr, w) * m_hat / (xp.sqrt(v_hat) + eps)
+    return w, {"exp_avg": m, "exp_avg_sq": v}

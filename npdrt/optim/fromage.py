@@ -1,0 +1,72 @@
+"""Fromage: Frobenius matched gradient descent (Bernstein et al. 2020, Algorithm 1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from npdrt.arrays import Array, cast, namespace
+from npdrt.optim.norm import norm
+from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, no_slots, representable
+
+
+def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
+    """Fromage with learning rate `lr`; each array changes by `lr` of its own norm a step.
+
+        w <- (w - lr * |w| / |g| * g) / sqrt(1 + lr**2)
+
+    |.| is the 2-norm of the whole array (`npdrt.optim.norm`). Every array is a layer: weights,
+    biases and gains alike. norm_bound, if given, then projects w onto the ball of radius
+    norm_bound * |w at init| around 0 (the authors' remedy against overfitting, from their code;
+    not in Algorithm 1).
+
+    Where |w| or |g| is not > 0 (zero or NaN), or lr * |w| / |g| overflows the dtype of w, the step
+    is w <- (w - lr * g) / sqrt(1 + lr**2): for the norms as in the authors' code, which does not
+    guard the overflow; Algorithm 1 is silent. So a zero weight starts with a plain gradient step,
+    a zero gradient shrinks w by the prefactor, an array of zeros under a norm_bound stays zero,
+    and a one-element array never changes sign for lr < 1. A NaN or inf in g makes those elements
+    NaN (an inf makes them inf where w is zero); with |g| = inf the others only shrink by the
+    prefactor.
+
+    Source: Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, Algorithm 1. docs/updates.md has the
+    sequence of operations.
+    """
+    at_least_zero("lr", lr)
+    if norm_bound is not None:
+        at_least_zero("norm_bound", norm_bound)
+    return Optimizer(
+        "fromage",
+        {"lr": lr, "norm_bound": norm_bound},
+        update if norm_bound is None else bounded_update,
+        no_slots if norm_bound is None else partial(slots, norm_bound=norm_bound),
+    )
+
+
+def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[Array, Slots]:
+    """w <- (w - lr |w|/|g| g) / sqrt(1 + lr**2), one array."""
+    xp = namespace(w)
+    s = relative_rate(w, g, lr)
+    return (w - cast(s, w) * g) / cast(xp.sqrt(1.0 + lr * lr), w), slots
+
+
+def relative_rate(w: Array, g: Array, lr: Array) -> Array:
+    """lr * |w| / |g|; lr where either norm is not > 0 or the rate overflows; 0-d float64."""
+    xp, w_norm, g_norm = namespace(w, g), norm(w), norm(g)
+    usable = (w_norm > 0) & (g_norm > 0)
+    s = xp.where(usable, lr * w_norm / xp.where(usable, g_norm, 1.0), lr)
+    return representable(s, w, lr)
+
+
+def slots(w: Array, *, norm_bound: float) -> Slots:
+    """The largest norm allowed, measured before the first update; 0-d float64."""
+    return {"max_norm": norm_bound * norm(w)}
+
+
+def bounded_update(
+    w: Array, g: Array, slots: Slots, shared: Slots, lr: Array
+) -> tuple[Array, Slots]:
+    """`update`, then w <- w * max_norm / |w| where |w| > max_norm."""
+    xp = namespace(w)
+    w, _ = update(w, g, slots, shared, lr)
+    w_norm, limit = norm(w), slots["max_norm"]
+    above = w_norm > limit
+    return w * cast(xp.where(above, limit / xp.where(above, w_norm, 1.0), 1.0), w), slots

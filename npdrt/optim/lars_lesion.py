@@ -1,0 +1,24 @@
+"""Fromage without its prefactor: what the Fromage paper's Figure 2 runs and calls LARS."""
+
+from __future__ import annotations
+
+from npdrt.arrays import Array, cast
+from npdrt.optim.fromage import relative_rate
+from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero
+
+
+def lars_lesion(*, lr: float) -> Optimizer:
+    """w <- w - lr * |w| / |g| * g, and w - lr * g where either norm is not > 0.
+
+    No trust coefficient, momentum, weight decay or norm bound. In a layer that is invariant to
+    rescaling, g is orthogonal to w and |w| grows by sqrt(1 + lr**2) a step.
+
+    Source: Bernstein et al. 2020, Equation 5 and Figure 2 (right). `lars` is the rule of You et
+    al. 2017.
+    """
+    return Optimizer("lars_lesion", {"lr": at_least_zero("lr", lr)}, update)
+
+
+def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[Array, Slots]:
+    """w <- w - lr |w|/|g| g, one array."""
+    return w - cast(relative_rate(w, g, lr), w) * g, slots

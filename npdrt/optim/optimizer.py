@@ -1,0 +1,151 @@
+"""The one lifting: a rule on one array, mapped over the dict of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Array, Params, namespace, quiet, scalar
+from npdrt.errors import Error
+
+Slots = dict[str, Array]
+
+
+def no_slots(w: Array) -> Slots:
+    """The state of a rule that keeps none for an array."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An update rule with its settings. Pure: `init` and `update` never write to arguments.
+
+    name: the rule's name. settings: every setting, "lr" included. rule(w, g, slots, shared, lr)
+    returns the new w and its new slots. slots(w) makes the slots of one array before the first
+    step. powers: shared 0-d float64 values that start at 1 and are multiplied by their factor
+    before every step (Adam's beta powers). `shared` holds them and "step", the number of updates
+    made before this one.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    rule: Callable[[Array, Array, Slots, Slots, Array], tuple[Array, Slots]]
+    slots: Callable[[Array], Slots] = no_slots
+    powers: Mapping[str, float] | None = None
+
+    def init(self, params: Params) -> dict[str, Array]:
+        """The state before the first step: flat, "<parameter>/<slot>", and 0-d "step".
+
+        Raises `Error` where a parameter is not real floating-point.
+        """
+        state: dict[str, Array] = {}
+        for name, w in params.items():
+            if not namespace(w).isdtype(w.dtype, "real floating"):
+                raise Error(f"{name}: expected a real floating-point parameter; got {w.dtype}")
+            with quiet():
+                slots = self.slots(w)
+            state.update({f"{name}/{slot}": value for slot, value in slots.items()})
+        like = _first(params)
+        for name in self.powers or {}:
+            state[name] = scalar(1.0, like)
+        xp = namespace(like)
+        state["step"] = xp.asarray(0, dtype=xp.int64)
+        return state
+
+    def update(
+        self, params: Params, grads: Params, state: dict[str, Array], *, lr: Any = None
+    ) -> tuple[Params, dict[str, Array]]:
+        """New parameters and new state after one step.
+
+        lr: a number or 0-d array that takes the place of the setting for this step. Arithmetic
+        follows IEEE without warnings: what a NaN or inf does is stated by each rule.
+
+        Raises `Error` where names, shapes or dtypes of params, grads and state do not fit.
+        """
+        _check(params, grads)
+        rate = scalar(_checked_rate(self.settings["lr"] if lr is None else lr), _first(params))
+        new_params: Params = {}
+        new_state: dict[str, Array] = {}
+        with quiet():
+            shared = {n: self._take(state, n) * f for n, f in (self.powers or {}).items()}
+            shared["step"] = self._take(state, "step")
+            for name, w in params.items():
+                slots = {s: self._slot(state, f"{name}/{s}", w) for s in self.slot_shapes}
+                new_params[name], slots = self.rule(w, grads[name], slots, shared, rate)
+                new_state.update({f"{name}/{s}": value for s, value in slots.items()})
+        return new_params, {**new_state, **shared, "step": shared["step"] + 1}
+
+    @cached_property
+    def slot_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The slots of an array of shape (1,): a slot of shape () is 0-d float64 for any array."""
+        return {slot: value.shape for slot, value in self.slots(np.zeros(1)).items()}
+
+    def _slot(self, state: dict[str, Array], name: str, w: Array) -> Array:
+        value, per_element = self._take(state, name), self.slot_shapes[name.rpartition("/")[2]]
+        shape, dtype = (w.shape, w.dtype) if per_element else ((), namespace(w).float64)
+        if tuple(value.shape) != tuple(shape) or value.dtype != dtype:
+            expected = f"{dtype}{tuple(shape)}" if per_element else "0-d float64"
+            raise Error(
+                f"{name}: expected {expected} in the state; got {value.dtype}{tuple(value.shape)}"
+            )
+        return value
+
+    def _take(self, state: dict[str, Array], name: str) -> Array:
+        if name not in state:
+            raise Error(f"{self.name}: the state has no {name!r}; make it with init(params)")
+        return state[name]
+
+
+def representable(rate: Array, w: Array, otherwise: Array) -> Array:
+    """`rate` where it is not above the largest number of the dtype of `w`, else `otherwise`.
+
+    A gradient so small that the rate which scales it up would be infinite counts as zero.
+    """
+    xp = namespace(w)
+    return xp.where(rate <= float(xp.finfo(w.dtype).max), rate, otherwise)
+
+
+def _first(params: Params) -> Array:
+    if not params:
+        raise Error("an optimizer needs at least one parameter; got an empty dict")
+    return next(iter(params.values()))
+
+
+def _check(params: Params, grads: Params) -> None:
+    if params.keys() != grads.keys():
+        odd = sorted(params.keys() ^ grads.keys())
+        raise Error(f"params and grads differ in names: {', '.join(odd[:5])}")
+    for name, w in params.items():
+        g = grads[name]
+        if tuple(w.shape) != tuple(g.shape) or w.dtype != g.dtype:
+            raise Error(
+                f"{name}: the parameter is {w.dtype}{tuple(w.shape)}, "
+                f"its gradient {g.dtype}{tuple(g.shape)}"
+            )
+
+
+def _checked_rate(lr: Any) -> Any:
+    if isinstance(lr, int | float):
+        return at_least_zero("lr", lr)
+    if tuple(lr.shape) != ():
+        raise Error(f"lr must be a number or a 0-d array; got shape {tuple(lr.shape)}")
+    return lr
+
+
+def at_least_zero(name: str, value: float) -> float:
+    """`value`, or `Error` unless it is a finite number >= 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise Error(f"{name} must be a finite number >= 0; got {value}")
+    return value
+
+
+def below_one(name: str, value: float) -> float:
+    """`value`, or `Error` unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise Error(f"{name} must lie in [0, 1); got {value}")
+    return value

@@ -1,0 +1,136 @@
+"""Checkpoints: parameters, buffers, optimizer state and what else a run needs to go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Array, Params, to_host
+from npdrt.errors import Error, FileRefused
+from npdrt.store import container
+
+GROUPS = ("params", "buffers", "state")
+DESCRIPTION = {
+    "params": "trained arrays, one dataset each; linear weights are (out, in)",
+    "buffers": "arrays a model keeps beside its parameters, such as running statistics",
+    "state": "optimizer state: <parameter>/<slot>, and 0-d values shared by all parameters",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` returns; all arrays are on the host, in the order they were saved.
+
+    params, buffers, state: name -> array. meta: JSON values the writer chose; a training run
+    puts its resolved configuration, provenance and progress there.
+    """
+
+    params: Params
+    buffers: Params = field(default_factory=dict)
+    state: dict[str, Array] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], path: Path | str) -> None:
+        """Raise `FileRefused` unless the parameters are exactly those of `shapes`."""
+        names = self.params.keys() ^ shapes.keys()
+        if names:
+            raise FileRefused(
+                f"{path}: parameters do not fit the model: {', '.join(sorted(names)[:5])} "
+                "in one of the two only; use the model the file was made with"
+            )
+        for name, shape in shapes.items():
+            found = tuple(self.params[name].shape)
+            if found != tuple(shape):
+                raise FileRefused(
+                    f"{path}: {name} has shape {found}, the model expects {tuple(shape)}; "
+                    "use the model the file was made with"
+                )
+
+
+def save(
+    path: str | os.PathLike[str],
+    params: Params,
+    *,
+    buffers: Params | None = None,
+    state: Mapping[str, Array] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    keep_previous: Path | None = None,
+) -> str:
+    """Write a checkpoint atomically; returns the SHA-256 of its HDF5 image.
+
+    params, buffers, state: dicts of arrays on any device (a GPU is waited for). meta: JSON
+    values. keep_previous: where the file that stood at `path` is kept, by hard link. See
+    `npdrt.store.container` for the format and docs/files.md for its contents.
+
+    Raises `Error` for names or dtypes the container does not hold.
+    """
+    groups = {"params": params, "buffers": buffers or {}, "state": state or {}}
+    arrays = {
+        f"{group}/{name}": to_host(value)
+        for group, members in groups.items()
+        for name, value in members.items()
+    }
+    envelope = {"kind": "checkpoint", "groups": DESCRIPTION, "user": dict(meta or {})}
+    return container.write(Path(path), arrays, envelope, keep_previous=keep_previous)
+
+
+def load(
+    path: str | os.PathLike[str], *, allow_nonfinite: bool = False, expect_sha256: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint, or raise `FileRefused` with what is wrong with it.
+
+    Parameters that are not finite are refused unless `allow_nonfinite`. expect_sha256: a digest
+    the image must have; a digest inside the file shows integrity, not who wrote it.
+
+    >>> import numpy as np, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "weights.h5"
+    >>> digest = save(path, {"layers/00/weight": np.eye(2, dtype=np.float32)})
+    >>> load(path).params["layers/00/weight"].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    path = Path(path)
+    arrays, meta = container.read(path, expect_sha256=expect_sha256)
+    if meta.get("kind") != "checkpoint":
+        raise FileRefused(f"{path}: expected a checkpoint; it holds {meta.get('kind')!r}")
+    groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
+    for name, value in arrays.items():
+        group, _, rest = name.partition("/")
+        if group not in groups or not rest:
+            raise FileRefused(f"{path}: {name} is not below {', '.join(GROUPS)}")
+        groups[group][rest] = value
+    if not allow_nonfinite:
+        _check_finite(groups["params"], path)
+    user = meta.get("user")
+    if not isinstance(user, dict):
+        raise FileRefused(f"{path}: the metadata lacks its 'user' object")
+    return Checkpoint(groups["params"], groups["buffers"], groups["state"], user)
+
+
+def _check_finite(params: Params, path: Path) -> None:
+    for name, value in params.items():
+        if not np.isfinite(value).all():
+            raise FileRefused(
+                f"{path}: parameter {name} is not finite; pass allow_nonfinite to read it anyway"
+            )
+
+
+def load_newest(directory: Path) -> tuple[Checkpoint, Path, str]:
+    """The checkpoint of a run directory, or its previous one where the newest is refused.
+
+    Returns (checkpoint, path, warning); the warning is empty unless the previous one was taken.
+    Raises `Error` where there is none, `FileRefused` where none can be read.
+    """
+    newest, previous = directory / "checkpoint.h5", directory / "checkpoint.prev.h5"
+    if not newest.exists() and not previous.exists():
+        raise Error(f"{directory} holds no checkpoint.h5; start a new run without --resume")
+    try:
+        return load(newest), newest, ""
+    except FileRefused as error:
+        if not previous.exists():
+            raise
+        return load(previous), previous, f"{error}. Resuming from the previous checkpoint instead."

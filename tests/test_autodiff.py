@@ -1,0 +1,560 @@
+"""Reverse mode: the contract of value_and_grad, graphs of every form, memory, and the checker."""
+
+from __future__ import annotations
+
+import gc
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from backends import Backend
+
+from npdrt import check_gradients, ops, value_and_grad
+from npdrt.autodiff import PRIMITIVES, Tensor, backward, detach, graph, primitive
+from npdrt.errors import Diverged, Error
+
+RNG = np.random.default_rng(7)
+
+
+def scalars(**values: float) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in values.items()}
+
+
+# --- value_and_grad --------------------------------------------------------------------------
+
+
+def test_gradients_keep_names_order_shapes_and_dtypes(backend: Backend) -> None:
+    hosts = {
+        "layers/01/weight": np.ones((2, 3), "float32"),
+        "layers/00/bias": np.ones(3, "float32"),
+        "scale": np.ones((), "float64"),
+        "empty": np.ones((0, 2), "float32"),
+    }
+    params = {name: backend.asarray(a) for name, a in hosts.items()}
+
+    def loss_fn(p: Any) -> Any:
+        double = ops.sum(p["scale"] * p["scale"])
+        single = ops.sum(p["layers/01/weight"] * p["layers/00/bias"])
+        return double * float(backend.to_host(detach(single)))
+
+    loss, grads = value_and_grad(loss_fn)(params)
+    assert float(backend.to_host(loss)) == 6.0
+    assert list(grads) == list(params)
+    for name, g in grads.items():
+        assert tuple(g.shape) == hosts[name].shape
+        assert g.dtype == params[name].dtype
+        expected = 12.0 if name == "scale" else 0.0  # detached, and unused: zeros
+        assert np.array_equal(backend.to_host(g), np.full_like(hosts[name], expected))
+
+
+def test_further_arguments_and_settings_pass_through() -> None:
+    def loss_fn(p: Any, x: Any, *, power: int) -> Any:
+        return ops.sum((p["w"] * x) ** power)
+
+    loss, grads = value_and_grad(loss_fn)(
+        {"w": np.array([1.0, 2.0])}, np.array([3.0, 1.0]), power=3
+    )
+    assert loss == 35.0
+    assert grads["w"].tolist() == [81.0, 12.0]
+
+
+def test_a_loss_that_depends_on_nothing() -> None:
+    for constant in (np.array(4.0), np.float64(4.0)):
+        loss, grads = value_and_grad(lambda p, c=constant: c)({"w": np.ones(2)})
+        assert loss == 4.0
+        assert grads["w"].tolist() == [0.0, 0.0]
+
+
+def test_a_loss_that_is_a_parameter() -> None:
+    _, grads = value_and_grad(lambda p: p["w"])(scalars(w=2.0, unused=3.0))
+    assert (float(grads["w"]), float(grads["unused"])) == (1.0, 0.0)
+
+
+class Pair(NamedTuple):
+    logits: Any
+    more: Any
+
+
+def test_aux_comes_back_as_plain_arrays() -> None:
+    def loss_fn(p: Any) -> Any:
+        y = p["w"] * 2.0
+        aux = {"pair": Pair(y, [y, (y, "text")]), "number": 3, "array": np.ones(2), "none": None}
+        return ops.sum(y), aux
+
+    (loss, aux), grads = value_and_grad(loss_fn, has_aux=True)({"w": np.array([1.0, 2.0])})
+    assert loss == 6.0
+    assert grads["w"].tolist() == [2.0, 2.0]
+    assert isinstance(aux["pair"], Pair)
+    found = [aux["pair"].logits, aux["pair"].more[0], aux["pair"].more[1][0]]
+    assert all(type(a) is np.ndarray and a.tolist() == [2.0, 4.0] for a in found)
+    assert (aux["pair"].more[1][1], aux["number"], aux["none"]) == ("text", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(lambda p: p["w"] * 2.0, r"\(3,\)"), (lambda p: np.ones((1, 1)), r"\(1, 1\)"),
+     (lambda p: 3.0, "float"), (lambda p: None, "NoneType"),
+     (lambda p: ops.sum(p["w"], keepdims=True), r"\(1,\)")],
+)  # fmt: skip
+def test_a_loss_that_is_not_a_scalar_is_refused(loss: Any, found: str) -> None:
+    with pytest.raises(Error, match=f"expected a scalar loss, a 0-d array; got {found}"):
+        value_and_grad(loss)({"w": np.ones(3)})
+
+
+def test_the_function_sees_tensors_and_the_caller_arrays() -> None:
+    seen = []
+
+    def loss_fn(p: Any, x: Any) -> Any:
+        seen.extend([p["w"], x])
+        return ops.sum(p["w"] * x)
+
+    value_and_grad(loss_fn)({"w": np.ones(2)}, np.ones(2))
+    assert isinstance(seen[0], Tensor)
+    assert isinstance(seen[1], np.ndarray)
+    assert repr(seen[0]) == "Tensor(w, shape=(2,), dtype=float64)"
+    assert (seen[0].shape, seen[0].ndim, seen[0].dtype) == ((2,), 1, np.float64)
+
+
+# --- graphs ----------------------------------------------------------------------------------
+
+
+def test_a_node_used_many_times() -> None:
+    def loss_fn(p: Any) -> Any:
+        y = ops.exp(p["x"])
+        return y * y + y / y + y - y + (y + y + y)
+
+    _, grads = value_and_grad(loss_fn)(scalars(x=0.5))
+    assert grads["x"] == pytest.approx(2 * np.exp(1.0) + 3 * np.exp(0.5), rel=1e-15)
+
+
+def test_a_tensor_on_both_sides() -> None:
+    _, grads = value_and_grad(lambda p: p["x"] * p["x"])(scalars(x=3.0))
+    assert grads["x"] == 6.0
+    _, grads = value_and_grad(lambda p: p["x"] ** p["x"])(scalars(x=2.0))
+    assert grads["x"] == pytest.approx(4 * (np.log(2) + 1), rel=1e-15)
+
+
+def test_one_parameter_under_two_names() -> None:
+    w = np.array([1.0, 2.0])
+    _, grads = value_and_grad(lambda p: ops.sum(p["a"] * p["b"] * p["a"]))({"a": w, "b": w})
+    assert grads["a"].tolist() == [2.0, 8.0]
+    assert grads["b"].tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("layers", [1, 5, 60])
+def test_diamonds_are_walked_once(layers: int) -> None:
+    """x -> x + x, again and again: 2**layers paths, one visit a node."""
+
+    def loss_fn(p: Any) -> Any:
+        x = p["x"]
+        for _ in range(layers):
+            x = x + x
+        return x
+
+    _, grads = value_and_grad(loss_fn)(scalars(x=1.0))
+    assert grads["x"] == 2.0**layers
+
+
+def test_graph_lists_inputs_before_uses() -> None:
+    x = Tensor(np.ones(2), name="x")
+    y = ops.exp(x)
+    z = ops.sum(x * y)
+    order = graph(z)
+    assert order[0] is x
+    assert order[-1] is z
+    assert [node.name for node in order] == ["x", "exp", "multiply", "sum"]
+
+
+@pytest.mark.parametrize("length", [10_000, 100_000])
+def test_long_chains(length: int) -> None:
+    def loss_fn(p: Any) -> Any:
+        x = p["x"]
+        for _ in range(length):
+            x = x * 1.0
+        return x
+
+    _, grads = value_and_grad(loss_fn)(scalars(x=1.0))
+    assert grads["x"] == 1.0
+
+
+def test_a_long_chain_that_is_dropped() -> None:
+    x = Tensor(np.array(1.0))
+    for _ in range(100_000):
+        x = -x
+    del x  # a recursive release would end the process here
+
+
+def test_backward_consumes_the_graph() -> None:
+    x = Tensor(np.array(3.0))
+    y = x * x
+    assert backward(y, np.array(1.0))[id(x)] == 6.0
+    assert y.edges == ()
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Memory must go by reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_the_graph_does_not_outlive_its_use() -> None:
+    watched: list[weakref.ref[Any]] = []
+
+    def loss_fn(p: Any) -> Any:
+        hidden = ops.tanh(p["w"] * 2.0)
+        watched.append(weakref.ref(hidden.value))
+        return ops.sum(hidden * hidden)
+
+    loss, grads = value_and_grad(loss_fn)({"w": np.ones(1000)})
+    assert watched[0]() is None
+    assert loss.shape == ()
+    assert grads["w"].shape == (1000,)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_the_graph_is_freed_on_the_way() -> None:
+    """When the cotangent reaches the first operation, the arrays of the last are gone."""
+    last: list[weakref.ref[Any]] = []
+    alive_at_first: list[bool] = []
+
+    def watched(x: Any) -> Any:
+        def vjp(g: Any) -> Any:
+            alive_at_first.append(last[0]() is not None)
+            return g
+
+        return x + 0.0, vjp
+
+    with temporary(watched) as first:
+
+        def loss_fn(p: Any) -> Any:
+            y = ops.exp(ops.exp(first(p["w"])))
+            last.append(weakref.ref(y.value))
+            return ops.sum(y)
+
+        value_and_grad(loss_fn)({"w": np.ones(10)})
+    assert alive_at_first == [False]
+
+
+# --- the operators of Tensor -----------------------------------------------------------------
+
+
+X = np.array([[1.5, -0.5], [2.0, 0.25]])
+OTHERS = {"scalar": 3, "float": 0.75, "array": np.array([[2.0, 3.0]]), "0-d": np.array(1.25)}
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("operate", OPERATORS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("left", [True, False], ids=["tensor left", "tensor right"])
+def test_operators(operate: Any, other: str, left: bool, backend: Backend) -> None:
+    """Tensor with a Python scalar or an array, on either side, against autograd."""
+    raw = OTHERS[other]
+
+    def apply(x: Any, y: Any) -> Any:
+        return operate(x, y) if left else operate(y, x)
+
+    tensor = Tensor(backend.asarray(X))
+    y = apply(tensor, backend.asarray(raw) if isinstance(raw, np.ndarray) else raw)
+    assert isinstance(y, Tensor)
+    found = backward(y, backend.asarray(np.ones_like(X)))[id(tensor)]
+    expected = autograd.elementwise_grad(lambda x: apply(x, raw))(X)
+    np.testing.assert_allclose(backend.to_host(y.value), apply(X, raw), rtol=1e-15)
+    np.testing.assert_allclose(backend.to_host(found), expected, rtol=1e-15)
+
+
+def test_the_other_operators() -> None:
+    t = Tensor(X)
+    assert np.array_equal((-t).value, -X)
+    assert np.array_equal((t**2).value, X**2)
+    assert np.array_equal((2.0**t).value, 2.0**X)
+    assert np.array_equal((np.abs(X) ** t).value, np.abs(X) ** X)
+    assert np.array_equal((t @ X).value, X @ X)
+    assert np.array_equal((X.T @ t).value, X.T @ X)
+    assert np.array_equal(t[0].value, X[0])
+    assert np.array_equal(t[..., 1:].value, X[..., 1:])
+
+
+def test_unpacking_a_tensor() -> None:
+    t = Tensor(X)
+    first, second = t
+    found = backward(ops.sum(first * second), np.ones(()))[id(t)]
+    assert np.array_equal(found, X[::-1])
+
+
+def test_plain_arrays_give_plain_arrays() -> None:
+    assert type(ops.exp(X)) is np.ndarray
+    assert type(ops.where(X > 0, X, 0.0)) is np.ndarray
+
+
+def test_a_numpy_scalar_of_higher_precision_is_noticed() -> None:
+    """float32 * numpy.float64 is float64 in NumPy: refused, not silently carried along."""
+    with pytest.raises(
+        Error, match="multiply: the derivative is float64 for an argument of float32"
+    ):
+        value_and_grad(lambda p: ops.sum(p["w"] * np.float64(2.0)))({"w": np.ones(2, "float32")})
+
+
+# --- rules that are wrong --------------------------------------------------------------------
+
+
+class temporary:
+    """A primitive made of `function` for the length of a with block."""
+
+    def __init__(self, function: Callable[..., Any], *, analytic: bool = True) -> None:
+        self.name, self.made = function.__name__, primitive(function, analytic=analytic)
+
+    def __enter__(self) -> Callable[..., Any]:
+        return self.made
+
+    def __exit__(self, *_: object) -> None:
+        del PRIMITIVES[self.name]
+
+
+def wrong_by_a_tenth_of_a_percent(x: Any) -> Any:
+    return x * x, lambda g: g * 2.002 * x
+
+
+def wrong_sign_at_a_small_scale(x: Any) -> Any:
+    return 1e-8 * x * x, lambda g: -2e-8 * x * g
+
+
+def wrong_in_one_coordinate(x: Any) -> Any:
+    def vjp(g: Any) -> Any:
+        out = 2 * x * g
+        out[3000] *= 1.01
+        return out
+
+    return x * x, vjp
+
+
+def nan_in_one_coordinate(x: Any) -> Any:
+    def vjp(g: Any) -> Any:
+        out = 2 * x * g
+        out[1] = np.nan
+        return out
+
+    return x * x, vjp
+
+
+def zero(x: Any) -> Any:
+    return x * x, lambda g: 0 * g
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+@pytest.mark.parametrize("directions", [None, 3])
+@pytest.mark.parametrize(
+    ("rule", "size"),
+    [
+        (wrong_by_a_tenth_of_a_percent, 5),
+        (wrong_sign_at_a_small_scale, 5),
+        (wrong_in_one_coordinate, 4096),
+        (nan_in_one_coordinate, 4),
+        (zero, 3),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_checker_catches(rule: Any, size: int, directions: int | None, method: str) -> None:
+    params = {"x": RNG.uniform(1.0, 2.0, size)}
+    with (
+        temporary(rule) as planted,
+        pytest.raises(Diverged, match="gradient check failed") as caught,
+    ):
+        check_gradients(
+            lambda p: ops.sum(planted(p["x"])), params, method=method, directions=directions
+        )
+    if rule is wrong_in_one_coordinate and directions is None:
+        assert "worst at x[3000]" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_nan_is_not_forgotten_for_what_follows() -> None:
+    params = {"x": np.ones(3), "right": np.ones(2)}
+    with temporary(nan_in_one_coordinate) as planted, pytest.raises(Diverged, match="error nan"):
+        check_gradients(
+            lambda p: ops.sum(planted(p["x"])) + ops.sum(p["right"] * p["right"]), params
+        )
+
+
+def test_a_wrong_dtype_is_refused() -> None:
+    def wrong_dtype(x: Any) -> Any:
+        return x * x, lambda g: (2 * x * g).astype(np.float32)
+
+    message = "wrong_dtype: the derivative is float32 for an argument of float64; keep the dtype"
+    with temporary(wrong_dtype) as planted, pytest.raises(Error, match=message):
+        check_gradients(lambda p: ops.sum(planted(p["x"])), {"x": np.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("bend", "found"),
+    [(lambda g: g.T, r"\(3, 2\)"), (lambda g: g[:, :1], r"\(2, 1\)"), (lambda g: g[0], r"\(3,\)"),
+     (lambda g: g.reshape(-1), r"\(6,\)")],
+    ids=["transposed", "too few columns", "a row", "flat"],
+)  # fmt: skip
+def test_a_wrong_shape_is_refused(bend: Any, found: str) -> None:
+    def wrong_shape(x: Any) -> Any:
+        return x * x, lambda g: bend(2 * x * g)
+
+    message = rf"wrong_shape: the derivative has shape {found} for an argument of shape \(2, 3\)"
+    with temporary(wrong_shape) as planted, pytest.raises(Error, match=message):
+        value_and_grad(lambda p: ops.sum(planted(p["x"])))({"x": np.ones((2, 3))})
+
+
+def test_temporary_primitives_are_gone() -> None:
+    assert not [name for name in PRIMITIVES if "wrong" in name]
+
+
+# --- check_gradients -------------------------------------------------------------------------
+
+
+def smooth(p: Any, x: Any, y: Any) -> Any:
+    return ops.softmax_cross_entropy(ops.tanh(ops.linear(x, p["w"], p["b"])), y)
+
+
+def kinked(p: Any, x: Any, y: Any) -> Any:
+    return ops.softmax_cross_entropy(ops.relu(ops.linear(x, p["w"], p["b"])), y)
+
+
+PARAMS = {"w": RNG.standard_normal((3, 4)), "b": RNG.standard_normal(3)}
+BATCH = RNG.standard_normal((5, 4)), np.array([0, 1, 2, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("function", "method", "label", "bound"),
+    [
+        (smooth, "auto", "complex step", 1e-13),
+        (smooth, "complex", "complex step", 1e-13),
+        (smooth, "central", "central differences", 1e-8),
+        (kinked, "auto", "central differences", 1e-8),
+    ],
+)
+def test_methods(function: Any, method: str, label: str, bound: float) -> None:
+    found = check_gradients(function, PARAMS, *BATCH, method=method)
+    assert found.method == label
+    assert found.error <= bound
+    assert found.coordinates == 15
+
+
+def test_directions() -> None:
+    found = check_gradients(smooth, PARAMS, *BATCH, directions=2)
+    assert found.coordinates == 2
+    assert found.worst.startswith("direction")
+    assert found.error <= 1e-13
+
+
+def test_single_precision_and_devices_are_checked_in_float64_on_the_host(backend: Backend) -> None:
+    params = {name: backend.asarray(a.astype("float32")) for name, a in PARAMS.items()}
+    x, y = (backend.asarray(a) for a in BATCH)
+    buffers = {"scale": [backend.asarray(np.float32(2.0))]}
+
+    def loss_fn(p: Any, batch: Any, buffers: Any) -> Any:
+        assert p["w"].dtype.kind in "fc"
+        assert buffers["scale"][0].dtype == np.float64
+        return smooth(p, *batch) * buffers["scale"][0]
+
+    assert check_gradients(loss_fn, params, (x, y), buffers).error <= 1e-13
+
+
+def test_the_complex_step_needs_analytic_operations() -> None:
+    with pytest.raises(Error, match="needs analytic operations; relu is not analytic; use method"):
+        check_gradients(kinked, PARAMS, *BATCH, method="complex")
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(Error, match="unknown method 'exact'; use auto, complex or central"):
+        check_gradients(smooth, PARAMS, *BATCH, method="exact")
+
+
+def test_tolerance() -> None:
+    with pytest.raises(Diverged, match=r"central differences over 15 derivatives.*> 1e-16"):
+        check_gradients(smooth, PARAMS, *BATCH, method="central", tolerance=1e-16)
+
+
+def test_a_gradient_of_zero_is_right() -> None:
+    assert check_gradients(lambda p: ops.sum(p["w"] * 0.0), {"w": np.ones(3)}).error == 0.0
+
+
+# --- other errors ----------------------------------------------------------------------------
+
+
+def test_the_truth_of_a_tensor() -> None:
+    with pytest.raises(Error, match="the truth of a Tensor is not defined"):
+        bool(Tensor(np.array(1.0)))
+
+
+def test_an_array_given_as_a_setting() -> None:
+    bias = Tensor(np.ones(3))
+    with pytest.raises(Error, match="linear: arrays are positional arguments"):
+        ops.linear(np.ones((5, 4)), np.ones((3, 4)), bias=bias)
+
+
+def test_an_operation_names_itself_and_its_arguments() -> None:
+    with pytest.raises(Error, match=r"multiply: .*arguments: \(2,\), \(3,\)"):
+        Tensor(np.ones(2)) * np.ones(3)
+
+
+# --- a network against two other engines -----------------------------------------------------
+
+
+WIDTHS = (6, 8, 8, 4)
+IMAGES, LABELS = RNG.standard_normal((10, WIDTHS[0])), RNG.integers(0, WIDTHS[-1], 10)
+
+
+def perceptron(p: Any, linear: Any, nonlinearity: Any) -> Any:
+    """Three layers in whatever engine `linear` and `nonlinearity` come from."""
+    h = IMAGES
+    for i in range(3):
+        h = linear(h, p[f"{i:02}/weight"], p[f"{i:02}/bias"])
+        h = nonlinearity(h) if i < 2 else h
+    return h
+
+
+def perceptron_gradients() -> tuple[Any, Any, Any]:
+    params = {}
+    for i, (a, b) in enumerate(pairwise(WIDTHS)):
+        params[f"{i:02}/weight"] = RNG.standard_normal((b, a))
+        params[f"{i:02}/bias"] = RNG.standard_normal(b)
+    loss, grads = value_and_grad(
+        lambda p: ops.softmax_cross_entropy(perceptron(p, ops.linear, ops.tanh), LABELS)
+    )(params)
+    return params, loss, grads
+
+
+def test_perceptron_against_autograd() -> None:
+    def autograds(p: Any) -> Any:
+        z = perceptron(p, lambda h, w, b: anp.dot(h, w.T) + b, anp.tanh)
+        return anp.mean(anp.log(anp.sum(anp.exp(z), axis=1)) - z[anp.arange(len(z)), LABELS])
+
+    params, loss, grads = perceptron_gradients()
+    assert loss == pytest.approx(autograds(params), rel=1e-13)
+    expected = autograd.grad(autograds)(params)
+    for name, g in grads.items():
+        np.testing.assert_allclose(g, expected[name], rtol=1e-9, atol=1e-15)
+
+
+def test_perceptron_against_torch() -> None:
+    torch = pytest.importorskip("torch")
+    params, loss, grads = perceptron_gradients()
+    tensors = {name: torch.tensor(a, requires_grad=True) for name, a in params.items()}
+
+    def linear(h: Any, w: Any, b: Any) -> Any:
+        return torch.nn.functional.linear(torch.as_tensor(h), w, b)
+
+    z = perceptron(tensors, linear, torch.tanh)
+    expected = torch.nn.functional.cross_entropy(z, torch.tensor(LABELS))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-13)
+    for name, g in grads.items():
+        np.testing.assert_allclose(g, tensors[name].grad.numpy(), rtol=1e-9, atol=1e-15)

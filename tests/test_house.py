@@ -1,0 +1,244 @@
+"""The rules of the house, read from the source: who imports whom, who knows array libraries,
+which names of an array module are used, and that everything public says what it is."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npdrt
+
+ROOT = Path(__file__).parents[1]
+LINKED = ("models", "train", "data")  # folders of the root that install as npdrt.<name>
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its installed name."""
+    found = {}
+    for folder in (ROOT / "npdrt", *(ROOT / name for name in LINKED)):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if parts[:1] == ("npdrt",) and parts[1] in LINKED:
+                continue  # seen through a link
+            parts = parts if parts[0] == "npdrt" else ("npdrt", *parts)
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_whole_package_is_read() -> None:
+    assert {"npdrt", "npdrt.arrays", "npdrt.ops.loss", "npdrt.models.mlp"} <= set(modules())
+    assert len(modules()) > 30
+
+
+# --- who may import whom ---------------------------------------------------------------------
+
+LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
+    ("errors",),
+    ("arrays", "random"),
+    ("autodiff",),
+    ("ops", "optim", "program"),
+    ("data", "models", "store", "trust"),
+    ("conform", "train"),
+    ("cli",),
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """The parts of npdrt that a module imports anywhere in it, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "npdrt":
+            names = [f"npdrt.{npdrt._HOMES.get(alias.name, alias.name)}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [str(node.module)]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("npdrt."))
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m.count(".")])
+def test_imports_point_downwards(module: str) -> None:
+    part = module.split(".")[1]
+    if part == "__main__":
+        return
+    for imported in imports(modules()[module]):
+        if not imported.startswith("__"):
+            assert HEIGHT[imported] <= HEIGHT[part], f"{module} imports npdrt.{imported}"
+
+
+# --- one file knows array libraries ----------------------------------------------------------
+
+KNOWS_LIBRARIES = {
+    "npdrt.arrays": "the one file that does",
+    "npdrt.store.container": "stores host arrays and says what else it was given",
+}
+
+
+def library_checks(tree: ast.Module) -> Iterator[str]:
+    """Imports and names of CuPy, and questions about the library of an array."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names) if any(a.name.split(".")[0] == "cupy" for a in names):
+                yield ast.unparse(node)
+            case ast.ImportFrom(module=str(name)) if name.split(".")[0] == "cupy":
+                yield ast.unparse(node)
+            case ast.Attribute(value=ast.Name(id="cupy")):
+                yield ast.unparse(node)
+            case ast.Attribute(value=ast.Name(id="xp"), attr="__name__"):
+                yield ast.unparse(node)
+            case ast.Compare(left=ast.Name(id="xp")) | ast.Compare(comparators=[ast.Name(id="xp")]):
+                yield ast.unparse(node)
+            case ast.Call(func=ast.Name(id="isinstance"), args=[_, kind]):
+                if "ndarray" in ast.unparse(kind):
+                    yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_library_checks(module: str) -> None:
+    found = list(library_checks(modules()[module]))
+    assert bool(found) == (module in KNOWS_LIBRARIES), found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import cupy",
+        "from cupy.cuda import Stream",
+        "def f():\n  import cupy as cp",
+        "cupy.zeros(3)",
+        "if xp is np: pass",
+        "np is xp",
+        "xp.__name__ == 'cupy'",
+        "isinstance(x, np.ndarray)",
+    ],
+)
+def test_library_checks_are_seen(source: str) -> None:
+    assert list(library_checks(ast.parse(source)))
+
+
+# --- the names of the array module -----------------------------------------------------------
+
+
+def uses() -> dict[str, set[str]]:
+    """Every `xp.NAME`, and `namespace(...).NAME`, with the keywords it is called with."""
+    found: dict[str, set[str]] = {}
+    for node in (node for tree in modules().values() for node in ast.walk(tree)):
+        name = used_name(node)
+        if name:
+            found.setdefault(name, set())
+        if isinstance(node, ast.Call) and used_name(node.func):
+            keywords = {k.arg for k in node.keywords if k.arg}
+            found.setdefault(used_name(node.func), set()).update(keywords)
+    return found
+
+
+def used_name(node: ast.AST) -> str:
+    match node:
+        case ast.Attribute(value=ast.Name(id="xp"), attr=name):
+            return "" if name.startswith("__") else name
+        case ast.Attribute(value=ast.Call(func=ast.Name(id="namespace")), attr=name):
+            return "" if name.startswith("__") else name
+        case ast.Attribute(value=ast.Attribute() as inner, attr=name) if used_name(inner):
+            return f"{used_name(inner)}.{name}"
+    return ""
+
+
+def resolve(library: ModuleType, name: str) -> Any:
+    value: Any = library
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def refused_keywords(function: Any, keywords: set[str]) -> set[str]:
+    """The keywords that `function` does not name, as far as Python can tell."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return set()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return set()
+    by_name = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
+    return keywords - by_name
+
+
+# name -> why npdrt uses it although the standard has not got it
+BEYOND_THE_STANDARD: dict[str, str] = {}
+
+
+def lacks(library: ModuleType, exempt: dict[str, str]) -> list[str]:
+    missing = [name for name in uses() if name not in exempt and resolve(library, name) is None]
+    refused = [
+        f"{name}({keyword}=)"
+        for name, keywords in uses().items()
+        if name not in missing
+        for keyword in sorted(refused_keywords(resolve(library, name), keywords))
+        if f"{name}({keyword}=)" not in exempt
+    ]
+    return missing + refused
+
+
+def test_uses_are_seen() -> None:
+    assert {"axis", "keepdims", "dtype"} <= uses()["sum"]
+    assert {"exp", "where", "concat", "float64", "searchsorted"} <= set(uses())
+
+
+def test_cupy_has_every_name_and_keyword() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+    assert lacks(cupy, {}) == []
+
+
+def test_the_standard_has_every_name_and_keyword() -> None:
+    strict = pytest.importorskip("array_api_strict")
+    assert lacks(strict, BEYOND_THE_STANDARD) == []
+    assert all(resolve(strict, name) is None for name in BEYOND_THE_STANDARD)
+
+
+def test_numpy_has_every_name_and_keyword() -> None:
+    assert lacks(np, {}) == []
+
+
+def test_a_missing_name_or_keyword_is_seen() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+    assert resolve(cupy, "isdtype")
+    assert resolve(cupy, "no_such_function") is None
+    assert refused_keywords(cupy.argsort, {"axis", "stable"}) == {"stable"}
+
+
+# --- everything public says what it is -------------------------------------------------------
+
+
+def undocumented(module: str, tree: ast.Module) -> Iterator[str]:
+    """The module, and its public classes, functions and methods, that have no docstring."""
+    if tree.body and not ast.get_docstring(tree):
+        yield module
+    pending: list[tuple[str, Any]] = [(module, tree)]
+    while pending:
+        owner, node = pending.pop()
+        for item in node.body:
+            if not isinstance(item, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if item.name.startswith("_"):
+                continue
+            if not ast.get_docstring(item):
+                yield f"{owner}.{item.name}"
+            if isinstance(item, ast.ClassDef):
+                pending.append((f"{owner}.{item.name}", item))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_everything_public_has_a_docstring(module: str) -> None:
+    assert list(undocumented(module, modules()[module])) == []

@@ -1,0 +1,6 @@
+"""Training: the configuration of a run, one step, the loop."""
+
+from npdrt.train.config import Config
+from npdrt.train.loop import Reporter, Summary, resume, train
+
+__all__ = ["Config", "Reporter", "Summary", "resume", "train"]

@@ -1,0 +1,223 @@
+"""The settings of a run: what was asked, and what it resolves to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from npdrt import optim
+from npdrt.data import Dataset
+from npdrt.errors import Error
+from npdrt.models import MODELS
+
+# Learning rate of `--lr auto`. For Fromage on a perceptron of depth L it is this share of
+# Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
+SHARE_OF_BOUND = 0.06
+DEFAULT_RATES = {"sgd": 0.1, "adam": 1e-3, "lars": 1.0, "lars_lesion": 0.01, "fromage": 0.01}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run, and when it writes.
+
+    model: a name in `npdrt.models.MODELS` or "path/to/file.py:Class". model_options: fields of
+    the model; inputs and outputs come from the data. data: a data set's name or FILE.npz.
+    lr: a rate or "auto". schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the
+    training data. threads: of BLAS; None is 1 where the matrix products of a step are small
+    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. trace_every, log_every,
+    checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
+    once an epoch.
+    """
+
+    model: str = "mlp"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "digits"
+    standardise: bool = True
+    optimizer: str = "fromage"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    lr: float | str = "auto"
+    schedule: str = "linear"
+    epochs: int = 40
+    batch_size: int = 32
+    label_smoothing: float = 0.0
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    trace_every: int | None = None
+    log_every: int = 0
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 0, "batch_size": 1, "log_every": 0}.items():
+            if getattr(self, name) < least:
+                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
+        for name, least in {"trace_every": 0, "checkpoint_every": 0, "threads": 1}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
+        check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        """The settings that `as_dict` wrote."""
+        check_names("setting", settings, [f.name for f in dataclasses.fields(cls)])
+        return cls(**settings)
+
+
+def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
+    """Raise `Error`, with a suggestion, for a key of `given` that is not among `known`."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+            raise Error(f"unknown {kind} {name!r}; {hint}")
+
+
+def resolve(config: Config, dataset: Dataset) -> Config:
+    """`config` with every default of the model and the learning rate filled in.
+
+    A default that is not JSON (a function, say) is left to the model's file.
+    """
+    given = {name: _as_json(name, value) for name, value in config.model_options.items()}
+    model = build_model(dataclasses.replace(config, model_options=given), dataset)
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
+    options = {name: _plain(value) for name, value in fields.items() if _is_json(value)}
+    depth = None if options.get("residual") else options.get("depth")
+    return dataclasses.replace(config, model_options=options, lr=learning_rate(config, depth))
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _as_json(name: str, value: Any) -> Any:
+    """What a checkpoint gives back for `value`, so that a run and its resumption see the same."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise Error(f"option {name} of the model cannot be kept as JSON: {error}") from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(_as_json("", value) == value)
+    except Error:
+        return False
+
+
+def learning_rate(config: Config, depth: Any) -> float:
+    """The learning rate of `config`; "auto" is derived.
+
+    For Fromage on a model with a depth L and no skip connections: SHARE_OF_BOUND times the
+    largest relative step that Lemma 2 (Bernstein et al. 2020) allows, 2**(1/L) - 1, but not
+    above the paper's default 0.01; rounded to three digits, so that it is the same number
+    everywhere. For other rules a usual default.
+    """
+    if not isinstance(config.lr, str):
+        return float(config.lr)
+    if config.lr != "auto":
+        raise Error(f"lr must be a number or auto; got {config.lr!r}")
+    default = DEFAULT_RATES[config.optimizer]
+    relative = config.optimizer in ("fromage", "lars_lesion")
+    if not relative or not isinstance(depth, int) or depth < 1:
+        return default
+    return min(default, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
+
+
+def build_optimizer(config: Config) -> optim.Optimizer:
+    """The optimizer that a resolved `config` names, with its settings."""
+    rule = optim.RULES[config.optimizer]
+    known = [name for name in rule.__kwdefaults__ or {} if name != "lr"]
+    check_names(f"setting of {config.optimizer}", config.optimizer_options, known)
+    options = {k: tuple(v) if k == "betas" else v for k, v in config.optimizer_options.items()}
+    optimizer: optim.Optimizer = rule(lr=config.lr, **options)
+    return optimizer
+
+
+def build_model(config: Config, dataset: Dataset) -> Any:
+    """The model that `config` names, its inputs and outputs taken from the data."""
+    cls = _model_class(config.model)
+    types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
+    known = list(types)
+    check_names(f"option of model {config.model}", config.model_options, known)
+    for name, value in config.model_options.items():
+        _check_type(f"option {name} of model {config.model}", types[name], value)
+    sizes = {"inputs": dataset.x[0].size, "outputs": dataset.outputs}
+    defaults = {"depth": 2, "width": 128} if config.model in MODELS else {}
+    options = {
+        **{n: v for n, v in {**defaults, **sizes}.items() if n in known},
+        **config.model_options,
+    }
+    for name, size in sizes.items():
+        if name in known and options[name] != size:
+            raise Error(f"the model has {name}={options[name]}, the data set has {size}")
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise Error(f"model {config.model}: {error}") from error
+
+
+def _check_type(what: str, annotation: Any, value: Any) -> None:
+    """Raise `Error` where a field annotated int, float, bool or str is given something else."""
+    name = getattr(annotation, "__name__", annotation)
+    accepted: dict[Any, set[type]] = {
+        "int": {int}, "float": {float, int}, "bool": {bool}, "str": {str}
+    }  # fmt: skip
+    if type(value) not in accepted.get(name, {type(value)}):
+        raise Error(f"{what}: expected {name}; got {value!r}")
+
+
+def _model_class(name: str) -> Any:
+    """The class of a built-in model, or of "path/to/file.py:Class"."""
+    if ":" not in name:
+        check_names("model", {name: None}, [*MODELS, "path/to/file.py:Class"])
+        return MODELS[name]
+    file, _, attribute = name.rpartition(":")
+    cls = getattr(_import_file(Path(file)), attribute, None)
+    if cls is None:
+        raise Error(f"{file} has no class {attribute!r}")
+    methods = {name for base in getattr(cls, "__mro__", ()) for name in vars(base)}
+    if not dataclasses.is_dataclass(cls) or not {"init", "__call__"} <= methods:
+        raise Error(
+            f"{name}: a model is a dataclass with init(seed, device, dtype) -> params and "
+            "__call__(params, x) -> logits"
+        )
+    return cls
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise Error(f"model file {path} does not exist, seen from {Path.cwd()}")
+    name = f"npdrt_user_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise Error(f"model file {path} is not Python source")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Error(f"model file {path} does not run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def model_digest(config: Config) -> str | None:
+    """SHA-256 of a user's model file, None for a built-in model."""
+    file, _, _ = config.model.rpartition(":")
+    if file and not Path(file).is_file():
+        raise Error(f"model file {file} does not exist, seen from {Path.cwd()}")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

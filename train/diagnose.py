@@ -1,0 +1,53 @@
+"""Which tensor went non-finite first: a run is repeated from its last checkpoint and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from npdrt.arrays import Array, Params, namespace, to_host
+from npdrt.autodiff import Tensor, backward, graph
+from npdrt.optim import Optimizer
+from npdrt.random import Random
+from npdrt.train.step import State, Task
+
+
+def first_nonfinite(
+    task: Task, optimizer: Optimizer, state: State, x: Array, y: Array, lr: float, random: Random
+) -> str | None:
+    """The first value of one step that is not finite, in words; None where all are finite.
+
+    Order: the data, the parameters, every operation of the forward pass, the gradients from the
+    last parameter back to the first, the updated parameters.
+    """
+    for name, value in _values(task, optimizer, state, x, y, lr, random):
+        if not _is_finite(value):
+            return name
+    return None
+
+
+def _values(
+    task: Task, optimizer: Optimizer, state: State, x: Array, y: Array, lr: float, random: Random
+) -> Iterator[tuple[str, Array]]:
+    yield "the minibatch", x
+    yield from ((f"parameter {name}", value) for name, value in state.params.items())
+    leaves = {name: Tensor(value, name=name) for name, value in state.params.items()}
+    loss, _ = task.forward(leaves, state.buffers, x, y, random)
+    operations = [node for node in graph(loss) if node.edges]
+    for number, node in enumerate(operations, 1):
+        using = [parent.name for parent, _ in node.edges if parent.name in leaves]
+        place = f"operation {number} of the forward pass, {node.name}({', '.join(using)})"
+        yield place, node.value
+    one = namespace(loss.value).ones((), dtype=loss.value.dtype)
+    cotangents = backward(loss, one)
+    grads: Params = {
+        name: cotangents.get(id(leaf), namespace(leaf.value).zeros_like(leaf.value))
+        for name, leaf in leaves.items()
+    }
+    yield from ((f"the gradient of {name}", grads[name]) for name in reversed(grads))
+    updated, _ = optimizer.update(state.params, grads, state.optimizer, lr=lr)
+    yield from ((f"{name} after its update", value) for name, value in updated.items())
+
+
+def _is_finite(value: Array) -> bool:
+    xp = namespace(value)
+    return bool(to_host(xp.all(xp.isfinite(value))))

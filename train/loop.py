@@ -1,0 +1,442 @@
+"""The training loop: epochs, evaluation, log, traces, checkpoints, and resuming to the same bits.
+
+A run directory holds checkpoint.h5, checkpoint.prev.h5, trace.h5 and log.jsonl. Everything that
+decides the next step is in the checkpoint: parameters, buffers, optimizer state, schedule, the
+step number (which names the position in the data order and every random mask) and the sums of
+the unfinished epoch. The device is waited for at logging points and checkpoints only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from threadpoolctl import threadpool_limits
+
+from npdrt import arrays, data, optim, store
+from npdrt.arrays import Array, quiet, to_device, to_host
+from npdrt.data import Dataset, Sampler
+from npdrt.errors import Diverged, Error, FileRefused
+from npdrt.optim.schedules import Schedule
+from npdrt.random import Random
+from npdrt.store import Checkpoint, container, log, trace
+from npdrt.store.log import Record
+from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
+from npdrt.train.diagnose import first_nonfinite
+from npdrt.train.provenance import provenance
+from npdrt.train.step import State, Step, Task, evaluate, make_step, measure
+
+SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
+RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to. Losses and accuracies are over whole sets, after the last step; None
+    where the run was stopped early, or the data have no classes or no test set.
+
+    stopped: the number of the signal that ended it early, 0 if it ran to its end.
+    """
+
+    run: str
+    step: int
+    steps: int
+    epochs: int
+    parameters: int
+    optimizer: str
+    lr: float
+    seconds: float
+    stopped: int = 0
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands between two steps; the sums are of the unfinished epoch, on the device.
+
+    seconds: training time before this process.
+    """
+
+    state: State
+    schedule: Schedule
+    step: int
+    loss_sum: Array
+    right: Array
+    seconds: float = 0.0
+
+
+class Reporter:
+    """What the loop tells its caller; this one keeps silent."""
+
+    def progress(self, step: int, steps: int, record: Record | None) -> None:
+        """Called after every step; `record` is what was logged at it, if anything."""
+
+    def warning(self, text: str) -> None:
+        """Something to be read that does not stop the run."""
+
+
+def never() -> int:
+    """A `stop` that never asks for one."""
+    return 0
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], int] = never,
+) -> Summary:
+    """Train from the start into the new directory `out`.
+
+    stop: asked after every step; a signal number other than 0 makes the run save and end.
+    Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    trainer = Trainer(config, dataset, out, reporter or Reporter())
+    with arrays.on(trainer.device), _blame(config):
+        start = trainer.fresh()
+        out.mkdir(parents=True, exist_ok=True)
+        return trainer.run(start, stop, fresh=True)
+
+
+def resume(
+    out: Path,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], int] = never,
+) -> Summary:
+    """Go on with the run in `out` from its newest checkpoint that can be read.
+
+    The result has the bits of a run that never stopped. epochs: a new length of the run (not
+    with a linear schedule, which depends on it). device: another device.
+    Raises `Error` where the data or the model file are not those of the run.
+    """
+    reporter = reporter or Reporter()
+    checkpoint, path, warning = store.load_newest(out)
+    container.remove_stale_temporaries(out)
+    if warning:
+        reporter.warning(warning)
+    config = _resumed_config(checkpoint, path, epochs, device)
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    if dataset.digests != checkpoint.meta["provenance"]["data"]:
+        raise Error(f"{path}: the data set {config.data} has changed since the run was started")
+    trainer = Trainer(config, dataset, out, reporter)
+    with arrays.on(trainer.device), _blame(config):
+        at = trainer.restored(checkpoint, path)
+        if at.step > trainer.steps:
+            raise Error(
+                f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
+                f"{trainer.epoch} steps"
+            )
+        kept = log.cut(out / "log.jsonl", at.step)
+        seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
+        return trainer.run(dataclasses.replace(at, seconds=seconds), stop)
+
+
+@contextmanager
+def _blame(config: Config) -> Iterator[None]:
+    """An exception out of a user's model becomes one line with its place."""
+    try:
+        yield
+    except (Error, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in config.model:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        file = config.model.rpartition(":")[0]
+        place = ([frame for frame in frames if frame.filename.endswith(file)] or frames)[-1]
+        raise Error(
+            f"model {config.model} failed: {type(error).__name__}: {error} ({place.filename}, "
+            f"line {place.lineno}); a model computes with npdrt.ops"
+        ) from error
+
+
+def _resumed_config(
+    checkpoint: Checkpoint, path: Path, epochs: int | None, device: str | None
+) -> Config:
+    if checkpoint.meta.get("run") != RUN_FORMAT:
+        raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
+    config = Config.from_dict(checkpoint.meta["config"])
+    if model_digest(config) != checkpoint.meta["model_file"]:
+        raise Error(
+            f"{config.model} has changed since the run was started; "
+            "start a new run, with another --out"
+        )
+    if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
+        raise Error(
+            f"a linear schedule falls over the run's {config.epochs} epochs, which cannot be "
+            f"changed to {epochs} on the way"
+        )
+    changes: dict[str, Any] = {"epochs": epochs, "device": device}
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+
+
+class Trainer:
+    """A resolved configuration with its model, data and files; `run` trains."""
+
+    def __init__(self, config: Config, dataset: Dataset, out: Path, reporter: Reporter):
+        self.config = config = resolve(config, dataset)
+        self.dataset, self.out, self.reporter = dataset, out, reporter
+        self.device = arrays.device(config.device)
+        self.model = build_model(config, dataset)
+        self.optimizer = build_optimizer(config)
+        self.task = Task(self.model, dataset.classes, config.label_smoothing)
+        self.step = make_step(self.task, self.optimizer)
+        self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
+        self.epoch = self.sampler.batches_per_epoch
+        self.steps = config.epochs * self.epoch
+        self.model_file = model_digest(config)  # now: the file may change while the run goes on
+        self.train_set = self._upload(dataset.x, dataset.y)
+        self.test_set = (
+            self._upload(dataset.x_test, dataset.y_test) if dataset.x_test is not None else None
+        )
+
+    def _upload(self, x: Any, y: Any) -> tuple[Array, Array]:
+        """A data set on the device: x as (samples, features) in the run's dtype."""
+        x = x.reshape(len(x), -1).astype(self.config.dtype, copy=False)
+        if self.dataset.classes is None:
+            y = y.reshape(len(y), -1).astype(self.config.dtype, copy=False)
+        return to_device(x, self.device), to_device(y, self.device)
+
+    # --- positions -----------------------------------------------------------------------
+
+    def fresh(self) -> Position:
+        """The position before the first step."""
+        config = self.config
+        params = self.model.init(seed=config.seed, device=self.device, dtype=config.dtype)
+        schedule = optim.schedule(
+            config.schedule, lr=float(config.lr), steps_per_epoch=self.epoch, steps=self.steps
+        )
+        state = State(params, {}, self.optimizer.init(params))
+        return Position(state, schedule, 0, *self._sums(0.0, 0))
+
+    def _sums(self, loss: float, right: int) -> tuple[Array, Array]:
+        xp = arrays.namespace(self.train_set[0])
+        return xp.asarray(loss, dtype=xp.float64), xp.asarray(right, dtype=xp.int64)
+
+    def restored(self, checkpoint: Checkpoint, path: Path) -> Position:
+        """The position that a checkpoint holds."""
+        start, progress = self.fresh(), checkpoint.meta["progress"]
+        shapes = {name: tuple(value.shape) for name, value in start.state.params.items()}
+        checkpoint.check_shapes(shapes, path)
+        if start.state.optimizer.keys() != checkpoint.state.keys():
+            raise FileRefused(f"{path}: the state is not that of {self.optimizer.name}")
+        groups = (checkpoint.params, checkpoint.buffers, checkpoint.state)
+        state = State(*({n: to_device(v, self.device) for n, v in g.items()} for g in groups))
+        schedule = dataclasses.replace(start.schedule, **progress["schedule_memory"])
+        sums = self._sums(progress["loss_sum"], progress["right"])
+        return Position(state, schedule, progress["step"], *sums)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """How the run is made; taken at the first save, when the BLAS threads are set."""
+        return provenance(self.device, self.dataset.digests)
+
+    def _save(self, at: Position, journal: log.Log) -> None:
+        """Trace and checkpoint. The log is on the disk first, so it always covers both; the
+        checkpoint is last, so that a finished run has its whole trace."""
+        self._require_finite(at)
+        journal.sync()
+        records = log.read(self.out / "log.jsonl")
+        trace.write(self.out / "trace.h5", records, list(at.state.params))
+        progress = {
+            "step": at.step,
+            "steps": self.steps,
+            "epoch": at.step / self.epoch,
+            "loss_sum": float(to_host(at.loss_sum)),
+            "right": int(to_host(at.right)),
+            "schedule_memory": at.schedule.memory(),
+            "random": "philox4x64-10 keyed by (seed, purpose, step); no other state",
+            "sampler": "epoch = step // steps an epoch; order from (seed, data/order, epoch)",
+        }
+        meta = {
+            "run": RUN_FORMAT,
+            "config": self.config.as_dict(),
+            "model_file": self.model_file,
+            "progress": progress,
+            "provenance": self.provenance,
+        }
+        newest, previous = self.out / "checkpoint.h5", self.out / "checkpoint.prev.h5"
+        state = at.state
+        store.save(
+            newest,
+            state.params,
+            buffers=state.buffers,
+            state=state.optimizer,
+            meta=meta,
+            keep_previous=previous,
+        )
+
+    # --- the loop ------------------------------------------------------------------------
+
+    def run(self, at: Position, stop: Callable[[], int], *, fresh: bool = False) -> Summary:
+        """Train from `at` to the end, or to the step after which `stop` names a signal. fresh: the
+        run begins here; its first record and checkpoint are written."""
+        begun, signal = time.perf_counter() - at.seconds, 0
+        with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at):
+            if fresh:
+                journal.write({"event": "start", "step": 0, "config": self.config.as_dict()})
+                self._save(at, journal)
+            while at.step < self.steps and not signal:
+                at, record = self._advance(at, journal, begun)
+                self.reporter.progress(at.step, self.steps, record)
+                signal = stop()
+                if signal or at.step == self.steps or self._due("checkpoint_every", at.step):
+                    self._save(at, journal)
+            return self._summary(at, time.perf_counter() - begun, signal)
+
+    def _threads(self, at: Position) -> AbstractContextManager[Any]:
+        """BLAS threads for this run; a second one slows small products down, on a busy machine
+        by orders of magnitude, and would make their bits depend on the number of cores."""
+        largest = max((math.prod(p.shape) for p in at.state.params.values()), default=0)
+        small = 2.0 * self.config.batch_size * largest < SMALL_PRODUCT
+        threads = self.config.threads or (1 if small else None)
+        limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
+        return limits
+
+    def _due(self, setting: str, step: int) -> bool:
+        """Whether something done every so many steps falls on `step`; None is once an epoch."""
+        every = getattr(self.config, setting)
+        every = self.epoch if every is None else every
+        return bool(every) and step % every == 0
+
+    def _advance(
+        self, before: Position, journal: log.Log, begun: float
+    ) -> tuple[Position, Record | None]:
+        """One step, and the records that fall on it."""
+        lr = before.schedule(before.step)
+        at, done = self._stepped(before)
+        record: Record | None = None
+        if self._due("trace_every", at.step):
+            journal.write(self._trace_record(before, at, done))
+        if self._due("log_every", at.step):
+            record = self._step_record(at, done, lr)
+            journal.write(record)
+        if at.step % self.epoch == 0:
+            record = self._epoch_record(at, lr, begun)
+            journal.write(record)
+            at = self._next_epoch(at)
+        return at, record
+
+    def _stepped(self, before: Position) -> tuple[Position, Step]:
+        """The position after one step, and what the step left behind."""
+        x, y = self._batch(before.step)
+        lr, xp = before.schedule(before.step), arrays.namespace(x)
+        done = self.step(before.state, x, y, lr, self._random(before.step))
+        at = dataclasses.replace(
+            before,
+            state=done.state,
+            step=before.step + 1,
+            loss_sum=before.loss_sum + xp.asarray(done.loss, dtype=xp.float64) * x.shape[0],
+            right=before.right + done.correct,
+        )
+        return at, done
+
+    def _next_epoch(self, at: Position) -> Position:
+        """The position after a whole epoch with the schedule told its loss, the sums begun anew."""
+        loss_sum, right = self._sums(0.0, 0)
+        schedule = at.schedule.observe(self._mean_loss(at))
+        return dataclasses.replace(at, schedule=schedule, loss_sum=loss_sum, right=right)
+
+    def _mean_loss(self, at: Position) -> float:
+        return float(to_host(at.loss_sum)) / len(self.dataset.x)
+
+    def _batch(self, step: int) -> tuple[Array, Array]:
+        x, y = self.train_set
+        xp, indices = arrays.namespace(x), to_device(self.sampler.batch(step), self.device)
+        return xp.take(x, indices, axis=0), xp.take(y, indices, axis=0)
+
+    def _random(self, step: int) -> Random:
+        return Random(self.config.seed, "train", step)
+
+    def _trace_record(self, before: Position, at: Position, done: Step) -> Record:
+        measured = measure(before.state.params, at.state.params, done.grads)
+        rows = {name: [float(to_host(v)) for v in values] for name, values in measured.items()}
+        return {"event": "trace", "step": at.step, **rows}
+
+    def _step_record(self, at: Position, done: Step, lr: float) -> Record:
+        loss = float(to_host(done.loss))
+        if not math.isfinite(loss):
+            self._diverge(at)
+        return {"event": "step", "step": at.step, "loss": loss, "lr": lr}
+
+    def _epoch_record(self, at: Position, lr: float, begun: float) -> Record:
+        """The record of a finished epoch."""
+        self._require_finite(at)
+        record: Record = {"event": "epoch", "epoch": at.step // self.epoch, "step": at.step}
+        record |= {"lr": lr, "train_loss": self._mean_loss(at)}
+        if self.dataset.classes is not None:
+            record["train_accuracy"] = int(to_host(at.right)) / len(self.dataset.x)
+        record |= self._evaluation("test", at.state, self.test_set)
+        record["seconds"] = time.perf_counter() - begun
+        return record
+
+    def _evaluation(self, name: str, state: State, part: Any) -> dict[str, float]:
+        """Loss and accuracy over a whole set; empty where there is none."""
+        if part is None:
+            return {}
+        loss, right = evaluate(self.task, state, *part)
+        result = {f"{name}_loss": float(to_host(loss))}
+        if self.dataset.classes is not None:
+            result[f"{name}_accuracy"] = int(to_host(right)) / part[0].shape[0]
+        return result
+
+    def _summary(self, at: Position, seconds: float, signal: int) -> Summary:
+        results = {} if signal else self._evaluation("train", at.state, self.train_set)
+        results |= {} if signal else self._evaluation("test", at.state, self.test_set)
+        return Summary(
+            run=str(self.out),
+            step=at.step,
+            steps=self.steps,
+            epochs=self.config.epochs,
+            parameters=sum(math.prod(p.shape) for p in at.state.params.values()),
+            optimizer=self.optimizer.name,
+            lr=float(self.config.lr),
+            seconds=seconds,
+            stopped=signal,
+            **results,
+        )
+
+    # --- divergence ----------------------------------------------------------------------
+
+    def _require_finite(self, at: Position) -> None:
+        """Raise `Diverged` if the loss or a parameter is not finite; waits for the device once."""
+        values = [at.loss_sum, *at.state.params.values()]
+        xp = arrays.namespace(*values)
+        flags = xp.stack([xp.all(xp.isfinite(value)) for value in values])
+        if not bool(to_host(xp.all(flags))):
+            self._diverge(at)
+
+    def _diverge(self, at: Position) -> NoReturn:
+        """Repeat the run from its last checkpoint, watching every value, and say what was first."""
+        checkpoint, path, _ = store.load_newest(self.out)
+        again = self.restored(checkpoint, path)
+        advice = f"The last good checkpoint is {path}, step {again.step}. Try a lower --lr."
+        while again.step < at.step:
+            x, y = self._batch(again.step)
+            lr, random = again.schedule(again.step), self._random(again.step)
+            found = first_nonfinite(self.task, self.optimizer, again.state, x, y, lr, random)
+            if found:
+                raise Diverged(f"step {again.step + 1}: {found} is not finite. {advice}")
+            again, _ = self._stepped(again)
+            again = again if again.step % self.epoch else self._next_epoch(again)
+        raise Diverged(f"a loss up to step {at.step} was not finite, but not again. {advice}")
