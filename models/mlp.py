@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from npdrt import ops
-from npdrt.arrays import Array, Params
+from npdrt.arrays import Array, Params, label
 from npdrt.errors import Error
 from npdrt.models import initialisation
 from npdrt.models.initialisation import Initialiser
@@ -93,9 +93,11 @@ class MLP:
         for layer in range(self.depth):
             bias = params[self._name(layer, "bias")] if self.bias else None
             z = ops.linear(h, params[self._name(layer, "weight")], bias)
+            label(z, self._name(layer, "linear"))
             last = layer == self.depth - 1
             out = z if last and not self.output_nonlinearity else phi(z)
             h = h + out if self.residual and not last and h.shape == z.shape else out
+            label(h, self._name(layer, "output"))
         return h
 
     def apply(

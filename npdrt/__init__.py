@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 from npdrt.errors import Diverged, Error, FileRefused, Unavailable
 
 if TYPE_CHECKING:
-    from npdrt import arrays, autodiff, data, models, ops, optim, random, store, train
+    from npdrt import arrays, autodiff, data, models, ops, optim, program, random, store, train
     from npdrt.autodiff import check_gradients, value_and_grad
+    from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
 
 __version__ = "0.1.0"
 
-_MODULES = {"arrays", "autodiff", "data", "models", "ops", "optim", "random", "store", "train"}
+_MODULES = {
+    *("arrays", "autodiff", "data", "models", "ops", "optim", "program", "random", "store", "train")
+}
 _HOMES = {
     "Checkpoint": "store",
+    "Program": "program",
     "check_gradients": "autodiff",
     "load": "store",
+    "record": "program",
     "save": "store",
     "value_and_grad": "autodiff",
 }
@@ -44,6 +49,7 @@ __all__ = [
     "Diverged",
     "Error",
     "FileRefused",
+    "Program",
     "Unavailable",
     "__version__",
     "arrays",
@@ -54,7 +60,9 @@ __all__ = [
     "models",
     "ops",
     "optim",
+    "program",
     "random",
+    "record",
     "save",
     "store",
     "train",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -93,6 +95,48 @@ def scalar(value: Array, like: Array) -> Array:
 def quiet() -> AbstractContextManager[Any]:
     """IEEE arithmetic without NumPy's warnings on overflow, 0/0 and the like."""
     return np.errstate(all="ignore")
+
+
+# --- what a program that is being recorded wants to know ------------------------------------
+
+_phase: ContextVar[str] = ContextVar("phase", default="forward")
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Array calls made inside belong to this part of a step: "backward", "update", or another."""
+    token = _phase.set(name)
+    try:
+        yield
+    finally:
+        _phase.reset(token)
+
+
+def current_phase() -> str:
+    """The part of a step that array calls belong to now; "forward" unless `phase` said more."""
+    return _phase.get()
+
+
+def label(x: Any, name: str) -> Any:
+    """`x`, named `name` in the listing of a program that is being recorded; else nothing happens.
+
+    A value keeps the first name it is given.
+    """
+    if hasattr(x, "label"):
+        x.label(name)
+    return x
+
+
+def composite(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Make a function of one array a single call in programs, where it has a kernel of its own."""
+
+    @wraps(function)
+    def call(x: Array) -> Array:
+        xp = namespace(x)
+        recorded = getattr(xp, "record_composite", None)
+        return function(x) if recorded is None else recorded(function.__name__, x)
+
+    return call
 
 
 # --- a kernel: the sum of rows in row order ------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, namespace, quiet, to_host
+from npdrt.arrays import Array, Params, label, namespace, phase, quiet, to_host
 from npdrt.errors import Diverged, Error
 
 Vjp = Callable[[Array], Array]
@@ -32,11 +32,17 @@ class Tensor:
     name: the primitive that made it, or the parameter's name.
     """
 
-    __slots__ = ("edges", "name", "value")
+    __slots__ = ("edges", "given", "name", "value")
     __array_ufunc__ = None  # NumPy hands `array * tensor` over to Tensor.__rmul__
 
     def __init__(self, value: Array, edges: tuple[tuple[Tensor, Vjp], ...] = (), name: str = ""):
         self.value, self.edges, self.name = value, edges, name
+        self.given = ""  # by the model; "" unless `npdrt.arrays.label` named the value
+
+    def label(self, name: str) -> None:
+        """Name the value, and its cotangent, in the listing of a program."""
+        self.given = self.given or name
+        label(self.value, name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,16 +154,19 @@ def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
     """Cotangents of the leaves under `output`, by `id` of the leaf; consumes the graph."""
     order = graph(output)
     cotangents = {id(output): cotangent}
-    while order:
-        node = order.pop()
-        edges, node.edges = node.edges, ()
-        if not edges:
-            continue
-        g = cotangents.pop(id(node))
-        for parent, vjp in edges:
-            part = _checked(vjp(g), parent, node.name)
-            have = cotangents.get(id(parent))
-            cotangents[id(parent)] = part if have is None else have + part
+    with phase("backward"):
+        while order:
+            node = order.pop()
+            edges, node.edges = node.edges, ()
+            if not edges:
+                continue
+            g = cotangents.pop(id(node))
+            if node.given:
+                label(g, f"d {node.given}")
+            for parent, vjp in edges:
+                part = _checked(vjp(g), parent, node.name)
+                have = cotangents.get(id(parent))
+                cotangents[id(parent)] = part if have is None else have + part
     return cotangents
 
 
@@ -213,13 +222,15 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
 def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
     cotangents: dict[int, Array] = {}
-    if isinstance(output, Tensor):
-        one = namespace(output.value).ones((), dtype=output.value.dtype)
-        cotangents = backward(output, one)
-    return {
-        name: cotangents[id(leaf)] if id(leaf) in cotangents else _zeros_like(leaf.value)
-        for name, leaf in leaves.items()
-    }
+    with phase("backward"):
+        if isinstance(output, Tensor):
+            one = namespace(output.value).ones((), dtype=output.value.dtype)
+            cotangents = backward(output, one)
+        grads = {
+            name: cotangents[id(leaf)] if id(leaf) in cotangents else _zeros_like(leaf.value)
+            for name, leaf in leaves.items()
+        }
+    return {name: label(g, f"d {name}") for name, g in grads.items()}
 
 
 def _zeros_like(x: Array) -> Array:

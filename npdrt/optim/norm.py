@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from npdrt.arrays import Array, namespace, sum_rows
+from npdrt.arrays import Array, composite, namespace, sum_rows
 from npdrt.errors import Error
 
 LANES = 256
 CHUNK = 65536  # elements: 512 KiB in float64, so that a chunk stays in cache
 
 
+@composite
 def norm(x: Array) -> Array:
     """The 2-norm of all elements of a float array, as a 0-d float64: sqrt(sum of squares).
 

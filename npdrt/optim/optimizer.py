@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, namespace, quiet, scalar
+from npdrt.arrays import Array, Params, namespace, phase, quiet, scalar
 from npdrt.errors import Error
 
 Slots = dict[str, Array]
@@ -68,17 +68,18 @@ class Optimizer:
         Raises `Error` where names, shapes or dtypes of params, grads and state do not fit.
         """
         _check(params, grads)
-        rate = scalar(_checked_rate(self.settings["lr"] if lr is None else lr), _first(params))
         new_params: Params = {}
         new_state: dict[str, Array] = {}
-        with quiet():
+        with quiet(), phase("update"):
+            rate = scalar(_checked_rate(self.settings["lr"] if lr is None else lr), _first(params))
             shared = {n: self._take(state, n) * f for n, f in (self.powers or {}).items()}
             shared["step"] = self._take(state, "step")
             for name, w in params.items():
                 slots = {s: self._slot(state, f"{name}/{s}", w) for s in self.slot_shapes}
                 new_params[name], slots = self.rule(w, grads[name], slots, shared, rate)
                 new_state.update({f"{name}/{s}": value for s, value in slots.items()})
-        return new_params, {**new_state, **shared, "step": shared["step"] + 1}
+            shared["step"] = shared["step"] + 1
+        return new_params, {**new_state, **shared}
 
     @cached_property
     def slot_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,10 @@
+"""A step as a program: recorded once, listed, and replayed without allocating.
+
+`record(step, *args)` runs a step once on arrays that have no data and returns a `Program`: the
+straight-line list of its array calls, forward, backward and update alike.
+"""
+
+from npdrt.program.program import Program, record
+from npdrt.program.replay import Memory
+
+__all__ = ["Memory", "Program", "record"]

@@ -1,0 +1,233 @@
+"""`record` and `Program`: from a step to its calls, and from the calls to replays."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Array, quiet
+from npdrt.errors import Error
+from npdrt.program.calls import EXACT, ROUNDED, Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.plan import Plan, make_plan
+from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
+from npdrt.program.replay import Binding, Memory, run
+from npdrt.program.tree import Path, leaves, rebuild
+from npdrt.random import Random
+
+
+def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None) -> Program:
+    """Run `step(*args)` once on recording arrays; the program of its array calls.
+
+    args: nested dicts, tuples, lists and dataclasses. Arrays and Python floats in them (a learning
+    rate) are inputs, and so is every draw from a `Random` among them (a dropout mask): one program
+    serves all steps of the same shapes. Anything else is fixed; a call with another value is
+    refused. Nothing is computed, and the arrays are not read. memory: shared with other programs
+    that take turns with this one; their results stay valid until the next call of any of them.
+
+    Raises `Error` where the step looks at a value on the host, uses an array that is not among
+    its arguments, or calls something that cannot be recorded; the message names the line.
+
+    >>> import numpy as np
+    >>> from npdrt import ops
+    >>> program = record(lambda x, lr: ops.sum(x * x) * lr, np.ones(3), 0.5)
+    >>> float(program(np.array([1.0, 2.0, 3.0]), 0.5))
+    7.0
+    """
+    recorder, parameters = Recorder(), _parameter_names(step, len(args))
+    given = list(leaves(dict(zip(parameters, args, strict=True))))
+    stand_ins = [_stand_in(recorder, path, leaf) for path, leaf in given]
+    taken = iter(stand_ins)
+    result = step(*rebuild(args, lambda _: next(taken)))
+    signature = {path: _kept(x, path) for (path, _), x in zip(given, stand_ins, strict=True)}
+    values = [dataclasses.replace(v, name=recorder.names.get(i, ""))
+              for i, v in enumerate(recorder.values)]  # fmt: skip
+    return Program(
+        values=values,
+        calls=recorder.calls,
+        parameters=parameters,
+        signature=signature,
+        draws=recorder.draws,
+        constants=recorder.constants,
+        result=rebuild(result, lambda x: Ref(x.index) if isinstance(x, Recorded) else x),
+        memory=memory,
+    )
+
+
+def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
+    """The names of the first `count` parameters; numbers where there are none."""
+    try:
+        names = list(inspect.signature(step).parameters)[:count]
+    except (TypeError, ValueError):
+        names = []
+    return (*names, *map(str, range(len(names), count)))
+
+
+def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
+    """What the step is given in place of a leaf of its arguments."""
+    if isinstance(leaf, Random):
+        return RecordedRandom(recorder, Stream(path))
+    if isinstance(leaf, float) or hasattr(leaf, "dtype"):
+        dtype = getattr(leaf, "dtype", np.dtype(np.float64))
+        return recorder.input(getattr(leaf, "shape", ()), dtype, _name(path), "input")
+    return leaf
+
+
+def _name(path: Path) -> str:
+    """A leaf's name in the listing: its last key where that is a path of its own, else all."""
+    return path[-1] if "/" in path[-1] else "/".join(path)
+
+
+def _kept(x: Any, path: Path) -> Ref | Stream | Fixed:
+    if isinstance(x, Recorded):
+        return Ref(x.index)
+    return Stream(path) if isinstance(x, RecordedRandom) else Fixed(x)
+
+
+class Program:
+    """The straight-line list of array calls of one step.
+
+    values, calls: see `npdrt.program.calls`. parameters: the names of the step's arguments.
+    signature: path of every leaf of the arguments -> `Ref` of an input, `Stream`, or `Fixed`.
+    draws: the inputs that are drawn, by value index. constants: arrays that never change, by value
+    index. result: the step's result with `Ref`s for arrays.
+
+    Calling it replays the step: `program(*args)` gives what `step(*args)` gives, to the bit. The
+    program owns its memory. Arrays it returns stay valid until its next call; passing them back
+    in is free; other arrays are copied in; the caller's arrays are never written.
+    """
+
+    def __init__(
+        self,
+        *,
+        values: list[Value],
+        calls: list[Call],
+        parameters: tuple[str, ...],
+        signature: dict[Path, Ref | Stream | Fixed],
+        draws: dict[int, Draw],
+        constants: dict[int, Array],
+        result: Any,
+        memory: Memory | None = None,
+    ):
+        self.values, self.calls = values, calls
+        self.parameters, self.signature, self.draws = parameters, signature, draws
+        self.constants, self.result = constants, result
+        self.memory = memory or Memory()
+        self._bound: Binding | None = None
+
+    @property
+    def inputs(self) -> dict[Path, int]:
+        """Path in the arguments -> value index, of every array and float."""
+        return {path: x.index for path, x in self.signature.items() if isinstance(x, Ref)}
+
+    @property
+    def outputs(self) -> dict[Path, int]:
+        """Path in the result -> value index."""
+        return {path: x.index for path, x in leaves(self.result) if isinstance(x, Ref)}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """In which order and in whose memory the calls run."""
+        return make_plan(self.values, self.calls, self.inputs, self.outputs, (*EXACT, *ROUNDED))
+
+    def __call__(self, *args: Any) -> Any:
+        """Replay the step.
+
+        Raises `Error` where an argument has another shape, dtype or fixed value than recorded.
+        """
+        binding = self._binding()
+        with quiet():
+            self._fill(binding, self._given(args))
+            run(binding.operations)
+        return self._returned(lambda x: x)
+
+    def copy_out(self) -> Any:
+        """The result of the last call in arrays of its own, which later calls leave alone."""
+        if self._bound is None:
+            raise Error("copy_out: the program has not been called yet")
+        return self._returned(lambda x: x.copy())
+
+    def _returned(self, change: Callable[[Array], Array]) -> Any:
+        array = self._binding().array
+        return rebuild(
+            self.result, lambda x: change(array(x.index)) if isinstance(x, Ref) else x
+        )
+
+    # --- memory ------------------------------------------------------------------------------
+
+    def _binding(self) -> Binding:
+        """The plan bound to memory; anew where another program has enlarged the scratch memory."""
+        if self._bound is None or self._bound.scratch is not self.memory.scratch:
+            self._bound = Binding(self.values, self.plan, self._lasting(), self.memory)
+        return self._bound
+
+    def _lasting(self) -> dict[int, Array]:
+        """The arrays that outlive a replay: constants, inputs and outputs, by value index."""
+        plan, home = self.plan, self.memory.home
+        arrays = dict(self.constants)
+        arrays |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
+        for number, i in enumerate(self.draws):
+            arrays[i] = home(("random", str(number)), self.values[i])
+        arrays |= {output: arrays[i] for output, i in plan.landed.items()}
+        made = {plan.calls[c].result for c in plan.constants}
+        for path, i in self.outputs.items():
+            root = i if self.values[i].base is None else self.values[i].base
+            if root not in arrays and root not in made:
+                arrays[root] = home(("result", *path), self.values[root])
+        return arrays
+
+    # --- arguments ---------------------------------------------------------------------------
+
+    def _given(self, args: tuple[Any, ...]) -> dict[Path, Any]:
+        """The leaves of the arguments, in the places they were recorded in."""
+        if len(args) != len(self.parameters):
+            raise Error(
+                f"the program takes {len(self.parameters)} arguments "
+                f"({', '.join(self.parameters)}); got {len(args)}"
+            )
+        given = dict(leaves(dict(zip(self.parameters, args, strict=True))))
+        if given.keys() != self.signature.keys():
+            odd = sorted(map("/".join, given.keys() ^ self.signature.keys()))
+            raise Error(f"the arguments differ from those recorded in: {', '.join(odd[:5])}")
+        return given
+
+    def _fill(self, binding: Binding, given: dict[Path, Any]) -> None:
+        """The arguments in the memory of the inputs. What is there already stays."""
+        moving = []
+        for path, kept in self.signature.items():
+            x = given[path]
+            if isinstance(kept, Ref):
+                if x is not binding.arrays[kept.index]:
+                    moving.append((kept.index, self._fitting(path, self.values[kept.index], x)))
+            elif isinstance(kept, Fixed) and not _same(x, kept.value):
+                raise Error(
+                    f"{'/'.join(path)}: recorded with {kept.value!r}, which is part of the "
+                    f"program; got {x!r}; record the step again"
+                )
+        moving = [(i, x.copy() if self.memory.holds(x) else x) for i, x in moving]
+        for i, x in moving:
+            binding.arrays[i][...] = x
+        for i, draw in self.draws.items():
+            stream = given[draw.stream.path]
+            for method, argument in draw.lineage:
+                stream = getattr(stream, method)(argument)
+            binding.arrays[i][...] = getattr(stream, draw.method)(*draw.args, **draw.settings)
+
+    def _fitting(self, path: Path, value: Value, x: Any) -> Any:
+        """An argument of the recorded form."""
+        shape, dtype = tuple(getattr(x, "shape", ())), str(getattr(x, "dtype", "float64"))
+        if (shape, dtype) != (value.shape, value.dtype) or isinstance(x, int | str | None):
+            found = f"{dtype}{list(shape)}" if hasattr(x, "dtype") else repr(x)
+            raise Error(
+                f"{'/'.join(path)}: recorded as {value.dtype}{list(value.shape)}; got {found}; "
+                "a program serves one shape and dtype: record the step again"
+            )
+        return x
+
+
+def _same(x: Any, kept: Any) -> bool:
+    return x is kept or bool(type(x) is type(kept) and x == kept)

@@ -1,0 +1,325 @@
+"""Recording: a step runs once on arrays that have a shape and a dtype but no data.
+
+`Recorded` arrays stand behind the same `xp` seam as NumPy's; their namespace notes every call
+instead of making it. Nothing is computed, so recording a deep network takes no memory; a step
+that looks at an array's value (float, if, item) is refused, with the line that looked.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from npdrt.arrays import current_phase
+from npdrt.errors import Error
+from npdrt.program import infer
+from npdrt.program.calls import KINDS, Call, Draw, Ref, Stream, Value
+from npdrt.program.infer import Form
+
+PACKAGE = Path(__file__).resolve().parents[1]
+MACHINERY = tuple(
+    str(PACKAGE / name) for name in ("program/recorder.py", "arrays.py", "optim/optimizer.py")
+)
+_HOST = (
+    *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"),
+    *("item", "tolist", "tobytes"),
+)
+_BINARY = {
+    **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"},
+    **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "mod": "remainder"},
+    **{"floordiv": "floor_divide", "matmul": "matmul"},
+}
+_COMPARISONS = {
+    **{"eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal"},
+    **{"gt": "greater", "ge": "greater_equal"},
+}
+
+
+class Recorded:
+    """An array of a program that is being recorded: a shape and a dtype, no data."""
+
+    __slots__ = ("index", "recorder")
+    __array_ufunc__ = None  # NumPy hands `array * recorded` over to this class
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, recorder: Recorder, index: int):
+        self.recorder, self.index = recorder, index
+
+    @property
+    def _form(self) -> Form:
+        return self.recorder.forms[self.index]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self._form.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return self._form.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self._form.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._form.size
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.recorder.namespace
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(self.shape[0]))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.recorder.call("getitem", (self, infer.basic_index(index)))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        args = (self, infer.basic_index(index), value)
+        self.index = self.recorder.call("assign", args).index
+
+    def __neg__(self) -> Any:
+        return self.recorder.call("negative", (self,))
+
+    def __abs__(self) -> Any:
+        return self.recorder.call("abs", (self,))
+
+    def __invert__(self) -> Any:
+        return self.recorder.call("bitwise_invert", (self,))
+
+    def label(self, name: str) -> None:
+        """Name the value in the listing, unless it has a name."""
+        self.recorder.names.setdefault(self.index, name)
+
+    def __repr__(self) -> str:
+        return f"Recorded(shape={self.shape}, dtype={self.dtype})"
+
+
+def _operator(function: str, swapped: bool = False) -> Any:
+    def operate(self: Recorded, other: Any) -> Any:
+        if hasattr(other, "edges"):  # a Tensor has the operation with its derivative
+            return NotImplemented
+        args = (other, self) if swapped else (self, other)
+        return self.recorder.call(function, args)
+
+    return operate
+
+
+def _host_look(name: str) -> Any:
+    def refuse(self: Recorded, *args: Any, **settings: Any) -> NoReturn:
+        what = name.strip("_")
+        what = "if, while, and, or" if what == "bool" else f"{what}()"
+        raise Error(
+            f"{self.recorder.source()}: the step looks at the value of a {self.dtype}"
+            f"{list(self.shape)} array on the host ({what}) while it is recorded; a program has "
+            "no values yet: use xp.where, or return the array and look at the result"
+        )
+
+    return refuse
+
+
+for _name, _function in _BINARY.items():
+    setattr(Recorded, f"__{_name}__", _operator(_function))
+    setattr(Recorded, f"__r{_name}__", _operator(_function, swapped=True))
+for _name, _function in _COMPARISONS.items():
+    setattr(Recorded, f"__{_name}__", _operator(_function))
+for _name in _HOST:
+    setattr(Recorded, _name, _host_look(_name))
+
+
+class Namespace:
+    """The array module of recorded arrays: every function notes a call."""
+
+    __name__ = "a program being recorded (give the step every array as an argument)"
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        if name in KINDS and name not in ("getitem", "assign", "copy"):
+            return lambda *args, **settings: self._recorder.call(name, args, settings)
+        if name in ("isdtype", "finfo", "iinfo", "result_type", "newaxis", "pi", "inf", "nan"):
+            return getattr(np, name)
+        if isinstance(getattr(np, name, None), type):
+            return getattr(np, name)  # a dtype
+        raise Error(
+            f"{self._recorder.source()}: {name} cannot be recorded; a step computes with "
+            "npdrt.ops, or with the functions npdrt.program.calls.KINDS names"
+        )
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """A recorded array in `dtype`; a number or host array becomes a constant."""
+        if isinstance(x, Recorded):
+            same = dtype is None or x.dtype == np.dtype(dtype)
+            return x if same else self._recorder.call("astype", (x, np.dtype(dtype).name))
+        return self._recorder.constant(np.asarray(x, dtype=dtype))
+
+    def astype(self, x: Any, dtype: Any) -> Any:
+        """A recorded array in another dtype."""
+        return self._recorder.call("astype", (x, np.dtype(dtype).name))
+
+    def record_composite(self, name: str, x: Any) -> Any:
+        """A function that a program replays with a kernel of its own."""
+        contiguous = self._recorder.values[x.index].contiguous
+        return self._recorder.call(name, (x if contiguous else self._recorder.call("copy", (x,)),))
+
+    def zeros_like(self, x: Any) -> Any:
+        """Zeros of the form of x."""
+        return self._recorder.call("zeros", (x.shape,), {"dtype": x.dtype})
+
+    def ones_like(self, x: Any) -> Any:
+        """Ones of the form of x."""
+        return self._recorder.call("ones", (x.shape,), {"dtype": x.dtype})
+
+
+class Recorder:
+    """The values and calls of a program as they are noted."""
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self.forms: list[Form] = []
+        self.calls: list[Call] = []
+        self.names: dict[int, str] = {}
+        self.constants: dict[int, np.ndarray[Any, Any]] = {}
+        self.draws: dict[int, Draw] = {}
+        self.namespace = Namespace(self)
+
+    def input(self, shape: tuple[int, ...], dtype: Any, name: str, origin: str) -> Recorded:
+        """A new C-ordered array that is filled before every replay."""
+        self.names[len(self.values)] = name
+        return self._new(infer.empty(tuple(shape), np.dtype(dtype)), origin=origin)
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Recorded:
+        """An array that is the same in every replay; kept as a copy."""
+        held = np.array(array, order="C")
+        self.constants[len(self.values)] = held
+        return self._new(infer.empty(held.shape, held.dtype), origin="constant")
+
+    def call(
+        self, function: str, args: tuple[Any, ...], settings: dict[str, Any] | None = None
+    ) -> Recorded:
+        """Note a call and return its result."""
+        args = tuple(self._argument(a) for a in args)
+        settings = {name: _plain(value) for name, value in (settings or {}).items()}
+        forms = infer.with_forms(args, self.forms)
+        try:
+            form = infer.result(function, forms, settings)
+        except Error as error:
+            raise Error(f"{self.source()}: {error}") from error
+        if KINDS[function] == "view" and form.base is None:  # NumPy would copy here, so do we
+            source = args[0]
+            copied = self.call("copy", (Recorded(self, source.index),))
+            return self.call(function, (copied, *args[1:]), settings)
+        base, offset = self._place(args[0], form) if form.base is not None else (None, 0)
+        result = self._new(form, base, offset)
+        phase = current_phase()
+        self.calls.append(Call(function, args, result.index, settings, phase, self.source()))
+        return result
+
+    def _place(self, viewed: Ref, form: Form) -> tuple[int, int]:
+        """The value that owns the memory of a view, and the offset in it."""
+        parent = self.values[viewed.index]
+        owner = viewed.index if parent.base is None else parent.base
+        return owner, parent.offset + form.offset
+
+    def _new(
+        self, form: Form, base: int | None = None, offset: int = 0, origin: str = "call"
+    ) -> Recorded:
+        value = Value(form.shape, form.dtype.name, form.strides, base, offset, "", origin)
+        self.values.append(value)
+        self.forms.append(form)
+        return Recorded(self, len(self.values) - 1)
+
+    def _argument(self, x: Any) -> Any:
+        """An argument as a call keeps it."""
+        if isinstance(x, Recorded):
+            if x.recorder is not self:
+                raise Error(f"{self.source()}: an array of another recording")
+            return Ref(x.index)
+        if isinstance(x, np.ndarray):
+            raise Error(
+                f"{self.source()}: the step uses a {x.dtype}{list(x.shape)} array that is not "
+                "among its arguments; pass it as one, or make it a constant with xp.asarray"
+            )
+        if isinstance(x, np.generic):
+            return Ref(self.constant(np.asarray(x)).index)
+        if isinstance(x, tuple | list):
+            return tuple(self._argument(item) for item in x)
+        return _plain(x)
+
+    def source(self) -> str:
+        """The line that asked for the call being noted: the nearest one outside the machinery."""
+        frame = sys._getframe(1)
+        while frame.f_back and (
+            frame.f_code.co_filename in MACHINERY or frame.f_code.co_filename.startswith("<")
+        ):
+            frame = frame.f_back
+        return f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@cache
+def _shown(file: str) -> str:
+    """A file of npdrt by its place in the package, another by its name."""
+    path = Path(file).resolve()
+    for root, prefix in ((PACKAGE, "npdrt"), (PACKAGE.parent / "models", "models")):
+        if path.is_relative_to(root):
+            return str(Path(prefix) / path.relative_to(root))
+    return path.name
+
+
+def _plain(x: Any) -> Any:
+    """A setting as text, number or tuple: a dtype by its name."""
+    if isinstance(x, np.dtype) or (isinstance(x, type) and issubclass(x, np.generic)):
+        return np.dtype(x).name
+    return tuple(map(_plain, x)) if isinstance(x, tuple | list) else x
+
+
+_DRAWN = {"uniform": "float64", "normal": "float64", "bernoulli": "bool", "permutation": "int64",
+          "words": "uint64"}  # fmt: skip
+
+
+class RecordedRandom:
+    """A `Random` argument while a step is recorded: every draw becomes an input.
+
+    lineage: the `of` and `at` calls that lead from the argument to this stream.
+    """
+
+    def __init__(self, recorder: Recorder, stream: Stream, lineage: Any = ()):
+        self._recorder, self._stream, self._lineage = recorder, stream, lineage
+
+    def of(self, purpose: str) -> RecordedRandom:
+        """The stream for a narrower purpose."""
+        return RecordedRandom(self._recorder, self._stream, (*self._lineage, ("of", purpose)))
+
+    def at(self, step: int) -> RecordedRandom:
+        """The same stream at another step."""
+        return RecordedRandom(self._recorder, self._stream, (*self._lineage, ("at", step)))
+
+    def __getattr__(self, method: str) -> Any:
+        if method not in _DRAWN:
+            raise Error(
+                f"{self._recorder.source()}: {method} of a random stream differs from step to "
+                "step and cannot be read while a step is recorded; draw numbers from the stream"
+            )
+
+        def draw(shape: Any, *args: Any, **settings: Any) -> Recorded:
+            size = (shape,) if isinstance(shape, int) else tuple(shape)
+            steps = [str(argument) for _, argument in self._lineage]
+            name = "/".join([*self._stream.path, *steps, method])
+            drawn = self._recorder.input(size, _DRAWN[method], name, "random")
+            call = Draw(self._stream, self._lineage, method, (shape, *args), settings)
+            self._recorder.draws[drawn.index] = call
+            return drawn
+
+        return draw
