@@ -10,7 +10,6 @@ there, by a copy once nothing reads it any more where it does not.
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -185,34 +184,24 @@ class _Planner:
     # --- order -------------------------------------------------------------------------------
 
     def _schedule(self, after: dict[int, set[int]]) -> list[int]:
-        """The order of the calls: as recorded, but update calls as early as they can run."""
+        """The order of the calls: as recorded up to the update; the calls of the update, each as
+        late as its results need it, and these as early as the gradients allow."""
         writer = {self.calls[c].result: c for c in self.running if self._made(c)}
-        first = next((c for c in self.running if self.calls[c].phase == "update"), len(self.calls))
-        waiting: dict[int, int] = {}
-        followers: dict[int, list[int]] = defaultdict(list)
+        needs = {
+            c: {writer[root] for root in self._reads(c) if root in writer} | after.get(c, set())
+            for c in self.running
+        }
+        update = (c for c in self.running if self.calls[c].phase == "update")
+        first = next(update, len(self.calls))
+        ready: dict[int, int] = {}  # after which call of the forward or backward pass it can run
         for c in self.running:
-            needs = {writer[root] for root in self._reads(c) if root in writer}
-            needs |= after.get(c, set())
-            waiting[c] = len(needs)
-            for other in needs:
-                followers[other].append(c)
-        order: list[int] = []
-        ready = [c for c in self.running if c >= first and waiting[c] == 0]
-        heapq.heapify(ready)
-
-        def emit(c: int) -> None:
-            order.append(c)
-            for follower in followers[c]:
-                waiting[follower] -= 1
-                if waiting[follower] == 0 and follower >= first:
-                    heapq.heappush(ready, follower)
-
-        for c in self.running:
-            if c < first:
-                emit(c)
-            while ready:
-                emit(heapq.heappop(ready))
-        return order
+            ready[c] = c if c < first else max((ready[d] for d in needs[c]), default=-1)
+        due: dict[int, int] = {}
+        for c in reversed(self.running):
+            due.setdefault(c, ready[c])
+            for d in needs[c]:
+                due[d] = min(due.get(d, len(self.calls)), due[c])
+        return sorted(self.running, key=lambda c: (c, 0, c) if c < first else (due[c], 1, c))
 
     # --- chains ------------------------------------------------------------------------------
 
