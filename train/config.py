@@ -32,7 +32,9 @@ class Config:
     the model; inputs and outputs come from the data. data: a data set's name or FILE.npz.
     lr: a rate or "auto". schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the
     training data. threads: of BLAS; None is 1 where the matrix products of a step are small
-    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. trace_every, log_every,
+    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. eager: run every array call from
+    Python instead of recording the step once and replaying it; same bits. fast: replay with
+    compiled loops (extra `fast`); same bits. trace_every, log_every,
     checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
     once an epoch.
     """
@@ -52,6 +54,8 @@ class Config:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
+    eager: bool = False
+    fast: bool = False
     trace_every: int | None = None
     log_every: int = 0
     checkpoint_every: int | None = None

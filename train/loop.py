@@ -26,13 +26,14 @@ from npdrt.arrays import Array, quiet, to_device, to_host
 from npdrt.data import Dataset, Sampler
 from npdrt.errors import Diverged, Error, FileRefused
 from npdrt.optim.schedules import Schedule
+from npdrt.program import Memory, record
 from npdrt.random import Random
 from npdrt.store import Checkpoint, container, log, trace
 from npdrt.store.log import Record
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.provenance import provenance
-from npdrt.train.step import State, Step, Task, evaluate, make_step, measure
+from npdrt.train.step import State, Step, Task, evaluate, make_step
 
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -65,6 +66,7 @@ class Summary:
 class Position:
     """Where a run stands between two steps; the sums are of the unfinished epoch, on the device.
 
+    The arrays of the state are those of the step's program: the next step writes over them.
     seconds: training time before this process.
     """
 
@@ -119,6 +121,8 @@ def resume(
     *,
     epochs: int | None = None,
     device: str | None = None,
+    eager: bool | None = None,
+    fast: bool | None = None,
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
     stop: Callable[[], int] = never,
@@ -126,7 +130,7 @@ def resume(
     """Go on with the run in `out` from its newest checkpoint that can be read.
 
     The result has the bits of a run that never stopped. epochs: a new length of the run (not
-    with a linear schedule, which depends on it). device: another device.
+    with a linear schedule, which depends on it). device, eager, fast: another way to run it.
     Raises `Error` where the data or the model file are not those of the run.
     """
     reporter = reporter or Reporter()
@@ -134,7 +138,8 @@ def resume(
     container.remove_stale_temporaries(out)
     if warning:
         reporter.warning(warning)
-    config = _resumed_config(checkpoint, path, epochs, device)
+    changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    config = _resumed_config(checkpoint, path, changes)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     if dataset.digests != checkpoint.meta["provenance"]["data"]:
         raise Error(f"{path}: the data set {config.data} has changed since the run was started")
@@ -170,9 +175,7 @@ def _blame(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _resumed_config(
-    checkpoint: Checkpoint, path: Path, epochs: int | None, device: str | None
-) -> Config:
+def _resumed_config(checkpoint: Checkpoint, path: Path, changes: dict[str, Any]) -> Config:
     if checkpoint.meta.get("run") != RUN_FORMAT:
         raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
     config = Config.from_dict(checkpoint.meta["config"])
@@ -181,12 +184,12 @@ def _resumed_config(
             f"{config.model} has changed since the run was started; "
             "start a new run, with another --out"
         )
+    epochs = changes["epochs"]
     if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
         raise Error(
             f"a linear schedule falls over the run's {config.epochs} epochs, which cannot be "
             f"changed to {epochs} on the way"
         )
-    changes: dict[str, Any] = {"epochs": epochs, "device": device}
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -200,7 +203,8 @@ class Trainer:
         self.model = build_model(config, dataset)
         self.optimizer = build_optimizer(config)
         self.task = Task(self.model, dataset.classes, config.label_smoothing)
-        self.step = make_step(self.task, self.optimizer)
+        self._steps: dict[Any, Callable[..., Step]] = {}  # by shape of the batch, traced or not
+        self._memory = Memory()
         self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
         self.epoch = self.sampler.batches_per_epoch
         self.steps = config.epochs * self.epoch
@@ -326,8 +330,8 @@ class Trainer:
         lr = before.schedule(before.step)
         at, done = self._stepped(before)
         record: Record | None = None
-        if self._due("trace_every", at.step):
-            journal.write(self._trace_record(before, at, done))
+        if done.measured:
+            journal.write(self._trace_record(at, done))
         if self._due("log_every", at.step):
             record = self._step_record(at, done, lr)
             journal.write(record)
@@ -341,7 +345,8 @@ class Trainer:
         """The position after one step, and what the step left behind."""
         x, y = self._batch(before.step)
         lr, xp = before.schedule(before.step), arrays.namespace(x)
-        done = self.step(before.state, x, y, lr, self._random(before.step))
+        args = (before.state, x, y, lr, self._random(before.step))
+        done = self._step(self._due("trace_every", before.step + 1), args)(*args)
         at = dataclasses.replace(
             before,
             state=done.state,
@@ -350,6 +355,22 @@ class Trainer:
             right=before.right + done.correct,
         )
         return at, done
+
+    def _step(self, traced: bool, args: tuple[Any, ...]) -> Callable[..., Step]:
+        """The step for arguments of these shapes: recorded once, then replayed; or eager."""
+        key = (args[1].shape, traced)
+        if key not in self._steps:
+            step = make_step(self.task, self.optimizer, traced=traced)
+            self._steps[key] = step if self.config.eager else self._recorded(step, args)
+        return self._steps[key]
+
+    def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
+        try:
+            program = record(step, *args, memory=self._memory, fast=self.config.fast)
+        except Error as error:
+            raise Error(f"{error}. Or train with --eager, which records nothing.") from error
+        self._memory.adopt({"state": args[0]})
+        return program
 
     def _next_epoch(self, at: Position) -> Position:
         """The position after a whole epoch with the schedule told its loss, the sums begun anew."""
@@ -368,9 +389,8 @@ class Trainer:
     def _random(self, step: int) -> Random:
         return Random(self.config.seed, "train", step)
 
-    def _trace_record(self, before: Position, at: Position, done: Step) -> Record:
-        measured = measure(before.state.params, at.state.params, done.grads)
-        rows = {name: [float(to_host(v)) for v in values] for name, values in measured.items()}
+    def _trace_record(self, at: Position, done: Step) -> Record:
+        rows = {name: [float(to_host(v)) for v in vs] for name, vs in done.measured.items()}
         return {"event": "trace", "step": at.step, **rows}
 
     def _step_record(self, at: Position, done: Step, lr: float) -> Record:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npdrt import ops, value_and_grad
-from npdrt.arrays import Array, Params, namespace
+from npdrt.arrays import Array, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.optim import Optimizer, norm
 from npdrt.random import Random
@@ -25,12 +25,12 @@ class State:
 @dataclass(frozen=True)
 class Step:
     """What a step leaves behind, all on the device: the mean loss of the minibatch before the
-    step, how many of its samples were classified right, and the gradients."""
+    step, how many of its samples were classified right, and what `measure` found if asked."""
 
     state: State
     loss: Array
     correct: Array
-    grads: Params
+    measured: dict[str, list[Array]]
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,20 @@ class Task:
         return self.loss(output, y), (output, buffers)
 
 
-def make_step(task: Task, optimizer: Optimizer) -> Callable[..., Step]:
-    """The function `(state, x, y, lr, random) -> Step`; pure, no synchronisation."""
+def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
+    """The function `(state, x, y, lr, random) -> Step`; pure, no synchronisation, can be recorded.
+
+    traced: measure the step too.
+    """
     differentiated = value_and_grad(task.forward, has_aux=True)
 
     def step(state: State, x: Array, y: Array, lr: Any, random: Random) -> Step:
         (loss, (output, buffers)), grads = differentiated(state.params, state.buffers, x, y, random)
+        correct = task.correct(output, y)
         params, slots = optimizer.update(state.params, grads, state.optimizer, lr=lr)
-        return Step(State(params, buffers, slots), loss, task.correct(output, y), grads)
+        with phase("measure"):
+            measured = measure(state.params, params, grads) if traced else {}
+        return Step(State(params, buffers, slots), loss, correct, measured)
 
     return step
 
@@ -104,7 +110,7 @@ def measure(before: Params, after: Params, grads: Params) -> dict[str, list[Arra
     }
     for name, w in before.items():
         xp, g = namespace(w), grads[name]
-        change = after[name] - w
+        change = label(after[name] - w, f"change of {name}")
         w_norm, g_norm, size = norm(w), norm(g), norm(change)
         product = xp.sum(xp.asarray(change, dtype=xp.float64) * xp.asarray(g, dtype=xp.float64))
         out["weight_norm"].append(w_norm)

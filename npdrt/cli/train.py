@@ -51,7 +51,7 @@ OPTIMIZER_OPTIONS = (
     "trust_coefficient",
     "norm_bound",
 )
-RESUMABLE = ("epochs", "device")  # what may differ from the run that is resumed
+RESUMABLE = ("epochs", "device", "eager", "fast")  # what may differ from the run that is resumed
 
 
 class Bar(Reporter):
@@ -163,6 +163,10 @@ OPTIONS = (  # in the order of the help; None means not given
     click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
     click.option("--threads", type=_POSITIVE, help="BLAS threads.  [default: 1 for small nets]"),
     click.option(
+        "--eager/--no-eager", default=None, help="Make every array call from Python, no program."
+    ),
+    click.option("--fast/--no-fast", default=None, help="Compiled loops (extra fast); same bits."),
+    click.option(
         "--trace-every",
         type=_NATURAL,
         help="Steps between layer measurements; 0 never.  [default: an epoch]",
@@ -264,6 +268,8 @@ def _resume(out: Path, settings: dict[str, Any], quiet: bool, common: dict[str, 
     return resume(
         out,
         epochs=settings.get("epochs"),
+        eager=settings.get("eager"),
+        fast=settings.get("fast"),
         device=_device(device, quiet) if device else None,
         **common,
     )

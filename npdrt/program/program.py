@@ -20,7 +20,8 @@ from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
 
 
-def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None) -> Program:
+def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None, fast: bool = False
+) -> Program:
     """Run `step(*args)` once on recording arrays; the program of its array calls.
 
     args: nested dicts, tuples, lists and dataclasses. Arrays and Python floats in them (a learning
@@ -28,6 +29,7 @@ def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None) -
     serves all steps of the same shapes. Anything else is fixed; a call with another value is
     refused. Nothing is computed, and the arrays are not read. memory: shared with other programs
     that take turns with this one; their results stay valid until the next call of any of them.
+    fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
     Raises `Error` where the step looks at a value on the host, uses an array that is not among
     its arguments, or calls something that cannot be recorded; the message names the line.
@@ -55,6 +57,7 @@ def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None) -
         constants=recorder.constants,
         result=rebuild(result, lambda x: Ref(x.index) if isinstance(x, Recorded) else x),
         memory=memory,
+        fast=fast,
     )
 
 
@@ -112,11 +115,12 @@ class Program:
         constants: dict[int, Array],
         result: Any,
         memory: Memory | None = None,
+        fast: bool = False,
     ):
         self.values, self.calls = values, calls
         self.parameters, self.signature, self.draws = parameters, signature, draws
         self.constants, self.result = constants, result
-        self.memory = memory or Memory()
+        self.memory, self.fast = memory or Memory(), fast
         self._bound: Binding | None = None
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.calls import Call, Ref, Value
 from npdrt.program.plan import Group, Plan
+from npdrt.program.tree import leaves
 
 Array = Any
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -38,6 +39,17 @@ class Memory:
         if key not in self.homes:
             self.homes[key] = np.empty(value.shape, value.dtype)
         return self.homes[key]
+
+    def adopt(self, tree: Any) -> None:
+        """Take arrays that the caller gives up as the homes of their names, without a copy.
+
+        Those that do not own their memory, or are in this one, are left alone.
+        """
+        for name, x in leaves(tree):
+            key = (name, tuple(x.shape), str(x.dtype))
+            if x.flags.owndata and x.flags.c_contiguous and key not in self.homes:
+                if not self.holds(x):
+                    self.homes[key] = x
 
     def reserve(self, nbytes: int) -> None:
         """At least so many bytes of scratch memory."""
