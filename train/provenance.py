@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 
 import npdrt
 from npdrt.arrays import Device, describe_gpus
+from npdrt.blas import kernels_chosen_by
 
 PACKAGES = ("numpy", "h5py", "click", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x")
 VARIABLES = (
@@ -40,6 +41,7 @@ def provenance(device: Device, data_digests: dict[str, str]) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
         "blas": blas(),
+        "blas_kernel_chosen_by": blas_kernel_chosen_by(),
         "cores": os.cpu_count(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "device": str(device),
@@ -72,6 +74,15 @@ def blas() -> list[dict[str, Any]]:
         for info in threadpool_info()
         if info["user_api"] == "blas"
     ]
+
+
+def blas_kernel_chosen_by() -> str:
+    """Who chose the kernels: the BLAS "library" itself, the "user" or the command "npdrt".
+
+    The latter two by OPENBLAS_CORETYPE, which means nothing to another BLAS than OpenBLAS.
+    """
+    heeded = any(b["library"] == "openblas" for b in blas())
+    return kernels_chosen_by() if heeded else "library"
 
 
 def cpu_name() -> str:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 import click
 
-from npdrt import __version__
+from npdrt import __version__, blas
 from npdrt.errors import Error, Unavailable
 
 COMMANDS = {
@@ -86,4 +86,5 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script and of `python -m npdrt`."""
+    blas.choose_kernels()  # here, because a command imports NumPy as soon as it is looked up
     cli(prog_name="npdrt")

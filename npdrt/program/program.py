@@ -12,6 +12,7 @@ import numpy as np
 
 from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
+from npdrt.program import fused
 from npdrt.program.calls import EXACT, ROUNDED, Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
@@ -136,7 +137,8 @@ class Program:
     @cached_property
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        return make_plan(self.values, self.calls, self.inputs, self.outputs, (*EXACT, *ROUNDED))
+        fusable = fused.FUSABLE if self.fast else (*EXACT, *ROUNDED)
+        return make_plan(self.values, self.calls, self.inputs, self.outputs, fusable)
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
@@ -166,7 +168,9 @@ class Program:
     def _binding(self) -> Binding:
         """The plan bound to memory; anew where another program has enlarged the scratch memory."""
         if self._bound is None or self._bound.scratch is not self.memory.scratch:
-            self._bound = Binding(self.values, self.plan, self._lasting(), self.memory)
+            self._bound = Binding(
+                self.values, self.plan, self._lasting(), self.memory, self.fast
+            )
         return self._bound
 
     def _lasting(self) -> dict[int, Array]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.optim.norm import CHUNK, LANES
+from npdrt.program import fused
 from npdrt.program.calls import Call, Ref, Value
 from npdrt.program.plan import Group, Plan
 from npdrt.program.tree import leaves
@@ -72,11 +73,19 @@ class Memory:
 class Binding:
     """A plan with an array for every value; `operations` replay it.
 
-    lasting: the arrays of inputs, outputs and constants by value index.
+    lasting: the arrays of inputs, outputs and constants by value index. fast: run chains and
+    norms as compiled loops.
     """
 
-    def __init__(self, values: list[Value], plan: Plan, lasting: dict[int, Array], memory: Memory):
-        self.values, self.plan = values, plan
+    def __init__(
+        self,
+        values: list[Value],
+        plan: Plan,
+        lasting: dict[int, Array],
+        memory: Memory,
+        fast: bool = False,
+    ):
+        self.values, self.plan, self.fast = values, plan, fast
         self.arrays = dict(lasting)
         blocks = plan.slots * BLOCK * 8
         memory.reserve(plan.scratch_bytes + blocks)
@@ -120,7 +129,8 @@ class Binding:
         """The NumPy calls of one call, on whole arrays."""
         args = tuple(map(self._filled, call.args))
         if call.function == "norm":
-            return [(self.norm, (args[0].reshape(-1), self.array(call.result)), {})]
+            flat, out = args[0].reshape(-1), self.array(call.result)
+            return [fused.norm(flat, out) if self.fast else (self.norm, (flat, out), {})]
         return operations(call, args, self.array(call.result))
 
     # --- chains --------------------------------------------------------------------------
@@ -128,6 +138,9 @@ class Binding:
     def _chain(self, group: Group) -> list[Operation]:
         """The calls of a chain on every block in turn."""
         calls, slots = [self.plan.calls[c] for c in group.calls], dict(group.slots)
+        if self.fast and len(calls) > 1 and all(fused.can_fuse(c, self.values) for c in calls):
+            kept = [call.result for call in calls if call.result not in slots]
+            return [fused.chain(calls, self.values, kept, self.array)]
         size = self.values[calls[0].result].size
         return [
             operation

@@ -1,0 +1,219 @@
+"""Chains and norms as compiled loops, one pass over memory (extra `fast`, numba).
+
+Only `+ - * / sqrt`, comparisons and selections are compiled, in the order and the dtypes of the
+plain calls, without contraction or reassociation: the bits are those of NumPy, which stays the
+definition (`npdrt.program.replay`) and the oracle of the tests. Not among them: `maximum` and
+`minimum`, whose sign of zero is NumPy's affair, and casts to integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from npdrt.errors import Unavailable
+from npdrt.optim.norm import CHUNK, LANES
+from npdrt.program.calls import Call, Ref, Value
+
+_INFIX = {
+    **{"add": "+", "subtract": "-", "multiply": "*", "divide": "/"},
+    **{"equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<="},
+    **{"greater": ">", "greater_equal": ">="},
+    **{"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"},
+}
+_PREFIX = {"negative": "-{}", "sqrt": "np.sqrt({})", "abs": "abs({})"}
+FUSABLE = (*_INFIX, *_PREFIX, "where", "astype", "isfinite")
+SHARED = 1 << 20  # elements from which a second thread pays
+
+
+def numba() -> Any:
+    """The compiler; `Unavailable` without it."""
+    try:
+        import numba
+    except ImportError as error:
+        raise Unavailable(
+            f'compiled loops need numba ({error}); install it with pip install "npdrt[fast]", '
+            "or leave --fast out"
+        ) from error
+    return numba
+
+
+# --- chains -----------------------------------------------------------------------------------
+
+
+def read_by(calls: list[Call]) -> list[int]:
+    """The values a chain reads and does not make."""
+    made = {call.result for call in calls}
+    return list(dict.fromkeys(i for call in calls for i in call.refs if i not in made))
+
+
+def loop_source(
+    calls: list[Call], values: list[Value], kept: list[int], memory: dict[int, int]
+) -> str:
+    """A chain as the source of one loop over all elements.
+
+    kept: the results it writes. memory: for every value it reads or writes, the number of the
+    array, which is an argument of the loop. A result that replaces a value has its array, so that
+    the compiler knows; and the loop counts from 0, so that no index is negative: both let it
+    vectorise.
+    """
+    made, read = {call.result for call in calls}, read_by(calls)
+    names = {i: f"x{i}" for i in (*read, *made)}
+    before = [f"x{i} = a{memory[i]}[()]" for i in read if values[i].shape == ()]
+    inside = [f"x{i} = a{memory[i]}[i]" for i in read if values[i].shape != ()]
+    inside += [f"x{call.result} = {_expression(call, values, names)}" for call in calls]
+    inside += [f"a{memory[i]}[i] = x{i}" for i in kept]
+    arguments = ", ".join(f"a{k}" for k in range(len(set(memory.values()))))
+    lines = [f"def loop({arguments}):", *(f"    {line}" for line in before)]
+    lines += [f"    for i in range(a{memory[kept[0]]}.size):", *(f"        {line}" for line in inside)]
+    return "\n".join(lines)
+
+
+def _expression(call: Call, values: list[Value], names: dict[int, str]) -> str:
+    """A call on one element, every operand in the dtype that NumPy computes in."""
+    result = values[call.result].dtype
+    if call.function == "astype":
+        return _cast(result, names[call.refs[0]])
+    if call.function == "where":
+        condition, a, b = call.args
+        chosen = [_operand(x, result, names) for x in (a, b)]
+        return f"{chosen[0]} if {names[condition.index]} else {chosen[1]}"
+    dtype = np.result_type(*(_dtype(x, values) for x in call.args)).name
+    operands = [_operand(x, dtype, names) for x in call.args]
+    if call.function == "isfinite":
+        return f"np.isfinite({operands[0]})"
+    if call.function in _PREFIX:
+        return _PREFIX[call.function].format(operands[0])
+    return f"({operands[0]} {_INFIX[call.function]} {operands[1]})"
+
+
+def _dtype(x: Any, values: list[Value]) -> Any:
+    return np.dtype(values[x.index].dtype) if isinstance(x, Ref) else x
+
+
+def _operand(x: Any, dtype: str, names: dict[int, str]) -> str:
+    return _cast(dtype, names[x.index] if isinstance(x, Ref) else repr(x))
+
+
+def _cast(dtype: str, expression: str) -> str:
+    return f"np.{'bool_' if dtype == 'bool' else dtype}({expression})"
+
+
+@cache
+def _compiled(source: str, signature: str) -> Callable[..., None]:
+    scope: dict[str, Any] = {"np": np, "inf": np.inf, "nan": np.nan}
+    exec(source, scope)
+    compiled: Callable[..., None] = numba().njit(
+        signature, nogil=True, error_model="numpy", fastmath=False
+    )(scope["loop"])
+    return compiled
+
+
+def can_fuse(call: Call, values: list[Value]) -> bool:
+    """Whether a call of `FUSABLE` keeps its bits in a compiled loop."""
+    dtypes = [values[i].dtype for i in (*call.refs, call.result)]
+    plain = all(np.dtype(d).kind in "fb" and d != "float16" for d in dtypes)
+    return call.function in FUSABLE and plain
+
+
+def chain(
+    calls: list[Call], values: list[Value], kept: list[int], array: Callable[[int], Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The operation that runs a chain; array(i): the memory of a value."""
+    numbers: dict[tuple[int, str], int] = {}
+    memory, used = {}, []
+    for i in (*read_by(calls), *kept):
+        x = array(i)
+        key = (x.__array_interface__["data"][0], values[i].dtype)
+        if key not in numbers:
+            numbers[key] = len(used)
+            used.append(x)
+        memory[i] = numbers[key]
+    types = [f"{x.dtype}[::1]" if x.shape else f"Array({x.dtype}, 0, 'C')" for x in used]
+    loop = _compiled(loop_source(calls, values, kept, memory), f"void({', '.join(types)})")
+    parts = [
+        tuple(x.reshape(-1)[part] if x.shape else x for x in used)
+        for part in halves(values[calls[0].result].size)
+    ]
+    return _at_once, (loop, parts), {}
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+
+@cache
+def _helper() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="npdrt-fast")
+
+
+def halves(size: int, unit: int = 64) -> list[slice]:
+    """0 .. size in two parts, the first a multiple of `unit`, where a second thread pays."""
+    if size < SHARED:
+        return [slice(0, size)]
+    half = size // 2 // unit * unit
+    return [slice(0, half), slice(half, size)]
+
+
+def _at_once(loop: Callable[..., None], parts: list[tuple[Any, ...]]) -> None:
+    """loop(*part) for every part, the second beside the first."""
+    others = [_helper().submit(loop, *part) for part in parts[1:]]
+    loop(*parts[0])
+    for other in others:
+        other.result()
+
+
+# --- the norm ---------------------------------------------------------------------------------
+
+_NORM = f"""
+def loop(rows, rest, lanes):
+    height = {CHUNK // LANES}
+    for c in range(lanes.shape[0]):
+        total = lanes[c]
+        total[:] = 0.0
+        for r in range(c * height, min((c + 1) * height, rows.shape[0])):
+            row = rows[r]
+            for k in range({LANES}):
+                v = np.float64(row[k])
+                total[k] += v * v
+        if c == lanes.shape[0] - 1:
+            for k in range(rest.size):
+                v = np.float64(rest[k])
+                total[k] += v * v
+"""
+_FOLD = f"""
+def loop(lanes, out):
+    total = lanes[0]
+    for c in range(1, lanes.shape[0]):
+        for k in range({LANES}):
+            total[k] += lanes[c, k]
+    half = {LANES // 2}
+    while half:
+        for k in range(half):
+            total[k] += total[k + half]
+        half //= 2
+    out[()] = np.sqrt(total[0])
+"""
+
+
+def norm(x: Any, out: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The operation that puts `npdrt.optim.norm` of the flat array `x` into the 0-d `out`."""
+    lanes = np.empty((max(1, -(-x.size // CHUNK)), LANES))
+    kind = x.dtype
+    add = _compiled(_NORM, f"void({kind}[:, ::1], {kind}[::1], float64[:, ::1])")
+    fold = _compiled(_FOLD, "void(float64[:, ::1], Array(float64, 0, 'C'))")
+    parts = []
+    for part in halves(x.size, CHUNK):
+        mine = x[part]
+        whole = mine.size // LANES * LANES
+        chunks = slice(part.start // CHUNK, max(1, -(-part.stop // CHUNK)))
+        parts.append((mine[:whole].reshape(-1, LANES), mine[whole:], lanes[chunks]))
+
+    def run() -> None:
+        _at_once(add, parts)
+        fold(lanes, out)
+
+    return run, (), {}
