@@ -262,6 +262,11 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
     return np.asarray(x.get() if hasattr(x, "get") else x)
 
 
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is an array in the memory of a CUDA device."""
+    return hasattr(x, "__cuda_array_interface__")
+
+
 def on(where: Device) -> AbstractContextManager[Any]:
     """A context in which new arrays are made on `where` (CuPy's current device)."""
     if where.kind == "cpu":

@@ -32,7 +32,7 @@ def choose_kernels(cpuinfo: Path = CPUINFO) -> None:
     if VARIABLE in os.environ or "numpy" in sys.modules or sys.platform != "linux":
         return
     try:
-        with cpuinfo.open(encoding="latin-1") as lines:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
             suited = runs_kernels(lines)
     except OSError:
         return

@@ -667,15 +667,24 @@ def test_doctor() -> None:
         assert rows[name], name
     found = json.loads(call("doctor", "--json").stdout)
     assert set(found) == {
-        "npdrt", "python", "packages", "cpu", "cpu_features", "blas", "gpu", "extras", "data",
-        "advice",
+        "npdrt", "python", "packages", "cpu", "cpu_features", "blas", "blas_kernel_chosen_by",
+        "blas_kernel_by_itself", "gpu", "extras", "data", "advice",
     }  # fmt: skip
     assert found["packages"]["numpy"] == np.__version__
     assert found["advice"] == doctor.advice(found)
 
 
-def openblas(kernel: str) -> list[dict[str, Any]]:
-    return [{"library": "openblas", "version": "0.3.31", "kernel": kernel, "threads": 2}]
+def machine(
+    features: list[str], kernel: str, chosen_by: str = "library", by_itself: str | None = None
+) -> dict[str, Any]:
+    """What doctor found on a machine with these features whose OpenBLAS runs these kernels."""
+    blas = {"library": "openblas", "version": "0.3.31", "kernel": kernel, "threads": 2}
+    return {
+        "cpu_features": features,
+        "blas": [blas],
+        "blas_kernel_chosen_by": chosen_by,
+        "blas_kernel_by_itself": by_itself or kernel,
+    }
 
 
 @pytest.mark.parametrize(
@@ -691,17 +700,34 @@ def openblas(kernel: str) -> list[dict[str, Any]]:
     ],
 )
 def test_advice_on_kernels(features: list[str], kernel: str, advised: bool) -> None:
-    advice = doctor.advice({"cpu_features": features, "blas": openblas(kernel)})
+    advice = doctor.advice(machine(features, kernel))
     assert bool(advice) == advised
     if advised:
-        assert advice[0].startswith(f"OpenBLAS runs its {kernel} kernels although the processor")
-        assert "OPENBLAS_CORETYPE=SkylakeX" in advice[0]
+        assert advice[0].startswith(
+            f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512: set "
+            "OPENBLAS_CORETYPE=SkylakeX, in the shell or in os.environ before NumPy is imported,"
+        )
+        assert "the command npdrt does so by itself" in advice[0]
+        assert advice[0].endswith("The last bits of results differ between kernels.")
+
+
+def test_advice_on_kernels_somebody_chose() -> None:
+    wide = ["X86_V3", "X86_V4"]
+    (advice,) = doctor.advice(machine(wide, "Haswell", "user", "SkylakeX"))
+    assert "has AVX-512, because OPENBLAS_CORETYPE is set: " in advice
+    (advice,) = doctor.advice(machine(wide, "SkylakeX", "npdrt", "Haswell"))
+    assert advice.startswith("The command npdrt has OpenBLAS run its SkylakeX kernels. In a Python")
+    assert "OpenBLAS runs its Haswell kernels although" in advice
+    assert "set OPENBLAS_CORETYPE=SkylakeX, in the shell or in os.environ before" in advice
+    assert doctor.advice(machine(wide, "SkylakeX", "npdrt", "Cooperlake")) == []
+    assert doctor.advice(machine(wide, "SkylakeX", "user", "Haswell")) == []
 
 
 def test_advice_on_blas() -> None:
+    found = machine(["X86_V4"], "Haswell")
     mkl = [{"library": "mkl", "version": "2024", "kernel": None, "threads": 2}]
-    assert doctor.advice({"cpu_features": ["X86_V4"], "blas": mkl}) == []
-    (advice,) = doctor.advice({"cpu_features": ["X86_V4"], "blas": []})
+    assert doctor.advice({**found, "blas": mkl}) == []
+    (advice,) = doctor.advice({**found, "blas": []})
     assert advice.startswith("NumPy has no BLAS that threadpoolctl knows")
 
 

@@ -26,7 +26,7 @@ from npdrt.arrays import Array, quiet, to_device, to_host
 from npdrt.data import Dataset, Sampler
 from npdrt.errors import Diverged, Error, FileRefused
 from npdrt.optim.schedules import Schedule
-from npdrt.program import Memory, record
+from npdrt.program import memory_on, record
 from npdrt.random import Random
 from npdrt.store import Checkpoint, container, log, trace
 from npdrt.store.log import Record
@@ -204,7 +204,7 @@ class Trainer:
         self.optimizer = build_optimizer(config)
         self.task = Task(self.model, dataset.classes, config.label_smoothing)
         self._steps: dict[Any, Callable[..., Step]] = {}  # by shape of the batch, traced or not
-        self._memory = Memory()
+        self._memory = memory_on(self.device)
         self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
         self.epoch = self.sampler.batches_per_epoch
         self.steps = config.epochs * self.epoch

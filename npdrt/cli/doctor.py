@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import click
 
 from npdrt import __version__, arrays, data
+from npdrt.blas import KERNELS, VARIABLE
 from npdrt.cli.common import json_option, print_json, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
@@ -22,6 +25,14 @@ EXTRAS = {  # extra -> the package it brings
     "audit": "autograd",
 }
 WIDE_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # those that use AVX-512
+SET_IT = f"set {VARIABLE}={KERNELS}, in the shell or in os.environ before NumPy is imported,"
+BITS = "The last bits of results differ between kernels."
+ASK_KERNEL = """
+import numpy, threadpoolctl
+for info in threadpoolctl.threadpool_info():
+    if info["internal_api"] == "openblas":
+        print(info["architecture"])
+"""
 
 
 @click.command("doctor")
@@ -36,6 +47,8 @@ def command(data_dir: Path | None, as_json: bool) -> None:
         "cpu": provenance.cpu_name(),
         "cpu_features": provenance.cpu_features(),
         "blas": provenance.blas(),
+        "blas_kernel_chosen_by": provenance.blas_kernel_chosen_by(),
+        "blas_kernel_by_itself": _kernel_by_itself(),
         "gpu": _gpu(),
         "extras": {name: _version(package) for name, package in EXTRAS.items()},
         "data": [
@@ -64,19 +77,43 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _kernel_by_itself() -> str | None:
+    """The kernels OpenBLAS picks when nobody chooses, asked of a new process; None without one."""
+    unset = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, "-c", ASK_KERNEL]
+    try:
+        done = subprocess.run(command, env=unset, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.split()), None)
+
+
 def advice(found: dict[str, Any]) -> list[str]:
-    """What could be better, a sentence each: the BLAS, and its kernel against the processor."""
-    wide = any("AVX512" in f or f == "X86_V4" for f in found["cpu_features"])
-    advice = [
-        f"OpenBLAS runs its {b['kernel']} kernels although the processor has AVX-512: set "
-        "OPENBLAS_CORETYPE=SkylakeX before Python starts and compare; results change in their "
-        "last bits."
-        for b in found["blas"]
-        if b["library"] == "openblas" and wide and b["kernel"] not in WIDE_KERNELS
-    ]
+    """What could be better, a sentence or two each: the BLAS, and its kernels."""
     if not found["blas"]:
-        advice.append("NumPy has no BLAS that threadpoolctl knows; matrix products may be slow.")
-    return advice
+        return ["NumPy has no BLAS that threadpoolctl knows; matrix products may be slow."]
+    wide = any("AVX512" in f or f == "X86_V4" for f in found["cpu_features"])
+    kernels = [b["kernel"] for b in found["blas"] if b["library"] == "openblas"]
+    return [text for k in kernels if wide and (text := _on_kernels(k, found))]
+
+
+def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
+    """Advice where OpenBLAS's kernels, in this process or in others, are below the processor."""
+    by_itself, chosen_by = found["blas_kernel_by_itself"], found["blas_kernel_chosen_by"]
+    if kernel not in WIDE_KERNELS:
+        why = f", because {VARIABLE} is set" if chosen_by == "user" else ""
+        return (
+            f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512{why}: "
+            f"{SET_IT} and compare speeds. Where the variable is unset, the command npdrt does "
+            f"so by itself on AMD processors under Linux. {BITS}"
+        )
+    if chosen_by == "npdrt" and by_itself and by_itself not in WIDE_KERNELS:
+        return (
+            f"The command npdrt has OpenBLAS run its {kernel} kernels. In a Python program of "
+            f"yours OpenBLAS runs its {by_itself} kernels although the processor has AVX-512: "
+            f"{SET_IT} there too. {BITS}"
+        )
+    return None
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -85,10 +122,7 @@ def _text(found: dict[str, Any]) -> str:
         ("npdrt", f"{found['npdrt']} on Python {found['python']}; {packages}"),
         ("cpu", f"{found['cpu']} ({' '.join(found['cpu_features'])})"),
     ]
-    rows += [
-        ("blas", f"{b['library']} {b['version']}, {b['kernel']} kernels, {b['threads']} threads")
-        for b in found["blas"]
-    ]
+    rows += [("blas", _blas(b, found)) for b in found["blas"]]
     gpus = found["gpu"]["devices"]
     rows += [("gpu", f"{g['name']}, {g['memory'] / 2**30:.0f} GiB") for g in gpus]
     rows += [] if gpus else [("gpu", found["gpu"]["why"])]
@@ -98,3 +132,9 @@ def _text(found: dict[str, Any]) -> str:
         rows.append((f"data {d['name']}", d["where"] or f"not here: npdrt data fetch {d['name']}"))
     rows += [("advice", text) for text in found["advice"] or ["nothing to change"]]
     return table(rows)
+
+
+def _blas(b: dict[str, Any], found: dict[str, Any]) -> str:
+    who = found["blas_kernel_chosen_by"]
+    chosen = "" if who == "library" else f" (chosen by {who})"
+    return f"{b['library']} {b['version']}, {b['kernel']} kernels{chosen}, {b['threads']} threads"

@@ -4,7 +4,7 @@
 straight-line list of its array calls, forward, backward and update alike.
 """
 
-from npdrt.program.program import Program, record
+from npdrt.program.program import Program, memory_on, record
 from npdrt.program.replay import Memory
 
-__all__ = ["Memory", "Program", "record"]
+__all__ = ["Memory", "Program", "memory_on", "record"]

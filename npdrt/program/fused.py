@@ -69,7 +69,10 @@ def loop_source(
     inside += [f"a{memory[i]}[i] = x{i}" for i in kept]
     arguments = ", ".join(f"a{k}" for k in range(len(set(memory.values()))))
     lines = [f"def loop({arguments}):", *(f"    {line}" for line in before)]
-    lines += [f"    for i in range(a{memory[kept[0]]}.size):", *(f"        {line}" for line in inside)]
+    lines += [
+        f"    for i in range(a{memory[kept[0]]}.size):",
+        *(f"        {line}" for line in inside),
+    ]
     return "\n".join(lines)
 
 
@@ -125,7 +128,8 @@ def chain(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The operation that runs a chain; array(i): the memory of a value."""
     numbers: dict[tuple[int, str], int] = {}
-    memory, used = {}, []
+    memory: dict[int, int] = {}
+    used: list[Any] = []
     for i in (*read_by(calls), *kept):
         x = array(i)
         key = (x.__array_interface__["data"][0], values[i].dtype)

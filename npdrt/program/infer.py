@@ -49,9 +49,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Form:
 def basic_index(index: Any) -> tuple[Any, ...]:
     """An index as a tuple of ints, slices, None and `...`; index arrays are refused."""
     items = index if isinstance(index, tuple) else (index,)
-    if not all(i is None or i is ... or isinstance(i, int | slice) for i in items):
+    if not all(i is None or i is ... or type(i) in (int, slice) for i in items):
         raise Error(f"basic indices only while a step is recorded; got {index!r}; use take")
-    return items
+    return items if ... in items else (*items, ...)
 
 
 def with_forms(item: Any, forms: list[Form]) -> Any:
@@ -86,7 +86,7 @@ def _created(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> 
         made = np.arange(*args, **settings)
         return empty(made.shape, made.dtype)
     shape = args[0] if isinstance(args[0], tuple) else (args[0],)
-    return empty(shape, _numpy(function)((), *args[1:], **settings).dtype)
+    return empty(shape, _numpy(function)((), *map(_tiny, args[1:]), **settings).dtype)
 
 
 # --- views ----------------------------------------------------------------------------------
@@ -146,6 +146,8 @@ def _laid_out(small: Any, shape: tuple[int, ...]) -> Form:
 
 def _elementwise(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
     shape = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, Form)))
+    if function == "where" and isinstance(args[0], Form) and args[0].dtype != np.bool:
+        raise TypeError(f"expected a boolean condition; got {args[0].dtype}")
     with np.errstate(all="ignore"):
         return _laid_out(_numpy(function)(*map(_tiny, args), **settings), shape)
 
@@ -153,8 +155,8 @@ def _elementwise(function: str, args: tuple[Any, ...], settings: dict[str, Any])
 def _reduction(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
     x, axis = args[0], settings.get("axis", args[1] if len(args) > 1 else None)
     small = _numpy(function)(_tiny(x), *args[1:], **settings)
-    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = {a % x.ndim for a in axes} if x.ndim else set()
+    named = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = {a % x.ndim for a in named}
     if settings.get("keepdims"):
         return _laid_out(small, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
     return _laid_out(small, tuple(n for i, n in enumerate(x.shape) if i not in axes))
@@ -208,8 +210,12 @@ def _assigned(function: str, args: tuple[Any, ...], settings: dict[str, Any]) ->
     return _laid_out(_tiny(x), x.shape)
 
 
-def _indices(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
-    return empty(args[1].shape if function == "searchsorted" else args[0].shape, np.intp)
+def _sorted(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
+    return _laid_out(_numpy(function)(_tiny(args[0]), **settings), args[0].shape)
+
+
+def _places(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
+    return empty(getattr(args[1], "shape", ()), np.intp)
 
 
 _SPECIAL = {
@@ -220,7 +226,7 @@ _SPECIAL = {
     "take": _take,
     "copy": _copied,
     "assign": _assigned,
-    "sort": _copied,
-    "argsort": _indices,
-    "searchsorted": _indices,
+    "sort": _sorted,
+    "argsort": _sorted,
+    "searchsorted": _places,
 }

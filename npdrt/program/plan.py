@@ -21,8 +21,10 @@ from npdrt.program.tree import Path
 
 # These may write over an argument: each element of the result depends on that element alone, and
 # NumPy makes one pass. (`where` takes two.)
-IN_PLACE = ("add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "maximum", "minimum",
-            "exp", "log", "log1p", "tanh", "power", "square", "clip")  # fmt: skip
+IN_PLACE = (
+    *("add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "maximum", "minimum"),
+    *("exp", "log", "log1p", "tanh", "power", "square", "clip"),
+)
 ALIGNMENT = 64  # bytes
 LARGE = 1024  # elements; a shorter array is not worth a chain
 
@@ -239,15 +241,19 @@ class _Planner:
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
-        """Whether a call may be in a chain: whole contiguous arrays of one shape, and scalars."""
+        """Whether a call may be in a chain: whole contiguous arrays of one shape, and scalars; no
+        element of an array, which an earlier block may have overwritten."""
         call = self.calls[c]
         result = self.values[call.result]
         if call.function not in self.fusable or result.size < LARGE or not result.contiguous:
             return False
         operands = [self.values[i] for i in call.refs]
-        return all(
-            v.shape == () or (v.shape == result.shape and v.contiguous) for v in operands
-        ) and any(v.shape == result.shape for v in operands)
+        alone = all(self.values[self.roots[i]].size == 1 or self.values[i].shape for i in call.refs)
+        return (
+            alone
+            and all(v.shape == () or (v.shape == result.shape and v.contiguous) for v in operands)
+            and any(v.shape == result.shape for v in operands)
+        )
 
     def _scalar(self, c: int, landed: dict[int, int]) -> bool:
         """Whether a call makes one number of numbers, and replaces no input."""
@@ -262,7 +268,8 @@ class _Planner:
     ) -> tuple[dict[int, int], int, list[Group]]:
         """Offsets in the scratch memory, its size, and the groups with their slots."""
         last = self._last_use(groups)
-        space, scratch, planned = _Space(), {}, []
+        space, planned = _Space(), []
+        scratch: dict[int, int] = {}
         for number, group in enumerate(groups):
             inside = self._inside(group, number, last)
             group = Group(group.calls, group.chain, self._slots(group, inside))

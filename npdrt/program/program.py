@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import arrays
 from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
-from npdrt.program import fused
-from npdrt.program.calls import EXACT, ROUNDED, Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
-from npdrt.program.replay import Binding, Memory, run
+from npdrt.program.replay import Binding, Memory
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
 
 
-def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None, fast: bool = False
+def record(
+    step: Callable[..., Any], *args: Any, memory: Memory | None = None, fast: bool = False
 ) -> Program:
     """Run `step(*args)` once on recording arrays; the program of its array calls.
 
@@ -60,6 +61,15 @@ def record(step: Callable[..., Any], *args: Any, memory: Memory | None = None, f
         memory=memory,
         fast=fast,
     )
+
+
+def memory_on(device: arrays.Device) -> Memory:
+    """New memory for programs on a device."""
+    if device.kind == "cpu":
+        return Memory()
+    from npdrt.program import cuda
+
+    return cuda.CudaMemory()
 
 
 def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
@@ -121,7 +131,7 @@ class Program:
         self.values, self.calls = values, calls
         self.parameters, self.signature, self.draws = parameters, signature, draws
         self.constants, self.result = constants, result
-        self.memory, self.fast = memory or Memory(), fast
+        self.memory, self.fast = memory, fast
         self._bound: Binding | None = None
 
     @property
@@ -137,7 +147,7 @@ class Program:
     @cached_property
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        fusable = fused.FUSABLE if self.fast else (*EXACT, *ROUNDED)
+        fusable = (self.memory or Memory()).fusable(self.fast)
         return make_plan(self.values, self.calls, self.inputs, self.outputs, fusable)
 
     def __call__(self, *args: Any) -> Any:
@@ -145,48 +155,49 @@ class Program:
 
         Raises `Error` where an argument has another shape, dtype or fixed value than recorded.
         """
-        binding = self._binding()
+        given = self._given(args)
+        if self.memory is None:
+            on_gpu = any(map(arrays.on_gpu, given.values()))
+            self.memory = memory_on(arrays.Device("cuda" if on_gpu else "cpu"))
+        binding = self._binding(self.memory)
         with quiet():
-            self._fill(binding, self._given(args))
-            run(binding.operations)
-        return self._returned(lambda x: x)
+            self._fill(self.memory, binding, given)
+            binding.run()
+        return self._returned(binding, lambda x: x)
 
     def copy_out(self) -> Any:
         """The result of the last call in arrays of its own, which later calls leave alone."""
         if self._bound is None:
             raise Error("copy_out: the program has not been called yet")
-        return self._returned(lambda x: x.copy())
+        return self._returned(self._bound, lambda x: x.copy())
 
-    def _returned(self, change: Callable[[Array], Array]) -> Any:
-        array = self._binding().array
-        return rebuild(
-            self.result, lambda x: change(array(x.index)) if isinstance(x, Ref) else x
-        )
+    def _returned(self, binding: Binding, change: Callable[[Array], Array]) -> Any:
+        array = binding.array
+        return rebuild(self.result, lambda x: change(array(x.index)) if isinstance(x, Ref) else x)
 
     # --- memory ------------------------------------------------------------------------------
 
-    def _binding(self) -> Binding:
+    def _binding(self, memory: Memory) -> Binding:
         """The plan bound to memory; anew where another program has enlarged the scratch memory."""
-        if self._bound is None or self._bound.scratch is not self.memory.scratch:
-            self._bound = Binding(
-                self.values, self.plan, self._lasting(), self.memory, self.fast
-            )
+        if self._bound is None or self._bound.scratch is not memory.scratch:
+            lasting = self._lasting(memory.home)
+            self._bound = memory.bind(self.values, self.plan, lasting, self.fast)
         return self._bound
 
-    def _lasting(self) -> dict[int, Array]:
+    def _lasting(self, home: Callable[[Path, Value], Array]) -> dict[int, Array]:
         """The arrays that outlive a replay: constants, inputs and outputs, by value index."""
-        plan, home = self.plan, self.memory.home
-        arrays = dict(self.constants)
-        arrays |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
+        plan, lasting = self.plan, dict(self.constants)
+        lasting |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
         for number, i in enumerate(self.draws):
-            arrays[i] = home(("random", str(number)), self.values[i])
-        arrays |= {output: arrays[i] for output, i in plan.landed.items()}
+            lasting[i] = home(("random", str(number)), self.values[i])
+        lasting |= {output: lasting[i] for output, i in plan.landed.items()}
         made = {plan.calls[c].result for c in plan.constants}
         for path, i in self.outputs.items():
-            root = i if self.values[i].base is None else self.values[i].base
-            if root not in arrays and root not in made:
-                arrays[root] = home(("result", *path), self.values[root])
-        return arrays
+            base = self.values[i].base
+            root = i if base is None else base
+            if root not in lasting and root not in made:
+                lasting[root] = home(("result", *path), self.values[root])
+        return lasting
 
     # --- arguments ---------------------------------------------------------------------------
 
@@ -203,7 +214,7 @@ class Program:
             raise Error(f"the arguments differ from those recorded in: {', '.join(odd[:5])}")
         return given
 
-    def _fill(self, binding: Binding, given: dict[Path, Any]) -> None:
+    def _fill(self, memory: Memory, binding: Binding, given: dict[Path, Any]) -> None:
         """The arguments in the memory of the inputs. What is there already stays."""
         moving = []
         for path, kept in self.signature.items():
@@ -216,14 +227,15 @@ class Program:
                     f"{'/'.join(path)}: recorded with {kept.value!r}, which is part of the "
                     f"program; got {x!r}; record the step again"
                 )
-        moving = [(i, x.copy() if self.memory.holds(x) else x) for i, x in moving]
+        moving = [(i, x.copy() if memory.holds(x) else x) for i, x in moving]
         for i, x in moving:
-            binding.arrays[i][...] = x
+            memory.put(binding.arrays[i], x)
         for i, draw in self.draws.items():
             stream = given[draw.stream.path]
             for method, argument in draw.lineage:
                 stream = getattr(stream, method)(argument)
-            binding.arrays[i][...] = getattr(stream, draw.method)(*draw.args, **draw.settings)
+            drawn = getattr(stream, draw.method)(*draw.args, **draw.settings)
+            memory.put(binding.arrays[i], drawn)
 
     def _fitting(self, path: Path, value: Value, x: Any) -> Any:
         """An argument of the recorded form."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
-from npdrt.program.calls import Call, Ref, Value
+from npdrt.program.calls import EXACT, ROUNDED, Call, Ref, Value
 from npdrt.program.plan import Group, Plan
 from npdrt.program.tree import leaves
 
@@ -30,16 +30,28 @@ class Memory:
     replay uses anew.
     """
 
+    xp: Any = np
+
     def __init__(self) -> None:
         self.homes: dict[tuple[Any, ...], Array] = {}
-        self.scratch = np.empty(0, dtype=np.uint8)
+        self.scratch = self.xp.empty(0, dtype=np.uint8)
 
     def home(self, name: tuple[str, ...], value: Value) -> Array:
         """The lasting array of that name and form."""
         key = (name, value.shape, value.dtype)
         if key not in self.homes:
-            self.homes[key] = np.empty(value.shape, value.dtype)
+            self.homes[key] = self.xp.empty(value.shape, value.dtype)
         return self.homes[key]
+
+    def fusable(self, fast: bool) -> tuple[str, ...]:
+        """The elementwise functions that may be in a chain."""
+        return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
+
+    def bind(
+        self, values: list[Value], plan: Plan, lasting: dict[int, Array], fast: bool
+    ) -> Binding:
+        """A plan in this memory."""
+        return Binding(values, plan, lasting, self, fast)
 
     def adopt(self, tree: Any) -> None:
         """Take arrays that the caller gives up as the homes of their names, without a copy.
@@ -48,14 +60,18 @@ class Memory:
         """
         for name, x in leaves(tree):
             key = (name, tuple(x.shape), str(x.dtype))
-            if x.flags.owndata and x.flags.c_contiguous and key not in self.homes:
-                if not self.holds(x):
-                    self.homes[key] = x
+            whole = x.flags.owndata and x.flags.c_contiguous
+            if whole and key not in self.homes and not self.holds(x):
+                self.homes[key] = x
 
     def reserve(self, nbytes: int) -> None:
         """At least so many bytes of scratch memory."""
         if nbytes > self.scratch.nbytes:
-            self.scratch = np.empty(nbytes, dtype=np.uint8)
+            self.scratch = self.xp.empty(nbytes, dtype=np.uint8)
+
+    def put(self, home: Array, x: Any) -> None:
+        """Copy an array or number into a home."""
+        home[...] = x
 
     def holds(self, x: Any) -> bool:
         """Whether an array lies in this memory, also as a view."""
@@ -67,7 +83,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.scratch.nbytes + sum(home.nbytes for home in self.homes.values())
+        return int(self.scratch.nbytes + sum(home.nbytes for home in self.homes.values()))
 
 
 class Binding:
@@ -101,6 +117,10 @@ class Binding:
             for operation in self.single(call):
                 run([operation])
         self.operations = [o for group in plan.groups for o in self._group(group)]
+
+    def run(self) -> None:
+        """Replay."""
+        run(self.operations)
 
     def _group(self, group: Group) -> list[Operation]:
         if not group.chain:
@@ -148,9 +168,7 @@ class Binding:
             for operation in self._block(calls, slots, slice(start, min(start + BLOCK, size)))
         ]
 
-    def _block(
-        self, calls: list[Call], slots: dict[int, int], part: slice
-    ) -> list[Operation]:
+    def _block(self, calls: list[Call], slots: dict[int, int], part: slice) -> list[Operation]:
         def cut(item: Any) -> Any:
             if not isinstance(item, Ref):
                 return item
@@ -240,7 +258,9 @@ def _arg(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
 
 def _assign(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     base, index, value = args
-    copied = [] if np.may_share_memory(base, out) else [(np.copyto, (out, base), {})]
+    copied: list[Operation] = (
+        [] if np.may_share_memory(base, out) else [(np.copyto, (out, base), {})]
+    )
     return [*copied, (np.copyto, (out[index], value), {})]
 
 
