@@ -53,7 +53,7 @@ def runs_kernels(cpuinfo: Iterable[str]) -> bool:
 
 
 def kernels_chosen_by() -> str:
-    """Who chose the kernels of OpenBLAS: the "library" itself, the "user" or the command "npdrt"."""
+    """Who chose OpenBLAS's kernels: the "library" itself, the "user" or the command "npdrt"."""
     value = os.environ.get(VARIABLE)
     if value is None:
         return "library"

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from npdrt import blas
+
+blas.choose_kernels()  # those of the command, whose runs are compared with runs in this process
+
 sys.path.insert(0, str(Path(__file__).parent))  # so that `import backends` finds its file
 
 import backends

@@ -137,17 +137,18 @@ def test_when_kernels_are_chosen(
 # --- the command and the library ---------------------------------------------------------------
 
 # A process whose /proc/cpuinfo is the file of its first argument runs the command in the others.
-# It asks for kernels that every x86-64 processor runs, and that OpenBLAS picks on none of today.
+# It asks for kernels that every processor runs on which NumPy does, and that are picked on none of
+# those with AVX.
 COMMAND = """
 import sys
 from pathlib import Path
 from npdrt import blas, cli
-blas.KERNELS = "Prescott"
+blas.KERNELS = "Nehalem"
 blas.choose_kernels.__defaults__ = (Path(sys.argv.pop(1)),)
 sys.platform = "linux"
 cli.main()
 """
-TRAIN = "train --epochs 0 --width 4 --out run".split()
+TRAIN = ["train", "--epochs", "0", "--width", "4", "--out", "run"]
 
 
 @needs_openblas
@@ -168,11 +169,11 @@ def test_the_command_chooses(
     python(COMMAND, "cpuinfo", *TRAIN, cwd=tmp_path, **changes)
     made = npdrt.load(tmp_path / "run" / "checkpoint.h5").meta["provenance"]
     assert made["blas_kernel_chosen_by"] == chosen_by
-    value = {"npdrt": "Prescott", "library": None, "user": user}[chosen_by]
+    value = {"npdrt": "Nehalem", "library": None, "user": user}[chosen_by]
     assert made["environment"].get(blas.VARIABLE) == value
     if platform.machine() == "x86_64":
         kernels = {b["kernel"] for b in made["blas"] if b["library"] == "openblas"}
-        assert (kernels == {"Prescott"}) == (chosen_by == "npdrt")
+        assert (kernels == {"Nehalem"}) == (chosen_by == "npdrt")
 
 
 @needs_openblas

@@ -8,6 +8,8 @@ that looks at an array's value (float, if, item) is refused, with the line that 
 from __future__ import annotations
 
 import sys
+import weakref
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ _HOST = (
     *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"),
     *("item", "tolist", "tobytes"),
 )
+_NUMBERS = (int, float, bool)
 _BINARY = {
     **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"},
     **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "mod": "remainder"},
@@ -40,14 +43,17 @@ _COMPARISONS = {
 
 
 class Recorded:
-    """An array of a program that is being recorded: a shape and a dtype, no data."""
+    """An array of a program that is being recorded: a shape and a dtype, no data.
 
-    __slots__ = ("index", "recorder")
+    weak: it stands for a Python float, which takes the dtype of the arrays it meets.
+    """
+
+    __slots__ = ("__weakref__", "index", "recorder", "weak")
     __array_ufunc__ = None  # NumPy hands `array * recorded` over to this class
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, recorder: Recorder, index: int):
-        self.recorder, self.index = recorder, index
+    def __init__(self, recorder: Recorder, index: int, weak: bool = False):
+        self.recorder, self.index, self.weak = recorder, index, weak
 
     @property
     def _form(self) -> Form:
@@ -86,14 +92,15 @@ class Recorded:
         return self.recorder.call("getitem", (self, infer.basic_index(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        self.recorder.check_writable(self)
         args = (self, infer.basic_index(index), value)
         self.index = self.recorder.call("assign", args).index
 
     def __neg__(self) -> Any:
-        return self.recorder.call("negative", (self,))
+        return self.recorder.operator("negative", (self,))
 
     def __abs__(self) -> Any:
-        return self.recorder.call("abs", (self,))
+        return self.recorder.operator("abs", (self,))
 
     def __invert__(self) -> Any:
         return self.recorder.call("bitwise_invert", (self,))
@@ -111,7 +118,17 @@ def _operator(function: str, swapped: bool = False) -> Any:
         if hasattr(other, "edges"):  # a Tensor has the operation with its derivative
             return NotImplemented
         args = (other, self) if swapped else (self, other)
-        return self.recorder.call(function, args)
+        return self.recorder.operator(function, args)
+
+    return operate
+
+
+def _in_place(function: str) -> Any:
+    def operate(self: Recorded, other: Any) -> Any:
+        if self.weak or hasattr(other, "edges"):  # both make a new value
+            return NotImplemented
+        self[...] = self.recorder.call(function, (self, other))
+        return self
 
     return operate
 
@@ -132,6 +149,7 @@ def _host_look(name: str) -> Any:
 for _name, _function in _BINARY.items():
     setattr(Recorded, f"__{_name}__", _operator(_function))
     setattr(Recorded, f"__r{_name}__", _operator(_function, swapped=True))
+    setattr(Recorded, f"__i{_name}__", _in_place(_function))
 for _name, _function in _COMPARISONS.items():
     setattr(Recorded, f"__{_name}__", _operator(_function))
 for _name in _HOST:
@@ -161,8 +179,9 @@ class Namespace:
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         """A recorded array in `dtype`; a number or host array becomes a constant."""
         if isinstance(x, Recorded):
-            same = dtype is None or x.dtype == np.dtype(dtype)
-            return x if same else self._recorder.call("astype", (x, np.dtype(dtype).name))
+            if dtype is None or x.dtype == np.dtype(dtype):
+                return Recorded(self._recorder, x.index) if x.weak else x
+            return self._recorder.call("astype", (x, np.dtype(dtype).name))
         return self._recorder.constant(np.asarray(x, dtype=dtype))
 
     def astype(self, x: Any, dtype: Any) -> Any:
@@ -193,12 +212,17 @@ class Recorder:
         self.names: dict[int, str] = {}
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.draws: dict[int, Draw] = {}
+        self.views: dict[int, list[weakref.ref[Recorded]]] = defaultdict(list)  # by owner
         self.namespace = Namespace(self)
 
-    def input(self, shape: tuple[int, ...], dtype: Any, name: str, origin: str) -> Recorded:
-        """A new C-ordered array that is filled before every replay."""
+    def input(
+        self, shape: tuple[int, ...], dtype: Any, name: str, origin: str, weak: bool = False
+    ) -> Recorded:
+        """A new C-ordered array that is filled before every replay; weak: for a Python float."""
         self.names[len(self.values)] = name
-        return self._new(infer.empty(tuple(shape), np.dtype(dtype)), origin=origin)
+        made = self._new(infer.empty(tuple(shape), np.dtype(dtype)), origin=origin)
+        made.weak = weak
+        return made
 
     def constant(self, array: np.ndarray[Any, Any]) -> Recorded:
         """An array that is the same in every replay; kept as a copy."""
@@ -210,8 +234,10 @@ class Recorder:
         self, function: str, args: tuple[Any, ...], settings: dict[str, Any] | None = None
     ) -> Recorded:
         """Note a call and return its result."""
-        args = tuple(self._argument(a) for a in args)
+        args = tuple(self._argument(a) for a in self._promoted(function, args))
         settings = {name: _plain(value) for name, value in (settings or {}).items()}
+        if any(isinstance(value, Recorded | np.ndarray) for value in settings.values()):
+            raise Error(f"{self.source()}: {function}: give arrays by position, not by keyword")
         forms = infer.with_forms(args, self.forms)
         try:
             form = infer.result(function, forms, settings)
@@ -225,7 +251,37 @@ class Recorder:
         result = self._new(form, base, offset)
         phase = current_phase()
         self.calls.append(Call(function, args, result.index, settings, phase, self.source()))
+        if base is not None:
+            self.views[base].append(weakref.ref(result))
         return result
+
+    def operator(self, function: str, args: tuple[Any, ...]) -> Recorded:
+        """Note the call of an operator, which makes a Python float of Python numbers."""
+        result = self.call(function, args)
+        result.weak = all(x.weak if isinstance(x, Recorded) else type(x) in _NUMBERS for x in args)
+        return result
+
+    def _promoted(self, function: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Elementwise, a Python float takes the dtype of the arrays it meets, as in NumPy."""
+        weak = [isinstance(x, Recorded) and x.weak for x in args]
+        if KINDS[function] != "elementwise" or not any(weak):
+            return args
+        met = args[1:] if function == "where" else args
+        strong = [x.dtype for x in met if hasattr(x, "dtype") and not getattr(x, "weak", False)]
+        dtype = np.result_type(*strong, 1.0)
+        return tuple(self.namespace.asarray(x, dtype) if w else x for x, w in zip(args, weak, strict=True))
+
+    def check_writable(self, x: Recorded) -> None:
+        """Refuse to write where other arrays of the step would have to see it."""
+        value = self.values[x.index]
+        shown = any(view() is not None for view in self.views[x.index])
+        if value.origin != "call" or value.base is not None or shown:
+            kind = value.origin if value.origin != "call" else "view"
+            what = {"input": "an argument", "view": "memory that a view shows"}
+            raise Error(
+                f"{self.source()}: the step writes into {what.get(kind, f'a {kind} array')}; only "
+                "an array that it has made, and of which no view is left, can be written to"
+            )
 
     def _place(self, viewed: Ref, form: Form) -> tuple[int, int]:
         """The value that owns the memory of a view, and the offset in it."""

@@ -20,7 +20,7 @@ from npdrt.program.tree import leaves
 
 Array = Any
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-BLOCK = 1 << 15  # elements of a chain's block: 128 KiB in float32, a few of which stay in cache
+BLOCK = 1 << 17  # elements of a chain's block; smaller ones cost more calls than they save
 
 
 class Memory:
