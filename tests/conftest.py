@@ -15,7 +15,7 @@ blas.choose_kernels()  # those of the command, whose runs are compared with runs
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `import backends` finds its file
 
-import backends
+import backends  # noqa: E402 - it imports NumPy
 
 # (backend, pattern in a test's name) -> why it cannot pass there; it must fail, or the suite fails.
 EXPECTED_FAILURES: dict[tuple[str, str], str] = {

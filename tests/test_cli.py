@@ -705,7 +705,7 @@ def test_advice_on_kernels(features: list[str], kernel: str, advised: bool) -> N
     if advised:
         assert advice[0].startswith(
             f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512: set "
-            "OPENBLAS_CORETYPE=SkylakeX, in the shell or in os.environ before NumPy is imported,"
+            "OPENBLAS_CORETYPE=SkylakeX in the shell, or in os.environ before NumPy is imported, "
         )
         assert "the command npdrt does so by itself" in advice[0]
         assert advice[0].endswith("The last bits of results differ between kernels.")
@@ -718,7 +718,7 @@ def test_advice_on_kernels_somebody_chose() -> None:
     (advice,) = doctor.advice(machine(wide, "SkylakeX", "npdrt", "Haswell"))
     assert advice.startswith("The command npdrt has OpenBLAS run its SkylakeX kernels. In a Python")
     assert "OpenBLAS runs its Haswell kernels although" in advice
-    assert "set OPENBLAS_CORETYPE=SkylakeX, in the shell or in os.environ before" in advice
+    assert "set OPENBLAS_CORETYPE=SkylakeX in the shell, or in os.environ before" in advice
     assert doctor.advice(machine(wide, "SkylakeX", "npdrt", "Cooperlake")) == []
     assert doctor.advice(machine(wide, "SkylakeX", "user", "Haswell")) == []
 

@@ -270,13 +270,16 @@ def test_masks_and_buffers_resume(blobs: Path, tmp_path: Path) -> None:
     config = settings(blobs, model=f"{tmp_path}/noisy.py:Noisy", model_options=options)
     keys = [Random(0, "train", step) for step in range(STEPS)]
     train(config, tmp_path / "whole")
-    seen = sys.modules["npdrt_user_model_noisy"].SEEN
-    assert seen == keys
+    def seen() -> list[Any]:
+        """The streams of the steps that ran, without those of recordings that were tried."""
+        asked = sys.modules["npdrt_user_model_noisy"].SEEN
+        return [random for random in asked if isinstance(random, Random)]
+
+    assert seen() == keys
     train(config, tmp_path / "parts", stop=stop_after(4))
     resume(tmp_path / "parts", stop=stop_after(4))
     resume(tmp_path / "parts")
-    seen = sys.modules["npdrt_user_model_noisy"].SEEN
-    assert seen == keys[8:]
+    assert seen() == keys[8:]
     found = contents(tmp_path / "parts")
     assert_same(found, contents(tmp_path / "whole"))
     assert [name for name, *_ in found["buffers"]] == ["mean"]
@@ -862,7 +865,7 @@ def test_loop_synchronises_at_logging_points_only(
         return at, record
 
     monkeypatch.setattr(Trainer, "_advance", watched)
-    config = settings(blobs, log_every=5, trace_every=4)
+    config = settings(blobs, log_every=5, trace_every=4, eager=True)
     found = train(config, tmp_path / "double")
     expected = {s for s in range(1, STEPS + 1) if s % 5 == 0 or s % 4 == 0 or s % EPOCH == 0}
     assert {step for step, count in waits.items() if count} == expected

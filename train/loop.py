@@ -203,7 +203,7 @@ class Trainer:
         self.model = build_model(config, dataset)
         self.optimizer = build_optimizer(config)
         self.task = Task(self.model, dataset.classes, config.label_smoothing)
-        self._steps: dict[Any, Callable[..., Step]] = {}  # by shape of the batch, traced or not
+        self._steps: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
         self._memory = memory_on(self.device)
         self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
         self.epoch = self.sampler.batches_per_epoch
@@ -358,17 +358,24 @@ class Trainer:
 
     def _step(self, traced: bool, args: tuple[Any, ...]) -> Callable[..., Step]:
         """The step for arguments of these shapes: recorded once, then replayed; or eager."""
-        key = (args[1].shape, traced)
+        key = (args[1].shape, tuple(args[0].buffers), traced)
         if key not in self._steps:
             step = make_step(self.task, self.optimizer, traced=traced)
             self._steps[key] = step if self.config.eager else self._recorded(step, args)
         return self._steps[key]
 
     def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
+        """The program of a step. A user's model that cannot be recorded runs eagerly."""
         try:
             program = record(step, *args, memory=self._memory, fast=self.config.fast)
-        except Error as error:
-            raise Error(f"{error}. Or train with --eager, which records nothing.") from error
+        except Exception as error:
+            if ":" not in self.config.model:
+                raise
+            self.reporter.warning(
+                f"the step of {self.config.model} cannot be recorded, so it runs eagerly, call by "
+                f"call: {error} (--eager leaves this out)"
+            )
+            return step
         self._memory.adopt({"state": args[0]})
         return program
 

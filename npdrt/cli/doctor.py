@@ -21,11 +21,12 @@ EXTRAS = {  # extra -> the package it brings
     "cuda12": "cupy-cuda12x",
     "cuda13": "cupy-cuda13x",
     "data": "pooch",
+    "fast": "numba",
     "text": "safetensors",
     "audit": "autograd",
 }
 WIDE_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # those that use AVX-512
-SET_IT = f"set {VARIABLE}={KERNELS}, in the shell or in os.environ before NumPy is imported,"
+SET_IT = f"set {VARIABLE}={KERNELS} in the shell, or in os.environ before NumPy is imported"
 BITS = "The last bits of results differ between kernels."
 ASK_KERNEL = """
 import numpy, threadpoolctl
@@ -104,14 +105,14 @@ def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
         why = f", because {VARIABLE} is set" if chosen_by == "user" else ""
         return (
             f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512{why}: "
-            f"{SET_IT} and compare speeds. Where the variable is unset, the command npdrt does "
+            f"{SET_IT}, and compare speeds. Where the variable is unset, the command npdrt does "
             f"so by itself on AMD processors under Linux. {BITS}"
         )
     if chosen_by == "npdrt" and by_itself and by_itself not in WIDE_KERNELS:
         return (
             f"The command npdrt has OpenBLAS run its {kernel} kernels. In a Python program of "
             f"yours OpenBLAS runs its {by_itself} kernels although the processor has AVX-512: "
-            f"{SET_IT} there too. {BITS}"
+            f"{SET_IT}, there too. {BITS}"
         )
     return None
 

@@ -236,7 +236,7 @@ class Recorder:
         """Note a call and return its result."""
         args = tuple(self._argument(a) for a in self._promoted(function, args))
         settings = {name: _plain(value) for name, value in (settings or {}).items()}
-        if any(isinstance(value, Recorded | np.ndarray) for value in settings.values()):
+        if any(hasattr(value, "__array_namespace__") for value in settings.values()):
             raise Error(f"{self.source()}: {function}: give arrays by position, not by keyword")
         forms = infer.with_forms(args, self.forms)
         try:
@@ -303,13 +303,13 @@ class Recorder:
             if x.recorder is not self:
                 raise Error(f"{self.source()}: an array of another recording")
             return Ref(x.index)
-        if isinstance(x, np.ndarray):
+        if isinstance(x, np.generic):
+            return Ref(self.constant(np.asarray(x)).index)
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
             raise Error(
                 f"{self.source()}: the step uses a {x.dtype}{list(x.shape)} array that is not "
                 "among its arguments; pass it as one, or make it a constant with xp.asarray"
             )
-        if isinstance(x, np.generic):
-            return Ref(self.constant(np.asarray(x)).index)
         if isinstance(x, tuple | list):
             return tuple(self._argument(item) for item in x)
         return _plain(x)
