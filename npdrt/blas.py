@@ -2,9 +2,9 @@
 
 OpenBLAS picks its kernels when NumPy loads it, by the family and model of the processor. An Intel
 processor with AVX-512 gets AVX-512 kernels, the newest ones those for its newest instructions. An
-AMD family that a release of OpenBLAS does not know yet can get the kernels for AVX2, at up to half
-the speed of the AVX-512 kernels named SkylakeX. (On an AMD family that it knows it picks SkylakeX,
-or Cooperlake, whose float32 and float64 products are the same.)
+AMD family that the release of OpenBLAS does not know yet (Zen 5 to 0.3.31, for one) can get AVX2
+kernels, though the AVX-512 kernels named SkylakeX run on it, and faster. On an AMD family that it
+knows it picks SkylakeX, or Cooperlake, which differs from it for bfloat16.
 """
 
 from __future__ import annotations

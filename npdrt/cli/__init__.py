@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "Parameters as npz or safetensors, or the history as CSV.",
     "data": "List, fetch and verify data sets.",
     "doctor": "What npdrt found on this machine, and what to change.",
+    "bench": "The speed of this machine, and of a training step beside it.",
     "completion": "Print the completion script of a shell.",
 }
 

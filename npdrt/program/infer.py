@@ -46,6 +46,11 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Form:
     return Form(tuple(shape), dtype, c_strides(tuple(shape), dtype.name))
 
 
+def order(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes from the longest stride to the shortest."""
+    return tuple(sorted(range(len(strides)), key=lambda i: (-abs(strides[i]), i)))
+
+
 def basic_index(index: Any) -> tuple[Any, ...]:
     """An index as a tuple of ints, slices, None and `...`; index arrays are refused."""
     items = index if isinstance(index, tuple) else (index,)
@@ -125,9 +130,9 @@ def _tiny(x: Any) -> Any:
         return tuple(map(_tiny, x))
     if not isinstance(x, Form):
         return x
-    order = sorted(range(x.ndim), key=lambda i: (-abs(x.strides[i]), i))
-    shape = [min(x.shape[i], 2) for i in order]
-    small = np.ones(shape, x.dtype).transpose(np.argsort(order)) if order else np.ones((), x.dtype)
+    axes = order(x.strides)
+    shape = [min(x.shape[i], 2) for i in axes]
+    small = np.ones(shape, x.dtype).transpose(np.argsort(axes)) if axes else np.ones((), x.dtype)
     repeated = [i for i in range(x.ndim) if x.strides[i] == 0 and x.shape[i] > 1]
     first = tuple(slice(0, 1) if i in repeated else slice(None) for i in range(x.ndim))
     return np.broadcast_to(small[first], small.shape) if repeated else small
@@ -136,9 +141,8 @@ def _tiny(x: Any) -> Any:
 def _laid_out(small: Any, shape: tuple[int, ...]) -> Form:
     """A new array of `shape` with dtype and order of axes of `small`."""
     small = np.asarray(small)
-    order = sorted(range(small.ndim), key=lambda i: (-abs(small.strides[i]), i))
     strides, step = [0] * small.ndim, small.dtype.itemsize
-    for i in reversed(order):
+    for i in reversed(order(small.strides)):
         strides[i] = step
         step *= max(shape[i], 1)
     return Form(tuple(shape), small.dtype, tuple(strides))

@@ -195,11 +195,21 @@ class Namespace:
 
     def zeros_like(self, x: Any) -> Any:
         """Zeros of the form of x."""
-        return self._recorder.call("zeros", (x.shape,), {"dtype": x.dtype})
+        return self._like("zeros", x)
 
     def ones_like(self, x: Any) -> Any:
         """Ones of the form of x."""
-        return self._recorder.call("ones", (x.shape,), {"dtype": x.dtype})
+        return self._like("ones", x)
+
+    def _like(self, function: str, x: Any) -> Any:
+        """A new array with the order of axes of x, as NumPy makes it."""
+        order = infer.order(self._recorder.forms[x.index].strides)
+        shape = tuple(x.shape[i] for i in order)
+        made = self._recorder.call(function, (shape,), {"dtype": x.dtype})
+        if order == tuple(range(x.ndim)):
+            return made
+        back = tuple(map(order.index, range(x.ndim)))
+        return self._recorder.call("permute_dims", (made, back))
 
 
 class Recorder:

@@ -1,0 +1,101 @@
+"""`npdrt bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from npdrt import optim
+from npdrt.cli.common import Name, json_option, notice, on_terminal, print_json, table
+from npdrt.models import MODELS
+from npdrt.train.bench import QUICK, Case, measure
+
+DEFAULTS = Case()
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command("bench")
+@click.option("--model", type=Name(list(MODELS)), help=f"[default: {DEFAULTS.model}]")
+@click.option("--depth", type=_POSITIVE, help=f"Weight matrices L.  [default: {DEFAULTS.depth}]")
+@click.option("--width", type=_POSITIVE, help=f"Inputs and units.  [default: {DEFAULTS.width}]")
+@click.option("--batch-size", type=_POSITIVE, help=f"[default: {DEFAULTS.batch_size}]")
+@click.option(
+    "--optimizer",
+    "--optimiser",
+    type=Name(list(optim.RULES)),
+    help=f"[default: {DEFAULTS.optimizer}]",
+)
+@click.option("--steps", type=_POSITIVE, help=f"Timed steps.  [default: {DEFAULTS.steps}]")
+@click.option(
+    "--dtype", type=Name(["float32", "float64"]), help=f"Of the step.  [default: {DEFAULTS.dtype}]"
+)
+@click.option(
+    "--fast/--no-fast", default=None, help="Compiled loops too.  [default: if numba is installed]"
+)
+@click.option("--quick", is_flag=True, help="A small model and rough limits, in a few seconds.")
+@json_option
+def command(quick: bool, as_json: bool, **given: Any) -> None:
+    """The speed of this machine's CPU, and of a training step beside it.
+
+    The limits: GFLOP/s of float32 matrix products of the step's shapes (SGEMM), GB/s of memory
+    (triad). The step: forward, backward and update on random data, made eagerly, replayed from its
+    program, and replayed with compiled loops; medians. Its GFLOP/s count its matrix products only.
+    Its floor is the time of those at the SGEMM rate plus that of the bytes its update must move at
+    the triad's. The limits are those of float32, whatever --dtype is.
+
+    \b
+    --json prints one object:
+      cpu, blas             the processor; BLAS libraries with kernels, threads
+      case                  the options, and the number of parameters
+      limits                sgemm, products (by name): GFLOP/s; triad: GB/s;
+                            triad_threads
+      step                  calls, gflop, update_gb, floor_ms: of one step
+      ways                  eager, replay, fast (if measured), each with ms,
+                            gflops, share_of_sgemm, share_of_floor
+      record_ms             time to record and plan the step and run it once
+      call_overhead_us      microseconds of a replayed call beyond NumPy's
+      memory_mb             10^6 bytes of the program: weights, state, scratch
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    case = dataclasses.replace(QUICK if quick else DEFAULTS, **chosen)
+    found = measure(case, _tell)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(_text(found))
+
+
+def _tell(text: str) -> None:
+    """Progress, for whoever looks on."""
+    if on_terminal():
+        notice(f"measuring: {text}")
+
+
+def _text(found: dict[str, Any]) -> str:
+    """The report for a person."""
+    case, limits, step = found["case"], found["limits"], found["step"]
+    blas = ", ".join(
+        f"{b['library']} {b['version']} ({b['kernel']}, {b['threads']} threads)"
+        for b in found["blas"]
+    )
+    sizes = f"depth {case['depth']}, width {case['width']}, batch {case['batch_size']}"
+    rows = [
+        ("cpu", f"{found['cpu']}; {blas}"),
+        ("SGEMM", f"{limits['sgemm']:.0f} GFLOP/s at the step's shapes"),
+        *(("", f"{rate:.0f} {name}") for name, rate in limits["products"].items()),
+        ("triad", f"{limits['triad']:.1f} GB/s on {limits['triad_threads']} threads"),
+        ("step", f"{case['model']}, {sizes}, {case['optimizer']}, {case['dtype']}"),
+        ("", f"{case['parameters']:,} parameters, {step['calls']} calls"),
+        ("", f"{step['gflop']:.3g} GFLOP of products, {step['update_gb']:.3g} GB of the update"),
+        ("floor", f"{step['floor_ms']:.3g} ms at these limits"),
+        ("record", f"{found['record_ms']:.3g} ms, with the first run"),
+        ("call", f"{found['call_overhead_us']:.2f} us beyond the bare NumPy call"),
+        ("memory", f"{found['memory_mb']:.1f} MB of the program"),
+    ]
+    ways = [("", "ms a step", "GFLOP/s", "of SGEMM", "floor / time")]
+    for name, way in found["ways"].items():
+        shares = (f"{100 * way[key]:.0f} %" for key in ("share_of_sgemm", "share_of_floor"))
+        ways.append((name, f"{way['ms']:.2f}", f"{way['gflops']:.1f}", *shares))
+    return f"{table(rows)}\n\n{table(ways)}"
