@@ -8,7 +8,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import threadpoolctl
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ops import CASES, Case, values
 
@@ -26,7 +25,7 @@ from npdrt.errors import Error
 from npdrt.models import MLP
 from npdrt.optim import adam, fromage, lars, lars_lesion, norm, sgd
 from npdrt.program import Memory, infer, plan, replay
-from npdrt.program.calls import KINDS, Ref, c_strides
+from npdrt.program.calls import KINDS, c_strides
 from npdrt.program.infer import Form
 from npdrt.program.tree import leaves, rebuild
 from npdrt.random import Random
@@ -315,7 +314,9 @@ def laid_out(draw: Any, shape: Any = SHAPES, dtypes: Any = ("float32", "float64"
     owned = [1 if repeated[i] else shape[i] * abs(gaps[i]) for i in order]
     x = np.arange(math.prod(owned)).reshape(owned).transpose(np.argsort(order))
     x = x.astype(draw(st.sampled_from(dtypes)), order="K")
-    seen = tuple(slice(None) if r else slice(None, None, g) for g, r in zip(gaps, repeated))
+    seen = tuple(
+        slice(None) if r else slice(None, None, g) for g, r in zip(gaps, repeated, strict=True)
+    )
     return np.broadcast_to(x[seen], shape)
 
 
@@ -504,8 +505,8 @@ def like(x: Any) -> Callable[[Any], bool]:
     return lambda y: y.shape in (x.shape, (), x.shape[-1:])
 
 
-UNARY = ("negative", "abs", "tanh", "exp", "square", "sqrt", "sign", "log1p", "floor", "sin", "expm1",
-         "reciprocal")  # fmt: skip
+UNARY = ("negative", "abs", "tanh", "exp", "square", "sqrt", "sign", "log1p", "floor", "sin",
+         "expm1", "reciprocal")  # fmt: skip
 BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "remainder")
 
 
@@ -649,9 +650,7 @@ def drawn_programs(draw: Any, shapes: tuple[tuple[int, ...], ...]) -> Drawn:
     number = st.integers(0, 95)
     what = st.sampled_from((*LINES, *OFTEN, *OFTEN))
     lines = draw(st.lists(st.tuples(what, st.tuples(*[number] * 4)), min_size=1, max_size=22))
-    outputs = draw(
-        st.dictionaries(st.sampled_from([*names, *names, "y", "z"]), number, min_size=1)
-    )
+    outputs = draw(st.dictionaries(st.sampled_from([*names, *names, "y", "z"]), number, min_size=1))
     return Drawn(
         tuple(draw(st.lists(st.sampled_from(shapes), min_size=count, max_size=count))),
         tuple(draw(st.lists(st.sampled_from(DTYPES), min_size=count, max_size=count))),
@@ -791,6 +790,12 @@ def test_a_constant_is_not_written_to() -> None:
         return y * 1.0, xp.zeros(x.shape, dtype=x.dtype) + 1.0
 
     check(step, RNG.standard_normal(6))
+
+
+def test_constants_are_quiet_too() -> None:
+    """What depends on no argument is computed once, without NumPy's warnings."""
+    program = record(lambda x: x + 1.0 / namespace(x).zeros(3), np.ones(3))
+    assert program(np.ones(3)).tolist() == [math.inf] * 3
 
 
 # --- whose memory ----------------------------------------------------------------------------
@@ -965,7 +970,7 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "closure first": (lambda x: HELD * x, r"uses a float64\[3\] array that is not among its arg"),
     "closure in a primitive": (
-        lambda x: ops.multiply(x, HELD), r"ops/arithmetic.py:\d+: the step uses a float64\[3\] array"
+        lambda x: ops.multiply(x, HELD), r"ops/arithmetic.py:\d+: the step uses a float64\[3\]"
     ),
     "another recording": (mixed, "an array of another recording"),
     "unknown function": (
@@ -1020,7 +1025,7 @@ def test_what_cannot_be_recorded(name: str) -> None:
 
 @pytest.mark.parametrize("index", [True, [0, 1], np.array([0]), X > 0, np.int64(1)], ids=str)
 def test_index_arrays_are_refused(index: Any) -> None:
-    with pytest.raises(Error, match="(?s)basic indices only while a step is recorded; got .*use take"):
+    with pytest.raises(Error, match=r"(?s)basic indices only .* recorded; got .*use take"):
         record(lambda x: x[index], X)
 
 
@@ -1069,8 +1074,9 @@ def test_a_float_takes_the_dtype_of_the_arrays_it_meets(dtype: str) -> None:
     def step(w: Any, n: Any, lr: float) -> Any:
         xp = namespace(w)
         half = -(lr * 0.5) + abs(lr)
+        strong = xp.asarray(lr, dtype=xp.float64)
         return (w - lr * w, half * w, w * (1.0 - lr * half), xp.where(w > lr, lr, w), n * lr,
-                xp.maximum(w, lr), xp.asarray(lr, dtype=xp.float64) * w, xp.sum(w) * lr)  # fmt: skip
+                xp.maximum(w, lr), strong * w, strong * lr, xp.sum(w) * lr)  # fmt: skip
 
     args = RNG.standard_normal((3, 4)).astype(dtype), np.arange(4), 0.1
     program = record(step, *args)
@@ -1094,7 +1100,7 @@ CALLS: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
     "int for a float": (lambda: ({"w": X}, X, 1, 3, "n"), r"lr: recorded as float64\[\]; got 1;"),
     "bool for a float": (lambda: ({"w": X}, X, True, 3, "n"), r"lr: recorded as .*; got True;"),
     "missing": (lambda: ({}, X, 0.1, 3, "n"), "differ from those recorded in: params/w"),
-    "extra": (lambda: ({"w": X, "v": X}, X, 0.1, 3, "n"), "differ from those recorded in: params/v"),
+    "extra": (lambda: ({"w": X, "v": X}, X, 0.1, 3, "n"), "from those recorded in: params/v"),
     "renamed": (lambda: ({"v": X}, X, 0.1, 3, "n"), "recorded in: params/v, params/w"),
     "list for array": (lambda: ({"w": X}, [X], 0.1, 3, "n"), "recorded in: x, x/0"),
     "too few": (lambda: ({"w": X}, X, 0.1, 3),
@@ -1181,7 +1187,7 @@ def test_a_training_step_allocates_nothing(name: str, width: int) -> None:
     model = MLP(depth=3, width=width, inputs=width, outputs=10, bias=True)
     step, optimizer = make_step(model, OPTIMIZERS[name]), OPTIMIZERS[name]
     args = (*start(model, optimizer, "float64"), *batch(model, width, "float64", 0), 0.01)
-    assert FIXED < width * width * 8
+    assert width * width * 8 > FIXED
     assert peak(record(step, *args), args) < FIXED
 
 
@@ -1202,14 +1208,24 @@ def test_other_calls_allocate_nothing(width: int) -> None:
     assert peak(check(selecting, *args), args) < FIXED
 
 
+def test_an_argument_and_its_view_in_one_call_allocate_nothing() -> None:
+    """In place NumPy would have to copy one of them; the result goes elsewhere instead."""
+
+    def step(state: Any) -> Any:
+        return {"a": state["a"] + ops.transpose(state["a"])}
+
+    state = {"a": RNG.standard_normal((300, 300))}
+    assert peak(check(step, state), (state,)) < FIXED
+
+
 # --- size ------------------------------------------------------------------------------------
 
 
 def counts(depth: int) -> tuple[int, int, int]:
     """Calls, groups and operations of a perceptron step; the replay is the eager step."""
-    model = MLP(depth=depth, width=3, inputs=3, outputs=3, bias=True)
-    step = make_step(model, OPTIMIZERS["fromage"])
-    params, state = start(model, OPTIMIZERS["fromage"], "float32")
+    model = MLP(depth=depth, width=3, inputs=3, outputs=3)
+    step = make_step(model, OPTIMIZERS["lesion"])
+    params, state = start(model, OPTIMIZERS["lesion"], "float32")
     x, y = batch(model, 2, "float32", 0)
     program = record(step, params, state, x, y, 0.01)
     with quiet():

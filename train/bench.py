@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ class Case:
     batch_size: int = 250
     optimizer: str = "fromage"
     dtype: str = "float32"
-    steps: int = 10
+    steps: int = 7
     fast: bool | None = None
     quick: bool = False
 
@@ -72,12 +72,10 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
     args = _arguments(case, model(case.depth, case.width, case.width, CLASSES))
     params = args[0].params
     with threadpool_limits(_threads(case, params), user_api="blas"), quiet():
-        tell("the machine's limits")
-        found = _limits(case)
         tell("recording")
         programs, memory, recorded = _programs(case, args)
-        tell(f"{case.steps} steps each way")
-        seconds = _step_times(case, args, programs)
+        tell(f"the limits, and {case.steps} steps each way")
+        seconds, found = _step_times(case, args, programs)
         tell("the cost of a call")
         overhead = call_overhead(turns=5 if case.quick else 30)
         report = {
@@ -114,7 +112,7 @@ def _way(seconds: list[float], gflop: float, found: dict[str, Any], floor: float
 
 
 def _arguments(case: Case, model: Any) -> tuple[Any, ...]:
-    """The step's function is made for `model`; these are its arguments before the first step."""
+    """The arguments of the first step."""
     params = model.init(seed=0, dtype=case.dtype)
     state = State(params, {}, _optimizer(case).init(params))
     x, y = batch(case.batch_size, case.width, case.dtype)
@@ -145,14 +143,13 @@ def _step(case: Case) -> Callable[..., Any]:
     return make_step(task, _optimizer(case))
 
 
-def _programs(
-    case: Case, args: tuple[Any, ...]
-) -> tuple[dict[str, Program], Memory, float]:
+def _programs(case: Case, args: tuple[Any, ...]) -> tuple[dict[str, Program], Memory, float]:
     """The programs by way, the memory of the plain one, and the seconds to record and plan it."""
     memory, start = Memory(), time.perf_counter()
-    programs = {"replay": record(_step(case), *args, memory=memory)}
-    programs["replay"](*args)
-    taken = time.perf_counter() - start
+    replay = record(_step(case), *args, memory=memory)
+    len(replay.plan.groups)  # makes the plan
+    taken, programs = time.perf_counter() - start, {"replay": replay}
+    replay(*args)
     if case.fast is not False:
         try:
             fast = record(_step(case), *args, fast=True)
@@ -166,13 +163,23 @@ def _programs(
 
 def _step_times(
     case: Case, args: tuple[Any, ...], programs: dict[str, Program]
-) -> dict[str, list[float]]:
-    """Seconds of every timed step by way; each way goes on from its own state."""
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of every timed step by way, each going on from its own state; and the limits, which
+    have their turn too (quick: once)."""
     ways: dict[str, Callable[..., Any]] = {"eager": _step(case), **programs}
-    return take_turns({name: _going_on(step, args) for name, step in ways.items()}, case.steps)
+    runs = {name: going_on(step, args) for name, step in ways.items()}
+    samples: list[dict[str, Any]] = []
+
+    def sample() -> None:
+        if not (case.quick and samples):
+            samples.append(limits_now([(case.batch_size, case.width)], case.quick))
+
+    seconds = take_turns({"limits": sample, **runs}, case.steps)
+    del seconds["limits"]
+    return seconds, typical(samples)
 
 
-def _going_on(step: Callable[..., Any], args: tuple[Any, ...]) -> Run:
+def going_on(step: Callable[..., Any], args: tuple[Any, ...]) -> Run:
     """One step after another."""
     state, *rest = args
 
@@ -183,7 +190,9 @@ def _going_on(step: Callable[..., Any], args: tuple[Any, ...]) -> Run:
     return run
 
 
-def take_turns(calls: Mapping[str, Run], turns: int, warm_up: int = WARM_UP) -> dict[str, Any]:
+def take_turns(
+    calls: Mapping[str, Run], turns: int, warm_up: int = WARM_UP
+) -> dict[str, list[float]]:
     """Seconds of each call in each turn; turns begin with another call each, `warm_up` untimed."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls.items())
@@ -223,13 +232,26 @@ def update_bytes(params: Params, state: Mapping[str, Array]) -> int:
 # --- limits ------------------------------------------------------------------------------------
 
 
-def _limits(case: Case) -> dict[str, Any]:
-    """GFLOP/s of float32 products at the step's shapes together and one by one, GB/s."""
-    rates = limits.sgemm_rate([(case.batch_size, case.width)], seconds=0 if case.quick else 2)
-    size, passes = (2**23, 2) if case.quick else (2**26, 10)
-    triad = limits.triad_bandwidth(size=size, passes=passes)
+def limits_now(shapes: Iterable[tuple[int, int]], quick: bool = False) -> dict[str, Any]:
+    """One sample of the limits, to be taken in turn with what is held against them.
+
+    shapes: pairs of batch and width. sgemm: GFLOP/s of the products of these shapes after one
+    another, products: one by one. triad: GB/s with triad_threads threads.
+    """
+    rates = limits.sgemm_rate(shapes, seconds=0)
+    triad = limits.triad_bandwidth(size=2**23 if quick else 2**26, passes=2)
     found = {"sgemm": together(rates), "products": rates}
     return found | {"triad": triad.rate, "triad_threads": triad.threads}
+
+
+def typical(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number of several samples, also in dicts; the low one of two."""
+    first = samples[0]
+    columns = {key: [sample[key] for sample in samples] for key in first}
+    return {
+        key: typical(column) if isinstance(first[key], dict) else statistics.median_low(column)
+        for key, column in columns.items()
+    }
 
 
 def together(rates: Mapping[str, float]) -> float:

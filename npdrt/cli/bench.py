@@ -54,7 +54,7 @@ def command(quick: bool, as_json: bool, **given: Any) -> None:
       step                  calls, gflop, update_gb, floor_ms: of one step
       ways                  eager, replay, fast (if measured), each with ms,
                             gflops, share_of_sgemm, share_of_floor
-      record_ms             time to record and plan the step and run it once
+      record_ms             time to record and plan the step
       call_overhead_us      microseconds of a replayed call beyond NumPy's
       memory_mb             10^6 bytes of the program: weights, state, scratch
     """
@@ -90,7 +90,7 @@ def _text(found: dict[str, Any]) -> str:
         ("", f"{case['parameters']:,} parameters, {step['calls']} calls"),
         ("", f"{step['gflop']:.3g} GFLOP of products, {step['update_gb']:.3g} GB of the update"),
         ("floor", f"{step['floor_ms']:.3g} ms at these limits"),
-        ("record", f"{found['record_ms']:.3g} ms, with the first run"),
+        ("record", f"{found['record_ms']:.3g} ms to record and plan the step"),
         ("call", f"{found['call_overhead_us']:.2f} us beyond the bare NumPy call"),
         ("memory", f"{found['memory_mb']:.1f} MB of the program"),
     ]

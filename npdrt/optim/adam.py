@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from npdrt.arrays import Array, cast, namespace
+from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, below_one
 
 
@@ -72,7 +72,7 @@ def update(
         g = g + decay * w
     m = beta1 * slots["exp_avg"] + (1.0 - beta1) * g
     v = beta2 * slots["exp_avg_sq"] + (1.0 - beta2) * (g * g)
-    m_hat = m / cast(1.0 - shared["beta1_power"], w)
-    v_hat = v / cast(1.0 - shared["beta2_power"], w)
+    m_hat = label(m / cast(1.0 - shared["beta1_power"], w), "m_hat")
+    v_hat = label(v / cast(1.0 - shared["beta2_power"], w), "v_hat")
     w = w - cast(lr, w) * m_hat / (xp.sqrt(v_hat) + eps)
     return w, {"exp_avg": m, "exp_avg_sq": v}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from npdrt.arrays import Array, cast, namespace
+from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.norm import norm
 from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, no_slots, representable
 
@@ -45,15 +45,16 @@ def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[
     """w <- (w - lr |w|/|g| g) / sqrt(1 + lr**2), one array."""
     xp = namespace(w)
     s = relative_rate(w, g, lr)
-    return (w - cast(s, w) * g) / cast(xp.sqrt(1.0 + lr * lr), w), slots
+    prefactor = label(xp.sqrt(1.0 + lr * lr), "prefactor")
+    return (w - cast(s, w) * g) / cast(prefactor, w), slots
 
 
 def relative_rate(w: Array, g: Array, lr: Array) -> Array:
     """lr * |w| / |g|; lr where either norm is not > 0 or the rate overflows; 0-d float64."""
     xp, w_norm, g_norm = namespace(w, g), norm(w), norm(g)
-    usable = (w_norm > 0) & (g_norm > 0)
+    usable = label((w_norm > 0) & (g_norm > 0), "usable")
     s = xp.where(usable, lr * w_norm / xp.where(usable, g_norm, 1.0), lr)
-    return representable(s, w, lr)
+    return label(representable(s, w, lr), "s")
 
 
 def slots(w: Array, *, norm_bound: float) -> Slots:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from npdrt.arrays import Array, cast, namespace
+from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.norm import norm
 from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, representable
 
@@ -63,13 +63,14 @@ def update(
     """v <- momentum v + lr r (g + wd w);  w <- w - v, one array."""
     r = trust_ratio(w, g, decay=decay, trust=trust, eps=eps)
     d = g + decay * w if decay else g
-    v = momentum * slots["momentum"] + cast(representable(lr * r, w, lr), w) * d
+    k = label(representable(lr * r, w, lr), "k")
+    v = momentum * slots["momentum"] + cast(k, w) * d
     return w - v, {"momentum": v}
 
 
 def trust_ratio(w: Array, g: Array, *, decay: float, trust: float, eps: float) -> Array:
     """tc |w| / (|g| + wd |w| + eps), or 1 where either norm is not > 0; 0-d float64."""
     xp, w_norm, g_norm = namespace(w, g), norm(w), norm(g)
-    usable = (w_norm > 0) & (g_norm > 0)
+    usable = label((w_norm > 0) & (g_norm > 0), "usable")
     size = xp.where(usable, g_norm + decay * w_norm + eps, 1.0)
-    return xp.where(usable, trust * w_norm / size, 1.0)
+    return label(xp.where(usable, trust * w_norm / size, 1.0), "r")

@@ -279,7 +279,9 @@ class Recorder:
         met = args[1:] if function == "where" else args
         strong = [x.dtype for x in met if hasattr(x, "dtype") and not getattr(x, "weak", False)]
         dtype = np.result_type(*strong, 1.0)
-        return tuple(self.namespace.asarray(x, dtype) if w else x for x, w in zip(args, weak, strict=True))
+        return tuple(
+            self.namespace.asarray(x, dtype) if w else x for x, w in zip(args, weak, strict=True)
+        )
 
     def check_writable(self, x: Recorded) -> None:
         """Refuse to write where other arrays of the step would have to see it."""
@@ -338,9 +340,9 @@ class Recorder:
 def _shown(file: str) -> str:
     """A file of npdrt by its place in the package, another by its name."""
     path = Path(file).resolve()
-    for root, prefix in ((PACKAGE, "npdrt"), (PACKAGE.parent / "models", "models")):
+    for root in (PACKAGE, *(PACKAGE.parent / name for name in ("models", "train"))):
         if path.is_relative_to(root):
-            return str(Path(prefix) / path.relative_to(root))
+            return (root.name / path.relative_to(root)).as_posix()
     return path.name
 
 
@@ -351,7 +353,7 @@ def _plain(x: Any) -> Any:
     return tuple(map(_plain, x)) if isinstance(x, tuple | list) else x
 
 
-_DRAWN = {"uniform": "float64", "normal": "float64", "bernoulli": "bool", "permutation": "int64",
+DRAWN = {"uniform": "float64", "normal": "float64", "bernoulli": "bool", "permutation": "int64",
           "words": "uint64"}  # fmt: skip
 
 
@@ -373,7 +375,7 @@ class RecordedRandom:
         return RecordedRandom(self._recorder, self._stream, (*self._lineage, ("at", step)))
 
     def __getattr__(self, method: str) -> Any:
-        if method not in _DRAWN:
+        if method not in DRAWN:
             raise Error(
                 f"{self._recorder.source()}: {method} of a random stream differs from step to "
                 "step and cannot be read while a step is recorded; draw numbers from the stream"
@@ -383,7 +385,7 @@ class RecordedRandom:
             size = (shape,) if isinstance(shape, int) else tuple(shape)
             steps = [str(argument) for _, argument in self._lineage]
             name = "/".join([*self._stream.path, *steps, method])
-            drawn = self._recorder.input(size, _DRAWN[method], name, "random")
+            drawn = self._recorder.input(size, DRAWN[method], name, "random")
             call = Draw(self._stream, self._lineage, method, (shape, *args), settings)
             self._recorder.draws[drawn.index] = call
             return drawn
