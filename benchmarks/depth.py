@@ -6,8 +6,9 @@ depths take turns; a time is the median of the steps. A straight line a + bL is 
 by least squares: `a` is the cost of a step, `b` of a layer, and R^2 and the largest residual, over
 the longest time, say how straight they lie. The ratio of the slopes of the deeper and of the
 shallower half is 1 where time grows linearly. "plan" is the time to record and plan the step, which
-happens once, and "first" that of the first call, which binds the plan to memory. The loss is that
-of the first and of the last step: the network trains, also at 1000 layers.
+happens once, and "first" that of the first call, which binds the plan to memory. "MB" is what the
+program holds: weights, state and scratch. The losses are of the first and of the last step. BLAS
+has one thread where `npdrt train` gives it one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from npdrt import optim, record
 from npdrt.models import MLP
 from npdrt.program import Memory
 from npdrt.random import Random
-from npdrt.train.bench import batch, running, take_turns
+from npdrt.train.bench import as_trained, batch, running, take_turns
 from npdrt.train.config import Config, learning_rate
 from npdrt.train.step import State, Task, make_step
 
@@ -85,8 +86,9 @@ def measure(
     depths: list[int], width: int, size: int, steps: int, rule: str = "fromage", fast: bool = False
 ) -> dict[str, Any]:
     """A row a depth, and the fits of times and memory."""
-    built = {depth: build(depth, width, size, rule, fast) for depth in depths}
-    seconds = take_turns({str(depth): step for depth, (_, step) in built.items()}, steps)
+    with as_trained(size, {"widest": np.empty((width, width))}):
+        built = {depth: build(depth, width, size, rule, fast) for depth in depths}
+        seconds = take_turns({str(depth): step for depth, (_, step) in built.items()}, steps)
     rows = [row | {"seconds": seconds[str(depth)]} for depth, (row, _) in built.items()]
     result = {"width": width, "batch": size, "rule": rule, "fast": fast, "rows": rows}
     medians = [statistics.median(row["seconds"]) for row in rows]
@@ -106,7 +108,7 @@ def line(depths: list[int], values: list[float]) -> dict[str, float]:
     x, y = np.array(depths, float), np.array(values)
     b, a = np.polyfit(x, y, 1)
     residuals = y - (a + b * x)
-    spread = float(((y - y.mean()) ** 2).sum())
+    spread = float(((y - y.mean()) ** 2).sum()) or math.nan
     middle, slopes = (x.min() + x.max()) / 2, []
     for half in (x <= middle, x >= middle):
         slopes.append(np.polyfit(x[half], y[half], 1)[0] if half.sum() > 1 else math.nan)
@@ -126,7 +128,7 @@ def text_of(results: list[dict[str, Any]]) -> str:
         rows = []
         for row in r["rows"]:
             ms = 1e3 * statistics.median(row["seconds"])
-            losses = f"{row['losses'][0]:.3f} to {row['losses'][-1]:.3f}"
+            losses = f"{row['losses'][0]:.5f} to {row['losses'][-1]:.5f}"
             cells = [str(row["depth"]), f"{row['parameters'] / 1e6:.2f}", str(row["calls"])]
             cells += [f"{ms:.2f}", f"{1e3 * ms / row['depth']:.0f}", f"{1e3 * row['plan']:.0f}"]
             cells += [f"{1e3 * row['first']:.0f}", f"{row['bytes'] / 1e6:.1f}", losses]

@@ -41,6 +41,8 @@ def publish(text: str, about: dict[str, Any], results: Any, output: Path | None)
     whole = f"{machine_line(about)}\n\n{text}"
     print(whole)
     if output:
-        found = json.dumps({"machine": about, "results": results}, indent=1)
+        from npdrt.store.log import finite  # not before a benchmark has measured memory
+
+        found = json.dumps(finite({"machine": about, "results": results}), indent=1)
         Path(f"{output}.md").write_text(whole + "\n", encoding="utf-8")
         Path(f"{output}.json").write_text(found + "\n", encoding="utf-8")

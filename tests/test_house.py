@@ -83,6 +83,7 @@ def test_imports_point_downwards(module: str) -> None:
 
 KNOWS_LIBRARIES = {
     "npdrt.arrays": "the one file that does",
+    "npdrt.program.cuda": "replays programs on CuPy",
     "npdrt.store.container": "stores host arrays and says what else it was given",
 }
 

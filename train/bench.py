@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -71,7 +72,7 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
     model: Any = MODELS[case.model]
     args = _arguments(case, model(case.depth, case.width, case.width, CLASSES))
     params = args[0].params
-    with threadpool_limits(_threads(case, params), user_api="blas"), quiet():
+    with as_trained(case.batch_size, params), quiet():
         tell("recording")
         programs, memory, recorded = _programs(case, args)
         tell(f"the limits, and {case.steps} steps each way")
@@ -131,10 +132,12 @@ def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]
     return x, y
 
 
-def _threads(case: Case, params: Params) -> int | None:
-    """BLAS threads, as `npdrt train` sets them; None leaves them."""
+def as_trained(size: int, params: Params) -> AbstractContextManager[Any]:
+    """BLAS threads as `npdrt train` has them: one where a step's products are small."""
     largest = max(math.prod(w.shape) for w in params.values())
-    return 1 if 2.0 * case.batch_size * largest < SMALL_PRODUCT else None
+    threads = 1 if 2.0 * size * largest < SMALL_PRODUCT else None
+    limited: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
+    return limited
 
 
 def _step(case: Case) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from npdrt.errors import Error, Unavailable
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
+    "explain": "The array calls of one training step, or where two differ.",
     "show": "What is in a file or run, and how it was made.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
     "data": "List, fetch and verify data sets.",

@@ -210,7 +210,7 @@ def command(**given: Any) -> None:
     """
     out, resuming = given.pop("out"), given.pop("resuming")
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
-    settings = _settings(given)
+    settings = settings_of(given)
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
     reporter = Bar() if on_terminal() and not quiet else Quiet()
@@ -291,7 +291,7 @@ def _same(given: Any, stored: Any) -> bool:
     return given in ("auto", stored)
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of `Config`."""
     given = {name: value for name, value in given.items() if value is not None}
     fields = _model_fields(given.pop("fields"))

@@ -4,7 +4,8 @@
 straight-line list of its array calls, forward, backward and update alike.
 """
 
-from npdrt.program.program import Program, memory_on, record
+from npdrt.program.listing import Difference, compare
+from npdrt.program.program import Program, load, memory_on, record
 from npdrt.program.replay import Memory
 
-__all__ = ["Memory", "Program", "memory_on", "record"]
+__all__ = ["Difference", "Memory", "Program", "compare", "load", "memory_on", "record"]

@@ -7,34 +7,39 @@ step makes, with `out`. The first `WARM_UPS` replays run call by call and put ke
 workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
 one launch. No replay waits for the device.
 
-Bits. The kernels are written in PTX operations that round once (`add.rn.f32`), so that no compiler
-flag changes them: CuPy passes `-ftz=true` to its compiler after any other option, and so CuPy's own
-float32 functions take subnormal numbers for zero; these kernels do not, as NumPy does not. What
-they compute has the bits of the CPU; of a NaN, that it is one. Products are those of cuBLAS
-with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32; sums, maxima, exp, log and tanh are
-CuPy's.
+Bits. What the kernels compute (`npdrt.program.kernels`) has the bits of the CPU; of a NaN, that it
+is one. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
+sums, maxima, exp, log and tanh are CuPy's, which in float32 take subnormal numbers for zero.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from npdrt.arrays import Array, on_gpu
 from npdrt.errors import Error
 from npdrt.optim.norm import CHUNK, LANES
-from npdrt.program.calls import Call, Ref, Value
-from npdrt.program.fused import FUSABLE, can_fuse, read_by
+from npdrt.program.calls import Call, Value
+from npdrt.program.fused import FUSABLE, read_by
+from npdrt.program.kernels import (
+    ARITHMETIC,
+    NORM_FOLD,
+    NORM_LANES,
+    OPTIONS,
+    TYPES,
+    Loop,
+    can_compile,
+    loop_source,
+)
 from npdrt.program.plan import Group, Plan
 from npdrt.program.replay import Binding, Memory, Operation, run
 
 WARM_UPS = 2  # replays call by call: the first compiles and allocates, the second finds all there
-OPTIONS = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true")
 # They may wait for the device or copy from the host, which a graph would repeat from freed memory.
 NOT_CAPTURED = ("argsort", "searchsorted", "sort")
 
@@ -48,7 +53,9 @@ class CudaMemory(Memory):
 
     def __init__(self, library: Any = None) -> None:
         if library is None:
-            import cupy as library
+            import cupy
+
+            library = cupy
         self.xp = library
         if "TF32" in compute_type(library):
             raise Error(
@@ -320,7 +327,7 @@ class CudaBinding(Binding):
         if x.dtype == np.float16:
             wide = self.memory.xp.empty(x.shape, dtype=np.float32)
             widened, x = [(self.memory.xp.copyto, (wide, x), {})], wide
-        chunks, source = _chunks(x.size), NORM_LANES.replace("TYPE", _TYPES[str(x.dtype)])
+        chunks, source = _chunks(x.size), NORM_LANES.replace("TYPE", TYPES[str(x.dtype)])
         lanes = self.memory.raw_kernel("npdrt_norm_lanes", source)
         fold = self.memory.raw_kernel("npdrt_norm_fold", NORM_FOLD)
         return [
@@ -332,202 +339,6 @@ class CudaBinding(Binding):
 
 def _chunks(size: int) -> int:
     return max(1, -(-size // CHUNK))
-
-
-# --- kernels ----------------------------------------------------------------------------------
-
-_TYPES = {"bool": "bool", "float32": "float", "float64": "double"}
-_BITWISE = {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
-
-# On the device each operation is the PTX instruction that rounds once and keeps subnormals, whatever
-# the compiler was told; elsewhere, in the tests, the operator of C.
-ARITHMETIC = r"""
-#ifdef __CUDA_ARCH__
-#define NPDRT_TWO(name, ptx, sign) \
-  __device__ inline float npdrt_##name(float a, float b) { \
-    float r; asm(ptx ".f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; } \
-  __device__ inline double npdrt_##name(double a, double b) { \
-    double r; asm(ptx ".f64 %0, %1, %2;" : "=d"(r) : "d"(a), "d"(b)); return r; }
-#define NPDRT_ONE(name, ptx, c) \
-  __device__ inline float npdrt_##name(float a) { \
-    float r; asm(ptx ".f32 %0, %1;" : "=f"(r) : "f"(a)); return r; } \
-  __device__ inline double npdrt_##name(double a) { \
-    double r; asm(ptx ".f64 %0, %1;" : "=d"(r) : "d"(a)); return r; }
-#define NPDRT_IS(name, ptx, sign) \
-  __device__ inline bool npdrt_##name(float a, float b) { int r; \
-    asm("{.reg .pred p; setp." ptx ".f32 p, %1, %2; selp.s32 %0, 1, 0, p;}" \
-        : "=r"(r) : "f"(a), "f"(b)); return r != 0; } \
-  __device__ inline bool npdrt_##name(double a, double b) { int r; \
-    asm("{.reg .pred p; setp." ptx ".f64 p, %1, %2; selp.s32 %0, 1, 0, p;}" \
-        : "=r"(r) : "d"(a), "d"(b)); return r != 0; }
-__device__ inline double npdrt_double(float a) {
-  double r; asm("cvt.f64.f32 %0, %1;" : "=d"(r) : "f"(a)); return r; }
-__device__ inline float npdrt_float(double a) {
-  float r; asm("cvt.rn.f32.f64 %0, %1;" : "=f"(r) : "d"(a)); return r; }
-__device__ inline float npdrt_bits(unsigned int a) { return __uint_as_float(a); }
-__device__ inline double npdrt_bits(unsigned long long a) {
-  return __longlong_as_double((long long)a); }
-#else
-#define NPDRT_TWO(name, ptx, sign) \
-  __device__ inline float npdrt_##name(float a, float b) { return a sign b; } \
-  __device__ inline double npdrt_##name(double a, double b) { return a sign b; }
-#define NPDRT_ONE(name, ptx, c) \
-  __device__ inline float npdrt_##name(float a) { return c(a); } \
-  __device__ inline double npdrt_##name(double a) { return c(a); }
-#define NPDRT_IS(name, ptx, sign) \
-  __device__ inline bool npdrt_##name(float a, float b) { return a sign b; } \
-  __device__ inline bool npdrt_##name(double a, double b) { return a sign b; }
-__device__ inline double npdrt_double(float a) { return (double)a; }
-__device__ inline float npdrt_float(double a) { return (float)a; }
-__device__ inline float npdrt_bits(unsigned int a) { union { unsigned int i; float f; } u; u.i = a; return u.f; }
-__device__ inline double npdrt_bits(unsigned long long a) { union { unsigned long long i; double f; } u; u.i = a; return u.f; }
-#endif
-__device__ inline double npdrt_double(double a) { return a; }
-NPDRT_TWO(add, "add.rn", +)
-NPDRT_TWO(subtract, "sub.rn", -)
-NPDRT_TWO(multiply, "mul.rn", *)
-NPDRT_TWO(divide, "div.rn", /)
-NPDRT_ONE(sqrt, "sqrt.rn", sqrt)
-NPDRT_ONE(negative, "neg", -)
-NPDRT_ONE(abs, "abs", fabs)
-NPDRT_IS(equal, "eq", ==)
-NPDRT_IS(not_equal, "neu", !=)
-NPDRT_IS(less, "lt", <)
-NPDRT_IS(less_equal, "le", <=)
-NPDRT_IS(greater, "gt", >)
-NPDRT_IS(greater_equal, "ge", >=)
-"""
-
-NORM_LANES = f"""
-extern "C" __global__ void npdrt_norm_lanes(
-    const TYPE* __restrict__ x, long long size, double* __restrict__ lanes) {{
-  const long long start = (long long)blockIdx.x * {CHUNK};
-  const long long end = start + {CHUNK} < size ? start + {CHUNK} : size;
-  double total = 0.0;
-  #pragma unroll 16
-  for (long long i = start + threadIdx.x; i < end; i += {LANES}) {{
-    const double v = npdrt_double(x[i]);
-    total = npdrt_add(total, npdrt_multiply(v, v));
-  }}
-  lanes[(long long)blockIdx.x * {LANES} + threadIdx.x] = total;
-}}
-"""
-NORM_FOLD = f"""
-extern "C" __global__ void npdrt_norm_fold(
-    const double* __restrict__ lanes, long long chunks, double* __restrict__ out) {{
-  __shared__ double folded[{LANES}];
-  const int k = threadIdx.x;
-  double total = lanes[k];
-  #pragma unroll 16
-  for (long long c = 1; c < chunks; ++c) total = npdrt_add(total, lanes[c * {LANES} + k]);
-  folded[k] = total;
-  __syncthreads();
-  for (int half = {LANES // 2}; half; half /= 2) {{
-    if (k < half) folded[k] = npdrt_add(folded[k], folded[k + half]);
-    __syncthreads();
-  }}
-  if (k == 0) out[0] = npdrt_sqrt(folded[0]);
-}}
-"""
-
-
-class Loop(NamedTuple):
-    """The source of an elementwise kernel, and the values its parameters are, in their order."""
-
-    reads: str
-    writes: str
-    body: str
-    read: tuple[int, ...]
-    written: tuple[int, ...]
-
-
-def can_compile(call: Call, values: list[Value]) -> bool:
-    """Whether a call is a kernel of its own or in a chain: one whose bits NumPy defines, on
-    float32, float64 and bool."""
-    if not can_fuse(call, values):
-        return False
-    if call.function in ("astype", "where"):
-        return all(isinstance(x, Ref | float | int | bool | str) for x in call.args)
-    kind = _computed_in(call, values).kind
-    return kind == ("b" if call.function in _BITWISE else "f")
-
-
-def loop_source(
-    calls: list[Call], values: list[Value], kept: list[int], place: Callable[[int], Any]
-) -> Loop:
-    """Elementwise calls as the body of a kernel for one element.
-
-    kept: the results it writes. place(i): equal for values that are the same array. Everything is
-    read before anything is written, and an array that is also written is a parameter once, so a
-    result may replace an argument. 0-d arrays are read where they are, on the device. Names count
-    from 0: the same calls of another layer have the same source.
-    """
-    shape = values[calls[0].result].shape
-    read, written = {}, {place(i): (f"o{k}", i) for k, i in enumerate(kept)}
-    names: dict[int, str] = {}
-    reads, body = [], []
-    for i in read_by(calls):
-        key, value, scalar = place(i), values[i], values[i].shape == () != shape
-        if key not in written and key not in read:
-            read[key] = (f"a{len(read)}", i)
-            reads.append(f"{'raw ' if scalar else ''}{value.dtype} {read[key][0]}")
-        source = (written.get(key) or read[key])[0] + ("[0]" if scalar else "")
-        names[i] = f"x{len(names)}"
-        body.append(f"const {_TYPES[value.dtype]} {names[i]} = {source};")
-    for call in calls:
-        names[call.result] = f"x{len(names)}"
-        kind = _TYPES[values[call.result].dtype]
-        body.append(f"const {kind} {names[call.result]} = {_expression(call, values, names)};")
-    body += [f"{written[place(i)][0]} = {names[i]};" for i in kept]
-    writes = ", ".join(f"{values[i].dtype} {name}" for name, i in written.values())
-    order = (tuple(i for _, i in read.values()), tuple(i for _, i in written.values()))
-    return Loop(", ".join(reads), writes, "\n".join(body), *order)
-
-
-def _expression(call: Call, values: list[Value], names: dict[int, str]) -> str:
-    """A call on one element, every operand in the dtype that NumPy computes in."""
-    result = values[call.result].dtype
-    if call.function == "astype":
-        return _operand(call.args[0], result, values, names)
-    if call.function == "where":
-        chosen = [_operand(x, result, values, names) for x in call.args[1:]]
-        return f"{_operand(call.args[0], 'bool', values, names)} ? {chosen[0]} : {chosen[1]}"
-    dtype = _computed_in(call, values).name
-    operands = [_operand(x, dtype, values, names) for x in call.args]
-    if call.function in _BITWISE:
-        return f"{operands[0]} {_BITWISE[call.function]} {operands[1]}"
-    if call.function == "isfinite":
-        return f"npdrt_less(npdrt_abs({operands[0]}), {_literal(math.inf, dtype)})"
-    return f"npdrt_{call.function}({', '.join(operands)})"
-
-
-def _computed_in(call: Call, values: list[Value]) -> np.dtype[Any]:
-    """The dtype of the operands; a Python number takes that of the arrays."""
-    operands = (np.dtype(values[x.index].dtype) if isinstance(x, Ref) else x for x in call.args)
-    return np.result_type(*operands)
-
-
-def _operand(x: Any, dtype: str, values: list[Value], names: dict[int, str]) -> str:
-    if not isinstance(x, Ref):
-        return _literal(x, dtype)
-    given, name = values[x.index].dtype, names[x.index]
-    if given == dtype:
-        return name
-    if dtype == "bool":
-        return f"npdrt_not_equal({name}, {_literal(0.0, given)})"
-    return f"({_TYPES[dtype]}){name}" if given == "bool" else f"npdrt_{_TYPES[dtype]}({name})"
-
-
-def _literal(x: float, dtype: str) -> str:
-    """A Python number rounded to a dtype, in C; by its bits where a compiler might lose some."""
-    if dtype == "bool":
-        return "true" if x else "false"
-    with np.errstate(all="ignore"):
-        value = np.dtype(dtype).type(x)
-    if np.isfinite(value) and (value == 0 or abs(value) >= np.finfo(dtype).tiny):
-        return f"({_TYPES[dtype]})({float(value)!r})"
-    bits, suffix = ("uint32", "u") if dtype == "float32" else ("uint64", "ull")
-    return f"npdrt_bits({int(value.view(bits)):#x}{suffix})"
 
 
 # --- one call as CuPy makes it ----------------------------------------------------------------

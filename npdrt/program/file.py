@@ -1,9 +1,7 @@
 """A program as a file: one JSON object, described in docs/programs.md.
 
-Writing is atomic, and the same program gives the same bytes. Reading trusts nothing: every
-function is one of `npdrt.program.calls.KINDS`, and the form of every result - shape, dtype,
-memory layout, and for a view its place in its owner's memory - is worked out anew from the call
-and must be the one in the file.
+Writing is atomic, and the same program gives the same bytes. `npdrt.program.decode` says what is
+read.
 """
 
 from __future__ import annotations
@@ -13,29 +11,170 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npdrt.errors import Error, FileRefused
-from npdrt.program import infer
-from npdrt.program.calls import KINDS, Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
+from npdrt.program.decode import FORMAT, KIND, decode
 from npdrt.program.listing import encoded
-from npdrt.program.recorder import DRAWN
-from npdrt.program.tree import Leaf, is_container, record_of
+from npdrt.program.tree import Leaf
+from npdrt.program.tree import Path as Place
 
 if TYPE_CHECKING:
     from npdrt.program.program import Program
 
-KIND, FORMAT = "npdrt program", 1
 MAX_BYTES = 1 << 30
-MAX_NUMBER = 1 << 62  # of a size, stride or index
-MAX_ARANGE = 1 << 24  # elements; NumPy makes them to tell their dtype
-DTYPES = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
-)
-SETTINGS = ("axis", "keepdims", "dtype", "stable", "side", "min", "max")
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write(program: Program, path: Path) -> None:
+    """Save a program at `path`, atomically; an old file is there until the new one is whole.
+
+    Raises `Error` where the program has a part that is no plain data, and for a failure of the
+    file system.
+    """
+    data = encode(program)
+    try:
+        decode(data)  # what could not be read is not written
+    except FileRefused as error:
+        raise Error(f"the program cannot be saved: {error}") from error
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise Error(f"{path}: could not be saved ({error}); check the folder's disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can be asked
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def encode(program: Program) -> bytes:
+    """The bytes of a program's file: JSON in UTF-8, a value or call a line."""
+    try:
+        return _lines(
+            {
+                "kind": KIND,
+                "format": FORMAT,
+                "parameters": list(program.parameters),
+                "signature": [_signed(path, x) for path, x in program.signature.items()],
+                "draws": [_drawn(i, draw) for i, draw in program.draws.items()],
+                "constants": [_constant(i, x) for i, x in program.constants.items()],
+                "values": [asdict(value) for value in program.values],
+                "calls": [_called(call) for call in program.calls],
+                "result": _tree(program.result),
+            }
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Error(f"the program cannot be saved: {error}") from error
+
+
+def _lines(content: dict[str, Any]) -> str:
+    parts = []
+    for key, value in content.items():
+        text = _dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {_dumps(item)}" for item in value) + "\n ]"
+        parts.append(f" {_dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def _signed(path: Place, x: Ref | Stream | Fixed) -> dict[str, Any]:
+    if isinstance(x, Ref):
+        return {"path": list(path), "value": x.index}
+    if isinstance(x, Stream):
+        return {"path": list(path), "stream": True}
+    return {"path": list(path), "fixed": encoded(x.value)}
+
+
+def _drawn(i: int, draw: Draw) -> dict[str, Any]:
+    return {
+        "value": i,
+        "stream": list(draw.stream.path),
+        "lineage": [list(step) for step in draw.lineage],
+        "method": draw.method,
+        "args": encoded(draw.args),
+        "settings": encoded_settings(draw.settings),
+    }
+
+
+def _constant(i: int, x: Any) -> dict[str, Any]:
+    little = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
+    return {"value": i, "base64": base64.b64encode(little.tobytes()).decode()}
+
+
+def _called(call: Call) -> dict[str, Any]:
+    return {
+        "function": call.function,
+        "args": encoded(call.args),
+        "settings": encoded_settings(call.settings),
+        "result": call.result,
+        "phase": call.phase,
+        "source": call.source,
+    }
+
+
+def encoded_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON values."""
+    return {name: encoded(x) for name, x in settings.items()}
+
+
+def _tree(x: Any) -> Any:
+    """A result: {"dict": ...}, {"tuple": ...}, {"list": ...}, {"value": i} or {"fixed": ...}."""
+    if isinstance(x, Ref):
+        return {"value": x.index}
+    if isinstance(x, dict):
+        if not all(isinstance(key, str) for key in x):
+            raise TypeError("a dict in its result has keys that are no strings")
+        return {"dict": {key: _tree(item) for key, item in x.items()}}
+    if isinstance(x, tuple | list):
+        kind = "tuple" if isinstance(x, tuple) else "list"
+        return {kind: [_tree(item) for item in x]}
+    if is_dataclass(x) and not isinstance(x, type | Leaf):
+        return {"dict": {f.name: _tree(getattr(x, f.name)) for f in fields(x)}}
+    return {"fixed": encoded(x)}
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The arguments of `Program` that a file holds.
+
+    Raises `FileRefused`, with path and reason, for anything that `write` does not make.
+    """
+    try:
+        return decode(_bytes(path))
+    except FileRefused as refusal:
+        raise FileRefused(f"{path}: {refusal}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise FileRefused(f"not a regular file of at most {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise FileRefused(f"cannot be read ({error}); check path and file") from error

@@ -156,9 +156,9 @@ def _helper() -> ThreadPoolExecutor:
 
 def halves(size: int, unit: int = 64) -> list[slice]:
     """0 .. size in two parts, the first a multiple of `unit`, where a second thread pays."""
-    if size < SHARED:
-        return [slice(0, size)]
     half = size // 2 // unit * unit
+    if size < SHARED or not half:
+        return [slice(0, size)]
     return [slice(0, half), slice(half, size)]
 
 

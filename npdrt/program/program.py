@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from npdrt import arrays
 from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
+from npdrt.program import file, fused
+from npdrt.program import listing as text
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
@@ -61,6 +64,17 @@ def record(
         memory=memory,
         fast=fast,
     )
+
+
+def load(path: str | FilePath, *, memory: Memory | None = None, fast: bool = False) -> Program:
+    """The program that `Program.save` wrote; it replays to the same bits.
+
+    Dataclasses in its result have become dicts of their fields, named tuples plain ones. In the
+    arguments both serve.
+
+    Raises `FileRefused`, with path and reason, for anything that `save` does not write.
+    """
+    return Program(**file.read(FilePath(path)), memory=memory, fast=fast)
 
 
 def memory_on(device: arrays.Device) -> Memory:
@@ -131,6 +145,8 @@ class Program:
         self.values, self.calls = values, calls
         self.parameters, self.signature, self.draws = parameters, signature, draws
         self.constants, self.result = constants, result
+        if fast:
+            fused.numba()  # `Unavailable` now rather than in the first replay
         self.memory, self.fast = memory, fast
         self._bound: Binding | None = None
 
@@ -174,6 +190,14 @@ class Program:
     def _returned(self, binding: Binding, change: Callable[[Array], Array]) -> Any:
         array = binding.array
         return rebuild(self.result, lambda x: change(array(x.index)) if isinstance(x, Ref) else x)
+
+    def listing(self) -> str:
+        """The program as text: numbered calls with names, forms, costs and sources."""
+        return text.listing(self)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write the program to a file, atomically; see docs/programs.md for the format."""
+        file.write(self, FilePath(path))
 
     # --- memory ------------------------------------------------------------------------------
 

@@ -1,0 +1,158 @@
+"""`npdrt explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from npdrt import data, store
+from npdrt.cli import train
+from npdrt.cli.common import Name, print_json
+from npdrt.data import Dataset
+from npdrt.errors import Error, FileRefused
+from npdrt.program import Program, compare, listing, load, record
+from npdrt.random import Random
+from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
+from npdrt.train.loop import _blame
+from npdrt.train.step import State, Task, program_step
+
+# The options of `train` that decide which calls a step makes, or that one has at hand.
+SHARED = (
+    *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
+    *("fields", "data", "data_dir", "optimizer", "lr", "momentum", "dampening", "nesterov"),
+    *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
+    *("batch_size", "label_smoothing", "dtype"),
+)
+
+
+@click.command("explain")
+@click.argument("programs", nargs=-1, metavar="[RUN|FILE]...", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=Name(["text", "json"]),
+    default="text",
+    help="For a person or a program.  [default: text]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--save",
+    "target",
+    metavar="FILE.json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the program to a file, and list nothing.",
+)
+def command(
+    programs: tuple[Path, ...], form: str, as_json: bool, target: Path | None, **given: Any
+) -> None:
+    """The array calls of one training step: forward, backward, update.
+
+    Of the network and rule that the options describe, as `npdrt train` has them; of RUN, a run
+    directory, by its configuration; or of FILE, a program that --save wrote. Each call is listed
+    with the name, dtype and shape of its result, its floating-point operations, the bytes it
+    reads and writes, and the line of source that asked for it.
+
+    Two of them, `npdrt explain A B`, are compared call by call, without names and sources: the
+    first difference is shown. Exit code 0 where there is none, 1 where there is one.
+    """
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    _check_usage(programs, given, target)
+    json_wanted = as_json or form == "json"
+    if len(programs) == 2:
+        _compare(_program(programs[0], given), _program(programs[1], given), json_wanted)
+        return
+    program = _program(programs[0], given) if programs else _described(given)
+    if target is not None:
+        program.save(target)
+        click.echo(target)
+    elif json_wanted:
+        print_json(listing.as_json(program))
+    else:
+        click.echo(program.listing())
+
+
+command.params += [option for option in train.command.params if option.name in SHARED]
+
+
+def _check_usage(programs: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
+    if len(programs) > 2:
+        raise click.UsageError("one run or file to list, or two to compare.")
+    if len(programs) == 2 and target is not None:
+        raise click.UsageError("--save writes one program; two are compared.")
+    odd = sorted(given.keys() - {"data_dir"})
+    if programs and odd:
+        option = "--set" if odd[0] == "fields" else f"--{odd[0].replace('_', '-')}"
+        raise click.UsageError(f"{option} describes a step; {programs[0]} is one already.")
+    if not programs and not odd:
+        raise click.UsageError("give --model, a run directory, or a file that --save wrote.")
+
+
+def _compare(a: Program, b: Program, json_wanted: bool) -> None:
+    """Print the first difference; exit code 1 where there is one."""
+    found = compare(a, b)
+    if json_wanted:
+        print_json({"same": found is None, "difference": None if found is None else vars(found)})
+    else:
+        click.echo(found or f"the same {len(a.calls)} calls")
+    if found is not None:
+        raise SystemExit(1)
+
+
+# --- from a name to a program -----------------------------------------------------------------
+
+
+def _program(path: Path, given: dict[str, Any]) -> Program:
+    """The program of a run directory or file."""
+    if not path.exists():
+        raise Error(f"{path} does not exist")
+    if not path.is_dir():
+        return load(path)
+    meta = store.load(path / "checkpoint.h5").meta
+    if not isinstance(meta.get("config"), dict):
+        raise FileRefused(f"{path / 'checkpoint.h5'}: expected the checkpoint of a training run")
+    config = Config.from_dict(meta["config"])
+    if model_digest(config) != meta.get("model_file"):
+        raise Error(f"{config.model} has changed since the run {path} was started")
+    return _step_program(config, given.get("data_dir"))
+
+
+def _described(given: dict[str, Any]) -> Program:
+    """The program that options describe."""
+    data_dir = given.pop("data_dir", None)
+    return _step_program(Config(**train.settings_of({"fields": (), **given})), data_dir)
+
+
+def _step_program(config: Config, data_dir: Path | None) -> Program:
+    """One step of `npdrt train` with that configuration, recorded on arrays without values."""
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    config = resolve(config, dataset)
+    model, optimizer = build_model(config, dataset), build_optimizer(config)
+    x, y = _batch(config, dataset)
+    with _blame(config):
+        params = _parameters(model, config)
+        state = State(params, {}, optimizer.init(params))
+        step = program_step(Task(model, dataset.classes, config.label_smoothing), optimizer)
+        return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
+
+
+def _parameters(model: Any, config: Config) -> dict[str, Any]:
+    """Arrays of the model's shapes; drawn where it is no model of npdrt that says them."""
+    if ":" not in config.model and hasattr(model, "shapes"):
+        shapes = model.shapes().items()
+        return {name: np.zeros(shape, config.dtype) for name, shape in shapes}
+    drawn: dict[str, Any] = model.init(seed=config.seed, device="cpu", dtype=config.dtype)
+    return drawn
+
+
+def _batch(config: Config, dataset: Dataset) -> tuple[Any, Any]:
+    """Arrays of the form of a batch's examples and labels or targets."""
+    count, rows = len(dataset.x), config.batch_size
+    if rows > count:
+        raise Error(f"batch size: expected 1 to {count}, the number of examples; got {rows}")
+    x = np.zeros((rows, dataset.x[0].size), config.dtype)
+    if dataset.classes is not None:
+        return x, np.zeros(rows, dataset.y.dtype)
+    return x, np.zeros((rows, dataset.y[0].size), config.dtype)

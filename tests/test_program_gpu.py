@@ -1,0 +1,944 @@
+"""Programs on a GPU: the kernels as C++ against NumPy, the executor on a stand-in for CuPy that
+runs on the CPU, and, where there is a device, the real thing."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import inspect
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npdrt import arrays, ops, optim, record, value_and_grad
+from npdrt.errors import Error
+from npdrt.models import MLP
+from npdrt.program import cuda, kernels
+from npdrt.program.calls import CREATIONS, KINDS
+from npdrt.program.cuda import WARM_UPS, CudaMemory
+
+COMPILER, NVCC = shutil.which("g++"), shutil.which("nvcc")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+OPTIMIZERS = {
+    "sgd": partial(optim.sgd, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
+    "adam": partial(optim.adam, weight_decay=1e-2),
+    "adamw": partial(optim.adam, weight_decay=1e-2, decoupled=True),
+    "lars": partial(optim.lars, lr=0.1, weight_decay=1e-4),
+    "lars_lesion": partial(optim.lars_lesion, lr=0.1),
+    "fromage": partial(optim.fromage),
+    "fromage bounded": partial(optim.fromage, norm_bound=1.0),
+}
+
+
+# --- a compiler in place of NVRTC --------------------------------------------------------------
+
+HOST = """
+#include <cmath>
+using std::sqrt; using std::fabs;
+#define __device__
+#define __global__
+#define __shared__ static
+struct Place { int x; };
+static thread_local Place threadIdx, blockIdx;
+"""
+THREADS = """
+#include <thread>
+#include <vector>
+#include <barrier>
+static std::barrier<>* wall;
+#define __syncthreads() wall->arrive_and_wait()
+"""
+
+
+@cache
+def compiled(source: str) -> Any:
+    """The function `launch` of a C++ source."""
+    folder = Path(tempfile.mkdtemp(prefix="npdrt-kernel-"))
+    (folder / "kernel.cpp").write_text(HOST + source)
+    flags = ["-O2", "-std=c++20", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w"]
+    command = [str(COMPILER), *flags, "-o", str(folder / "kernel.so"), str(folder / "kernel.cpp")]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(folder / "kernel.so"))
+    shutil.rmtree(folder)
+    return library.launch
+
+
+def parameters(text: str) -> list[tuple[bool, str, str]]:
+    """(raw, C type, name) of the parameters of an elementwise kernel."""
+    found = [part.split() for part in text.split(", ") if part]
+    return [(p[0] == "raw", kernels.TYPES[p[-2]], p[-1]) for p in found]
+
+
+def elementwise_source(reads: str, writes: str, body: str, preamble: str) -> str:
+    """An elementwise kernel as a loop over contiguous arrays."""
+    read, written = parameters(reads), parameters(writes)
+    before, inside = [], []
+    for k, (raw, kind, name) in enumerate([*read, *written]):
+        const = "const " if k < len(read) else ""
+        pointer = f"(({const}{kind}*)p[{k}])"
+        if raw:
+            before.append(f"{const}{kind}* {name} = {pointer};")
+        else:
+            inside.append(f"{const}{kind} &{name} = {pointer}[i];")
+    loop = "\n".join([*inside, body])
+    return f"""{preamble}
+extern "C" void launch(long long n, void** p) {{
+  {" ".join(before)}
+  for (long long i = 0; i < n; ++i) {{ {loop} }}
+}}"""
+
+
+def raw_source(code: str, name: str) -> str:
+    """A kernel whose threads are real ones where they wait for each other, else a loop."""
+    signature = re.search(rf"{name}\((.*?)\)", code, re.DOTALL)
+    assert signature
+    kinds = [p.replace("__restrict__", "").rsplit(" ", 1)[0].strip() for p in
+             signature[1].replace("\n", " ").split(",")]  # fmt: skip
+    values = [f"({k})p[{i}]" if "*" in k else f"*({k}*)p[{i}]" for i, k in enumerate(kinds)]
+    call = f"{name}({', '.join(values)});"
+    threads = f"""std::barrier<> all(threads); wall = &all; std::vector<std::thread> running;
+      for (int t = 0; t < threads; ++t) running.emplace_back([=] {{
+        blockIdx.x = b; threadIdx.x = t; {call} }});
+      for (auto& t : running) t.join();"""
+    one = f"for (int t = 0; t < threads; ++t) {{ blockIdx.x = b; threadIdx.x = t; {call} }}"
+    body = threads if "__syncthreads" in code else one
+    return f"""{THREADS if "__syncthreads" in code else ""}
+{code}
+extern "C" void launch(int blocks, int threads, void** p) {{
+  for (int b = 0; b < blocks; ++b) {{ {body} }}
+}}"""
+
+
+def pointers(items: list[Any]) -> Any:
+    return (ctypes.c_void_p * len(items))(*(x.ctypes.data for x in items))
+
+
+# --- a stand-in for CuPy -----------------------------------------------------------------------
+
+
+class Pointer:
+    """An address in the memory of an array, which it keeps."""
+
+    def __init__(self, owner: Any, ptr: int):
+        self.owner, self.ptr = owner, ptr
+
+    def __add__(self, offset: int) -> Pointer:
+        return Pointer(self.owner, self.ptr + offset)
+
+
+class DeviceArray(np.ndarray):
+    """NumPy's array with the manners of CuPy's; `device` is the stand-in, which counts."""
+
+    device: StandIn
+
+    def __new__(
+        cls, shape: Any, dtype: Any = float, memptr: Any = None, strides: Any = None
+    ) -> Any:
+        dtype = np.dtype(dtype)
+        interface = {"data": (memptr.ptr, False), "typestr": dtype.str, "shape": tuple(shape),
+                     "strides": strides, "version": 3}  # fmt: skip
+        holder = SimpleNamespace(__array_interface__=interface, owner=memptr.owner)
+        return np.asarray(holder).view(cls)
+
+    @property
+    def data(self) -> Pointer:  # type: ignore[override]
+        return Pointer(self, self.ctypes.data)
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        return {}
+
+    def get(self) -> np.ndarray:
+        self.device.synchronisations += 1
+        return np.array(self.view(np.ndarray))
+
+    def set(self, host: np.ndarray) -> None:
+        assert type(host) is np.ndarray
+        assert (host.shape, host.dtype) == (self.shape, self.dtype)
+        self.device.work("set", np.copyto, self, host.copy())
+
+    def fill(self, value: Any) -> None:
+        self.device.work("fill", np.ndarray.fill, self, value)
+
+    def _look(self, *args: Any) -> Any:
+        self.device.synchronisations += 1
+        raise AssertionError("the host looked at the device")
+
+    __float__ = __int__ = __bool__ = __index__ = item = tolist = _look  # type: ignore[assignment]
+
+
+class Stream:
+    """A stream that runs work at once, or keeps it while it is captured."""
+
+    def __init__(self, device: StandIn, name: str):
+        self.device, self.name, self.captured = device, name, None
+
+    def record(self) -> Stream:
+        self.device.events.append(("record", self.name))
+        return self
+
+    def wait_event(self, event: Any) -> None:
+        self.device.events.append(("wait", self.name, event.name))
+
+    def __enter__(self) -> Stream:
+        self.device.streams.append(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.device.streams.pop()
+
+    def begin_capture(self, mode: Any = None) -> None:
+        self.device.events.append(("begin", self.name, mode))
+        self.captured: Any = []
+
+    def end_capture(self) -> Any:
+        taken, self.captured = self.captured, None
+        self.device.events.append(("end", self.name, len(taken)))
+        return SimpleNamespace(launch=partial(self._launch, taken), nodes=len(taken))
+
+    def _launch(self, taken: Any, stream: Any) -> None:
+        self.device.events.append(("launch", stream.name))
+        for function, args, settings in taken:
+            function(*args, **settings)
+
+
+class Event:
+    """An event that knows the stream of its last record."""
+
+    name = ""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False):
+        pass
+
+    def record(self, stream: Any) -> None:
+        self.name = stream.name
+
+
+class StandIn:
+    """As much of CuPy as the executor needs, on NumPy and g++; refuses to capture `refused`."""
+
+    def __init__(self, refused: str = "", compute_type: str = "COMPUTE_TYPE_DEFAULT"):
+        self.ndarray = type("DeviceArray", (DeviceArray,), {"device": self})
+        self.events: list[tuple[Any, ...]] = []
+        self.kernels: list[tuple[str, ...]] = []
+        self.synchronisations, self.refused = 0, refused
+        self.default, self.made = Stream(self, "default"), 0
+        self.streams = [self.default]
+        self.pools: list[Any] = []
+        self.cuda = SimpleNamespace(
+            Stream=self._stream, Event=Event, MemoryPool=self._pool,
+            get_current_stream=lambda: self.streams[-1], using_allocator=self._using,
+            runtime=SimpleNamespace(streamCaptureModeThreadLocal="thread-local"),
+        )  # fmt: skip
+        routines = SimpleNamespace(compute_type_to_str=lambda kind: kind)
+        self._core = SimpleNamespace(
+            get_compute_type=lambda dtype: compute_type, _routines_linalg=routines
+        )
+
+    def _stream(self, non_blocking: bool = False) -> Stream:
+        assert non_blocking
+        self.made += 1
+        return Stream(self, f"side {self.made}")
+
+    def _pool(self) -> Any:
+        return SimpleNamespace(malloc=object())
+
+    @contextmanager
+    def _using(self, allocator: Any) -> Iterator[None]:
+        self.pools.append(allocator)
+        yield
+        self.pools.pop()
+
+    def work(self, name: str, function: Any, *args: Any, **settings: Any) -> None:
+        """Something for the current stream to do."""
+        stream = self.streams[-1]
+        if stream.captured is None:
+            self.events.append(("run", stream.name, name))
+            function(*args, **settings)
+        elif name == self.refused:
+            raise RuntimeError(f"{name} cannot be captured")
+        else:
+            assert self.pools, "captured without a pool of its own"
+            stream.captured.append((function, args, settings))
+
+    def empty(self, shape: Any, dtype: Any = float) -> Any:
+        assert self.streams[-1].captured is None, "an allocation in a capture"
+        return np.full(shape, 7, dtype).view(self.ndarray)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        assert self.streams[-1].captured is None, "a copy from the host in a capture"
+        return np.array(x, dtype=dtype).view(self.ndarray)
+
+    def arange(self, *args: Any, **settings: Any) -> Any:
+        return self.asarray(np.arange(*args, **settings))
+
+    def copyto(self, out: Any, x: Any, casting: str = "same_kind", where: Any = None) -> None:
+        settings = {} if where is None else {"where": where}
+        assert isinstance(x, self.ndarray | float | int)
+        self.work("copyto", np.copyto, out, x, casting=casting, **settings)
+
+    def take(self, x: Any, indices: Any, axis: Any = None, out: Any = None) -> None:
+        self.work("take", np.take, x, indices, axis, out=out, mode="wrap")
+
+    def sort(self, x: Any, axis: int = -1) -> Any:
+        return np.sort(x, axis)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(np, name)
+
+        def call(*args: Any, out: Any, **settings: Any) -> None:
+            assert all(isinstance(a, self.ndarray | float | int | tuple | None) for a in args), args
+            # CuPy copies an argument that overlaps `out` and is another object.
+            near = [a for a in args if isinstance(a, np.ndarray) and np.may_share_memory(a, out)]
+            assert all(a is out for a in near), "an argument that would be copied"
+            self.work(name, function, *args, out=out, **settings)
+
+        return call
+
+    def ElementwiseKernel(
+        self, reads: str, writes: str, body: str, name: str, *, preamble: str, options: Any
+    ) -> Any:
+        assert "--fmad=false" in options
+        self.kernels.append((reads, writes, body))
+        launch = compiled(elementwise_source(reads, writes, body, preamble))
+        raw = [r for r, *_ in parameters(reads)]
+        count = len(raw)
+
+        def run(*args: Any) -> None:
+            out = args[count:]
+            assert all(o.flags.c_contiguous for o in out)
+            assert all(x.shape == (1,) for x, r in zip(args[:count], raw, strict=True) if r)
+            given = [x if r else np.ascontiguousarray(np.broadcast_to(x, out[0].shape))
+                     for x, r in zip(args[:count], raw, strict=True)]  # fmt: skip
+            launch(ctypes.c_longlong(out[0].size), pointers([*given, *out]))
+
+        return lambda *args: self.work(name, run, *args)
+
+    def RawKernel(self, code: str, name: str, *, options: Any) -> Any:
+        assert "--fmad=false" in options
+        launch = compiled(raw_source(code, name))
+
+        def run(grid: Any, block: Any, args: Any) -> None:
+            held = [np.asarray(a) for a in args]
+            launch(grid[0], block[0], pointers(held))
+
+        return lambda *args: self.work(name, run, *args)
+
+
+@pytest.fixture
+def device() -> StandIn:
+    return StandIn()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bits, and NaN where the other is."""
+    a, b = np.asarray(arrays.to_host(a)), np.asarray(arrays.to_host(b))
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    if a.dtype.kind != "f":
+        return bool((a == b).all())
+    nan = np.isnan(a)
+    bits = f"u{a.dtype.itemsize}"
+    return bool((nan == np.isnan(b)).all()) and np.array_equal(
+        np.where(nan, 0, a).astype(a.dtype).view(bits),
+        np.where(nan, 0, b).astype(b.dtype).view(bits),
+    )
+
+
+def network(name: str, dtype: str = "float32", width: int = 64) -> tuple[Any, tuple[Any, ...]]:
+    """A step of a perceptron under an optimizer, and its first arguments."""
+    model = MLP(depth=3, width=width, inputs=width, outputs=10, bias=True)
+    optimizer = OPTIMIZERS[name]()
+    params = model.init(seed=0, dtype=dtype)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((32, width)).astype(dtype), rng.integers(0, 10, 32)
+
+    def step(params: Any, state: Any, x: Any, y: Any, lr: Any) -> Any:
+        loss_fn = value_and_grad(lambda p: ops.softmax_cross_entropy(model(p, x), y))
+        loss, grads = loss_fn(params)
+        params, state = optimizer.update(params, grads, state, lr=lr)
+        return params, state, loss
+
+    return step, (params, optimizer.init(params), x, y, 0.01)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    (params, state, loss), (params_b, state_b, loss_b) = a, b
+    assert same(loss, loss_b)
+    for found, expected in ((params, params_b), (state, state_b)):
+        wrong = [name for name in expected if not same(found[name], expected[name])]
+        assert not wrong, wrong
+
+
+# --- the kernels against NumPy -----------------------------------------------------------------
+
+EXTREME = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-40,
+    1.2e-38,
+    3e38,
+    -3e38,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1.0,
+    -1.5,
+    1e-20,
+]
+
+
+def extreme(dtype: str, seed: int, size: int = 2048) -> Any:
+    """Numbers of all sizes, subnormal ones among them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(size) * 10.0 ** rng.integers(-44, 30, size)
+    x[: len(EXTREME) ** 2] = (np.repeat if seed % 2 else np.tile)(EXTREME, len(EXTREME))
+    with np.errstate(all="ignore"):
+        return x.astype(dtype)
+
+
+def everything(x: Any, y: Any, wide: Any, s: Any) -> Any:
+    """Every function of the kernels, on both floats, mixed, with 0-d arrays and numbers."""
+    xp = arrays.namespace(x)
+    out = [x + y, x - y, x * y, x / y, -x, xp.sqrt(xp.abs(y)), x + wide, x * s, xp.sqrt(x)]
+    out += [x == y, x != y, x < y, x <= y, x > y, x >= y, wide < x, x < 0.5, wide >= s]
+    out += [xp.astype(wide, xp.float32), xp.astype(x, xp.float64), xp.astype(x > y, x.dtype)]
+    out += [xp.where(x > y, x, 0.0), xp.where(x > 0, wide, x), xp.isfinite(x), xp.isfinite(wide)]
+    out += [(x > 0) & (y > 0), (x > 0) | (y > 0), (x > 0) ^ (y > 0), 0.1 * x, x * 3, 1e-42 * y]
+    out += [xp.where(x > y, x, float("inf")), x - 1e300, xp.astype(x, xp.bool), s / y, s + 0.25]
+    out += [xp.astype(s, xp.float32), xp.where(s > 1, s, 0.5), x[:5] * y[:5]]
+    return out
+
+
+@needs_compiler
+def test_kernels_have_the_bits_of_numpy(device: StandIn) -> None:
+    args = (extreme("float32", 0), extreme("float32", 1), extreme("float64", 1), np.float64(0.3))
+    args = (*args[:3], np.asarray(args[3]))
+    with np.errstate(all="ignore"):
+        expected = everything(*args)
+    program = record(everything, *args, memory=CudaMemory(device))
+    found = program(*args)
+    assert [k for k, (a, b) in enumerate(zip(found, expected, strict=True)) if not same(a, b)] == []
+    ran = {name for kind, *_, name in device.events if kind == "run"}
+    assert ran <= {"npdrt_chain", "set", "copyto", "fill"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_have_the_bits_of_numpy(name: str, dtype: str, device: StandIn) -> None:
+    """On numbers of all sizes, one update after another, as kernels."""
+    optimizer = OPTIMIZERS[name]()
+
+    def tidy(seed: int) -> Any:
+        x = extreme(dtype, seed)
+        return np.where(np.abs(x) < 1e10, x, 1.0).astype(dtype)
+
+    params = {
+        "a": tidy(0),
+        "b": tidy(1)[:100],
+        "c": extreme(dtype, 3),
+        "zero": np.zeros(2000, dtype),
+    }
+    grads = {"a": tidy(2), "b": tidy(3)[:100], "c": extreme(dtype, 4), "zero": tidy(5)[:2000]}
+    state = optimizer.init(params)
+    args = params, grads, state, 0.01
+    program = record(_update(optimizer), *args, memory=CudaMemory(device))
+    given, expected = (params, state), (params, state)
+    for _ in range(5):
+        given = program(given[0], grads, given[1], 0.01)
+        expected = _update(optimizer)(expected[0], grads, expected[1], 0.01)
+        for found, wanted in zip(given, expected, strict=True):
+            assert [n for n in wanted if not same(found[n], wanted[n])] == []
+    ran = {name for kind, *_, name in device.events if kind == "run"}
+    own = {"npdrt_chain", "npdrt_norm_lanes", "npdrt_norm_fold", "set", "copyto", "fill"}
+    assert ran - own <= {"add", "equal"}, "CuPy's own only for the integer that counts steps"
+
+
+def _update(optimizer: Any) -> Callable[..., Any]:
+    return lambda params, grads, state, lr: optimizer.update(params, grads, state, lr=lr)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_535, 65_536, 65_537, 200_001])
+def test_norm_kernels_add_in_the_order_of_the_definition(
+    size: int, dtype: str, device: StandIn
+) -> None:
+    x = (np.random.default_rng(size).standard_normal(size) * 3).astype(dtype)
+    program = record(optim.norm, x, memory=CudaMemory(device))
+    assert same(program(x), optim.norm(x))
+    for k in range(4):
+        scaled = x * x.dtype.type(0.37**k)
+        assert same(program(scaled), optim.norm(scaled))
+
+
+@needs_compiler
+def test_norm_kernels_add_chunks_in_order(device: StandIn) -> None:
+    xs = [np.random.default_rng(k).standard_normal(1_310_000) for k in range(6)]
+    program = record(optim.norm, xs[0], memory=CudaMemory(device))
+    assert all(same(program(x), optim.norm(x)) for x in xs)
+
+
+@needs_compiler
+def test_layers_share_kernels(device: StandIn) -> None:
+    step, args = network("adam")
+    record(step, *args, memory=CudaMemory(device))(*args)
+    assert len(device.kernels) == len(set(device.kernels))
+    big = [body for _, _, body in device.kernels if body.count("npdrt_") > 8]
+    assert len(big) == 1, "one loop a parameter, the same for all"
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+def test_no_flag_of_the_compiler_changes_an_operation(device: StandIn, tmp_path: Path) -> None:
+    """CuPy passes -ftz=true after our options; and nothing may be contracted."""
+    sources = [kernels.ARITHMETIC, kernels.NORM_LANES.replace("TYPE", "float"), kernels.NORM_FOLD]
+    for name in ("adam", "fromage", "lars"):
+        step, args = network(name)
+        record(step, *args, memory=CudaMemory(device))(*args)
+    for k, (reads, writes, body) in enumerate(device.kernels):
+        every = list(enumerate([*parameters(reads), *parameters(writes)]))
+        given = [f"{kind}* p{j}" for j, (_, kind, _) in every]
+        names = [
+            f"{kind}* {n} = p{j};" if raw else f"{kind}& {n} = p{j}[threadIdx.x];"
+            for j, (raw, kind, n) in every
+        ]
+        sources.append(
+            f'extern "C" __global__ void k{k}({", ".join(given)}) {{ {" ".join(names)} {body} }}'
+        )
+    (tmp_path / "k.cu").write_text("\n".join(sources))
+    command = [str(NVCC), "-ptx", "-arch=sm_90", "--fmad=false", "-ftz=true", "-w"]
+    subprocess.run([*command, "-o", str(tmp_path / "k.ptx"), str(tmp_path / "k.cu")], check=True)
+    ptx = (tmp_path / "k.ptx").read_text()
+    assert "mul.rn.f32" in ptx
+    assert "sqrt.rn.f64" in ptx
+    assert not re.findall(r"\bfma\.|\.ftz|\.approx", ptx)
+    assert not re.findall(r"\b(?:add|sub|mul|div)\.f(?:32|64)", ptx), "ptxas may contract these"
+
+
+# --- the executor on the stand-in --------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_that_of_the_cpu(name: str, dtype: str, device: StandIn) -> None:
+    """Call by call, in the first launch of the graph, and after it."""
+    step, args = network(name, dtype)
+    program = record(step, *args, memory=CudaMemory(device))
+    data, found, expected = args[2:4], args[:2], args[:2]
+    for k in range(WARM_UPS + 3):
+        lr = 0.01 / (k + 1)
+        found = program(*found[:2], *data, lr)
+        assert device.synchronisations == 0
+        expected = step(*expected[:2], *data, lr)
+        assert_same(found, expected)
+        device.synchronisations = 0  # those of the comparison
+    binding = program._bound
+    assert binding.graph_error is None
+    assert binding.graph.nodes >= 20
+
+
+@needs_compiler
+def test_a_replay_is_one_launch_on_the_stream_of_the_caller(device: StandIn) -> None:
+    step, args = network("fromage")
+    program = record(step, *args, memory=CudaMemory(device))
+    result = program(*args)
+    for _ in range(WARM_UPS - 1):
+        result = program(*result[:2], *args[2:])
+    assert not any(entry[0] in ("begin", "launch") for entry in device.events)
+    warm = [entry for entry in device.events if entry[:2] == ("run", "side 1")]
+    assert len(warm) >= WARM_UPS * 20
+    device.events.clear()
+    result = program(*result[:2], *args[2:])
+    assert device.events == [
+        ("run", "default", "set"), ("run", "default", "set"), ("run", "default", "fill"),
+        ("record", "default"), ("wait", "side 1", "default"),
+        ("begin", "side 1", "thread-local"), ("end", "side 1", program._bound.graph.nodes),
+        ("record", "side 1"), ("wait", "default", "side 1"), ("launch", "default"),
+    ]  # fmt: skip
+    device.events.clear()
+    program(*result[:2], *args[2:])
+    assert [entry[0] for entry in device.events] == ["run", "run", "run", "launch"]
+
+
+@needs_compiler
+def test_warm_ups_run_between_what_the_caller_did_and_does(device: StandIn) -> None:
+    step, args = network("sgd")
+    record(step, *args, memory=CudaMemory(device))(*args)
+    first = device.events.index(("wait", "side 1", "default"))
+    last = device.events.index(("wait", "default", "side 1"))
+    side = [k for k, entry in enumerate(device.events) if entry[:2] == ("run", "side 1")]
+    assert first < side[0]
+    assert side[-1] < last
+    assert device.events[first - 1] == ("record", "default")
+    assert device.events[last - 1] == ("record", "side 1")
+
+
+@needs_compiler
+def test_another_stream_waits_for_the_last(device: StandIn) -> None:
+    step, args = network("sgd")
+    program = record(step, *args, memory=CudaMemory(device))
+    result = program(*args)
+    device.events.clear()
+    other = Stream(device, "other")
+    with other:
+        program(*result[:2], *args[2:])
+    assert device.events[0] == ("wait", "other", "default")
+    assert device.events[1][:2] == ("run", "other")
+
+
+@needs_compiler
+def test_what_cannot_be_captured_runs_call_by_call() -> None:
+    device = StandIn(refused="exp")
+    step, args = network("fromage")
+    program = record(step, *args, memory=CudaMemory(device))
+    found, expected = args, args
+    for _ in range(WARM_UPS + 3):
+        found = (*program(*found[:2], *args[2:])[:2], *args[2:])
+        expected = (*step(*expected[:2], *args[2:])[:2], *args[2:])
+        for a, b in zip(found[:2], expected[:2], strict=True):
+            assert all(same(a[name], b[name]) for name in b)
+    binding = program._bound
+    assert binding.graph is None
+    assert "exp cannot be captured" in str(binding.graph_error)
+    assert sum(entry[0] == "begin" for entry in device.events) == 1, "tried once"
+    assert device.made == 2, "a new stream in place of the broken one"
+
+
+@needs_compiler
+def test_sorting_is_not_captured(device: StandIn) -> None:
+    def step(x: Any) -> Any:
+        return arrays.namespace(x).sort(x * 2.0)
+
+    x = np.random.default_rng(0).standard_normal(2000)
+    program = record(step, x, memory=CudaMemory(device))
+    for _ in range(WARM_UPS + 2):
+        assert same(program(x), np.sort(x * 2.0))
+    assert "sort cannot be part of a CUDA graph" in str(program._bound.graph_error)
+
+
+@needs_compiler
+def test_two_programs_take_turns_in_one_memory(device: StandIn) -> None:
+    memory = CudaMemory(device)
+    step, args = network("adam")
+    small = (*args[:2], args[2][:7], args[3][:7], args[4])
+    programs = [record(step, *a, memory=memory) for a in (small, args)]
+    found, expected = args[:2], args[:2]
+    for k in range(2 * WARM_UPS + 4):
+        data = (small, args)[k % 2][2:]
+        found = programs[k % 2](*found[:2], *data)
+        expected = step(*expected[:2], *data)
+        assert_same(found, expected)
+    assert all(p._bound.graph is not None for p in programs)
+    assert all(p._bound.scratch is memory.scratch for p in programs)
+
+
+@needs_compiler
+def test_chains_that_are_no_kernel_run_whole(device: StandIn) -> None:
+    """Integers are CuPy's; a plan made for the CPU has exp inside its chains."""
+
+    def step(x: Any, n: Any) -> Any:
+        xp = arrays.namespace(x)
+        a, b = xp.exp(-x * x), xp.exp(x * 0.5)
+        return (a + b) * (a - b) + x, (n + 1) * (n - 3) + (n + 2) * (n - 1)
+
+    x, n = np.random.default_rng(0).standard_normal(5000), np.arange(5000)
+    for looked in (False, True):
+        program = record(step, x, n)
+        if looked:
+            assert program.plan
+        program.memory = CudaMemory(device)
+        for _ in range(WARM_UPS + 2):
+            found = program(x, n)
+            assert all(same(a, b) for a, b in zip(found, step(x, n), strict=True))
+
+
+@needs_compiler
+def test_shapes_moves_and_views(device: StandIn) -> None:
+    def step(x: Any, i: Any) -> Any:
+        xp = arrays.namespace(x)
+        joined = xp.concat((x, x[::-1, :], x * 2.0), axis=0)
+        filled = xp.zeros((4, 60), dtype=x.dtype)
+        filled[1, :] = x[0, :]
+        filled[2:, 5] = 3.0
+        both = xp.stack((x, x + 1.0), axis=1)
+        part = xp.take(x, i, axis=1)
+        best = (xp.argmax(x, axis=-1), xp.max(x, axis=0, keepdims=True), xp.any(x > 2.0, axis=1))
+        mixed = xp.where(x > 0, xp.arange(60, dtype=x.dtype), xp.full((40, 1), 2.0, dtype=x.dtype))
+        return joined, filled, both, part, best, mixed, xp.matmul(x, xp.matrix_transpose(x[:3, :]))
+
+    x = np.random.default_rng(0).standard_normal((40, 60))
+    i = np.array([3, 1, 59, 3])
+    program = record(step, x, i, memory=CudaMemory(device))
+    for _ in range(WARM_UPS + 2):
+        found, expected = program(x, i), step(x, i)
+        for a, b in zip(found, expected, strict=True):
+            for c, d in zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]:
+                assert same(c, d)
+    assert program._bound.graph is not None
+
+
+@needs_compiler
+def test_arrays_of_the_program_and_of_others(device: StandIn) -> None:
+    memory = CudaMemory(device)
+    step, args = network("sgd")
+    program = record(step, *args, memory=memory)
+    params, state, _ = program(*args)
+    assert all(memory.holds(w) for w in params.values())
+    assert memory.holds(next(iter(params.values()))[1])
+    assert not memory.holds(device.asarray(args[2]))
+    assert not memory.holds(args[2])
+    device.events.clear()
+    program(params, state, device.asarray(args[2]), device.asarray(args[3]), 0.5)
+    assert [entry[2] for entry in device.events if entry[:2] == ("run", "default")] == [
+        "copyto", "copyto", "fill"
+    ]  # fmt: skip
+
+
+def test_tf32_is_refused() -> None:
+    with pytest.raises(Error, match="leave CUPY_TF32 unset"):
+        CudaMemory(StandIn(compute_type="COMPUTE_TYPE_TF32"))
+
+
+# --- the names of CuPy -------------------------------------------------------------------------
+
+
+def real_cupy() -> Any:
+    return pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+
+
+def resolve(library: Any, name: str) -> Any:
+    value = library
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def names_in_use() -> dict[str, set[str]]:
+    """What the executor takes from CuPy, and the keywords it calls it with."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(inspect.getsource(cuda))):
+        call = node if isinstance(node, ast.Call) else None
+        text = ast.unparse(call.func if call else node) if isinstance(node, ast.expr) else ""
+        match = re.fullmatch(r"(?:cupy|library|self\.xp|self\.memory\.xp)\.([\w.]+)", text)
+        match = match or re.fullmatch(r"(cuda\.[\w.]+)", text)
+        if match:
+            keywords = {k.arg for k in call.keywords if k.arg} if call else set()
+            found.setdefault(match[1], set()).update(keywords)
+    return found
+
+
+def accepts(function: Any, keywords: set[str]) -> bool:
+    if not keywords or isinstance(function, type) or "ufunc" in type(function).__name__.lower():
+        return True  # classes are checked by construction below; ufuncs take `out`
+    try:
+        known = inspect.signature(function).parameters
+    except ValueError:
+        return True  # of Cython, without a signature
+    return all(k in known for k in keywords)
+
+
+def test_cupy_has_every_name_and_keyword() -> None:
+    cupy, used = real_cupy(), names_in_use()
+    assert {"ElementwiseKernel", "cuda.MemoryPool", "cuda.Stream", "ndarray", "copyto"} <= set(used)
+    assert [n for n in used if resolve(cupy, n) is None] == []
+    assert [n for n, keywords in used.items() if not accepts(resolve(cupy, n), keywords)] == []
+    assert resolve(cupy, "no_such_function") is None
+    assert not accepts(cupy.take, {"mode"})
+
+
+def test_cupy_has_every_function_with_out() -> None:
+    cupy = real_cupy()
+    reducers = ("max", "min", "all", "any", "argmax", "argmin")
+    settings = {name: {"axis", "keepdims"} for name in reducers}
+    settings |= {name: {"axis", "keepdims", "dtype"} for name in ("sum", "prod")}
+    plain = [f for f, kind in KINDS.items() if kind != "view" and f not in (*CREATIONS, "norm")]
+    plain = [f for f in plain if f not in cuda._SPECIAL]
+    for name in plain:
+        function = getattr(cupy, cuda._NAMES.get(name, name))
+        assert accepts(function, {"out", *settings.get(name, set())}), name
+    assert all(callable(getattr(cupy, name)) for name in (*CREATIONS, *cuda.NOT_CAPTURED))
+
+
+def test_methods_of_streams_events_and_arrays() -> None:
+    cupy = real_cupy()
+    Stream = cupy.cuda.Stream
+    assert accepts(Stream.begin_capture, {"mode"})
+    assert accepts(Stream.__init__, {"non_blocking"})
+    assert accepts(cupy.cuda.Event.__init__, {"disable_timing"})
+    methods = {
+        Stream: ("end_capture", "wait_event", "record", "__enter__", "__exit__", "__eq__"),
+        cupy.cuda.graph.Graph: ("launch",),
+        cupy.cuda.MemoryPool: ("malloc", "total_bytes"),
+        cupy.ndarray: ("set", "fill", "get", "reshape", "copy", "__cuda_array_interface__"),
+    }
+    assert [n for owner, names in methods.items() for n in names if not hasattr(owner, n)] == []
+    assert "TF32" in cupy._core._routines_linalg.compute_type_to_str(7)
+    assert "TF32" not in cuda.compute_type(cupy)
+
+
+def test_cupy_takes_the_views_of_a_binding() -> None:
+    """Views as a binding makes them, of memory that never was on a device."""
+    cupy = real_cupy()
+    host = np.arange(64.0, dtype=np.float32)
+    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
+    start = cupy.cuda.MemoryPointer(memory, 0)
+    x = cupy.ndarray((2, 3), "float32", memptr=start + 8, strides=(16, 4))
+    assert (x.shape, x.strides, x.data.ptr) == ((2, 3), (16, 4), host.ctypes.data + 8)
+    assert cupy.ndarray((4, 4), "float32", memptr=start, strides=(16, 4)).flags.c_contiguous
+    scalar = cupy.ndarray((), "float64", memptr=start, strides=())
+    assert scalar.reshape(1).data.ptr == scalar.data.ptr
+
+
+@needs_compiler
+def test_cupy_takes_the_kernels(device: StandIn) -> None:
+    cupy = real_cupy()
+    for name in OPTIMIZERS:
+        step, args = network(name)
+        record(step, *args, memory=CudaMemory(device))(*args)
+    for reads, writes, body in device.kernels:
+        made = cupy.ElementwiseKernel(
+            reads, writes, body, "npdrt_chain", preamble=kernels.ARITHMETIC, options=kernels.OPTIONS
+        )
+        assert made.nin == len(parameters(reads))
+        assert made.nout == len(parameters(writes))
+    code = kernels.ARITHMETIC + kernels.NORM_FOLD
+    assert (
+        cupy.RawKernel(code, "npdrt_norm_fold", options=kernels.OPTIONS).name == "npdrt_norm_fold"
+    )
+
+
+# --- on a device -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu() -> Any:
+    try:
+        return arrays._import_cupy()
+    except arrays.Unavailable as error:
+        pytest.skip(str(error))
+
+
+def on_device(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: on_device(x) for name, x in tree.items()}
+    return arrays.to_device(tree, "cuda") if hasattr(tree, "dtype") else tree
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gpu_updates_have_the_bits_of_the_cpu(name: str, dtype: str, gpu: Any) -> None:
+    optimizer = OPTIMIZERS[name]()
+    rng = np.random.default_rng(0)
+    sizes = {"a": (784, 784), "b": (10,), "c": (300, 1000)}
+    params = {n: rng.standard_normal(s).astype(dtype) for n, s in sizes.items()}
+    params["tiny"] = extreme(dtype, 1)
+    params["tiny"][~(np.abs(params["tiny"]) < 1e-20)] = 1e-30
+    state = optimizer.init(params)
+    found, expected = (on_device(params), on_device(state)), (params, state)
+    grads = {n: (1e-20 * rng.standard_normal(w.shape)).astype(dtype) for n, w in params.items()}
+    program = record(_update(optimizer), *found[:1], on_device(grads), found[1], 0.01)
+    for k in range(WARM_UPS + 4):
+        scale = np.dtype(dtype).type(10.0**k)
+        grads = {n: g * scale for n, g in grads.items()}
+        found = program(found[0], on_device(grads), found[1], 0.01)
+        expected = _update(optimizer)(expected[0], grads, expected[1], 0.01)
+        for a, b in zip(found, expected, strict=True):
+            assert [n for n in b if not same(a[n], b[n])] == []
+    assert program._bound.graph is not None, program._bound.graph_error
+
+
+@pytest.mark.gpu
+def test_gpu_kernels_have_the_bits_of_numpy(gpu: Any) -> None:
+    args = (extreme("float32", 0), extreme("float32", 1), extreme("float64", 1), np.asarray(0.3))
+    with np.errstate(all="ignore"):
+        expected = everything(*args)
+    found = record(everything, *args, memory=CudaMemory())(*args)
+    assert [k for k, (a, b) in enumerate(zip(found, expected, strict=True)) if not same(a, b)] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_gpu_norms_have_the_bits_of_the_cpu(dtype: str, gpu: Any) -> None:
+    for size in (0, 1, 257, 65_536, 65_537, 3_000_001):
+        x = (np.random.default_rng(size).standard_normal(size) * 3).astype(dtype)
+        program = record(optim.norm, x, memory=CudaMemory())
+        for _ in range(WARM_UPS + 2):
+            assert same(program(x), optim.norm(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_gpu_gradients_are_those_of_the_cpu(dtype: str, bound: float, gpu: Any) -> None:
+    step, args = network("sgd", dtype, width=256)
+    found = record(step, *args, memory=CudaMemory())(*args)
+    for a, b in zip(found[:2], step(*args)[:2], strict=True):
+        for name in b:
+            x, y = arrays.to_host(a[name]).astype(float), b[name].astype(float)
+            assert np.max(np.abs(x - y)) <= bound * max(np.max(np.abs(y)), 1e-30), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gpu_replay_is_the_eager_step(name: str, gpu: Any) -> None:
+    """To the bit, 50 steps, with memory taken and given back in between."""
+    step, args = network(name, width=256)
+    program = record(step, *args, memory=CudaMemory())
+    data = on_device(dict(enumerate(args[2:4])))
+    found = expected = tuple(map(on_device, args[:2]))
+    for k in range(50):
+        lr = 0.01 / (k + 1)
+        found = program(*found[:2], *args[2:4], lr)
+        expected = step(*expected[:2], *data.values(), lr)
+        rubbish = gpu.full((1 << 16,), float("nan"))
+        del rubbish
+        if k == 10:
+            gpu.get_default_memory_pool().free_all_blocks()
+        assert_same(found, expected)
+    assert program._bound.graph is not None, program._bound.graph_error
+    assert float(found[2]) == float(expected[2])
+
+
+@pytest.mark.gpu
+def test_gpu_replays_take_no_memory(gpu: Any) -> None:
+    step, args = network("adam", width=256)
+    program, pool = record(step, *args, memory=CudaMemory()), gpu.get_default_memory_pool()
+    result = program(*args)
+    for _ in range(WARM_UPS):
+        result = program(*result[:2], *args[2:])
+    before = pool.used_bytes(), pool.total_bytes(), program._bound.pool.total_bytes()
+    for _ in range(10):
+        result = program(*result[:2], *args[2:])
+    after = pool.used_bytes(), pool.total_bytes(), program._bound.pool.total_bytes()
+    assert after == before
+    assert result[2].shape == ()
+    assert np.isfinite(float(result[2]))
+
+
+@pytest.mark.gpu
+def test_gpu_programs_of_two_shapes_share_memory(gpu: Any) -> None:
+    memory = CudaMemory()
+    step, args = network("fromage", width=256)
+    small = (*args[:2], args[2][:7], args[3][:7], args[4])
+    programs = [record(step, *a, memory=memory) for a in (small, args)]
+    found = expected = tuple(map(on_device, args[:2]))
+    for k in range(2 * WARM_UPS + 6):
+        data = (small, args)[k % 2][2:]
+        found = programs[k % 2](*found[:2], *data)
+        expected = step(*expected[:2], *map(on_device, data))
+        assert_same(found, expected)
+    assert all(p._bound.graph is not None for p in programs)
