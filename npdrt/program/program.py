@@ -101,7 +101,8 @@ def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
         return RecordedRandom(recorder, Stream(path))
     if isinstance(leaf, float) or hasattr(leaf, "dtype"):
         dtype = getattr(leaf, "dtype", np.dtype(np.float64))
-        return recorder.input(getattr(leaf, "shape", ()), dtype, _name(path), "input")
+        weak = not hasattr(leaf, "dtype")
+        return recorder.input(getattr(leaf, "shape", ()), dtype, _name(path), "input", weak)
     return leaf
 
 
@@ -175,8 +176,8 @@ class Program:
         if self.memory is None:
             on_gpu = any(map(arrays.on_gpu, given.values()))
             self.memory = memory_on(arrays.Device("cuda" if on_gpu else "cpu"))
-        binding = self._binding(self.memory)
         with quiet():
+            binding = self._binding(self.memory)
             self._fill(self.memory, binding, given)
             binding.run()
         return self._returned(binding, lambda x: x)
@@ -213,14 +214,14 @@ class Program:
         plan, lasting = self.plan, dict(self.constants)
         lasting |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
         for number, i in enumerate(self.draws):
-            lasting[i] = home(("random", str(number)), self.values[i])
+            lasting[i] = home(("", "random", str(number)), self.values[i])
         lasting |= {output: lasting[i] for output, i in plan.landed.items()}
         made = {plan.calls[c].result for c in plan.constants}
         for path, i in self.outputs.items():
             base = self.values[i].base
             root = i if base is None else base
             if root not in lasting and root not in made:
-                lasting[root] = home(("result", *path), self.values[root])
+                lasting[root] = home(("", "result", *path), self.values[root])
         return lasting
 
     # --- arguments ---------------------------------------------------------------------------

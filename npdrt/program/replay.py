@@ -38,10 +38,15 @@ class Memory:
 
     def home(self, name: tuple[str, ...], value: Value) -> Array:
         """The lasting array of that name and form."""
-        key = (name, value.shape, value.dtype)
+        order = sorted(range(len(value.shape)), key=lambda i: (-value.strides[i], i))
+        if value.contiguous:
+            order.sort()
+        shape = tuple(value.shape[i] for i in order)
+        key = (name, shape, value.dtype)
         if key not in self.homes:
-            self.homes[key] = self.xp.empty(value.shape, value.dtype)
-        return self.homes[key]
+            self.homes[key] = self.xp.empty(shape, value.dtype)
+        home = self.homes[key]
+        return home if value.contiguous else home.transpose(np.argsort(order))
 
     def fusable(self, fast: bool) -> tuple[str, ...]:
         """The elementwise functions that may be in a chain."""
@@ -206,7 +211,7 @@ def _strided(value: Value) -> Array:
 
 
 def _view(owner: Array, value: Value) -> Array:
-    flat = owner.reshape(-1).view(np.uint8) if owner.size else np.empty(1, np.uint8)
+    flat = owner.ravel(order="K").view(np.uint8) if owner.size else np.empty(1, np.uint8)
     return np.ndarray(value.shape, value.dtype, flat.data, value.offset, value.strides)
 
 
