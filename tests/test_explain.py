@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
@@ -36,7 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 1e-3, "weight_decay": 1e-2, "decoupled": True},
     "lars": {"lr": 1.0, "weight_decay": 1e-3},
     "lars_lesion": {"lr": 0.01},
-    "fromage": {"lr": 0.01, "norm_bound": 1.0},
+    "fromage": {"lr": 0.01},
+    "fromage, bounded": {"lr": 0.01, "norm_bound": 1.0},
 }
 
 
@@ -47,8 +49,7 @@ def step_and_args(
     size = {"depth": 3, "width": 4, "inputs": 3, "outputs": 2, "batch": 2} | sizes
     batch = size.pop("batch")
     model = npdrt.models.MLP(**size)
-    settings = SETTINGS[rule] if rule != "fromage" else {"lr": 0.01}
-    optimizer = RULES[rule](**settings)
+    optimizer = RULES[rule.partition(",")[0]](**SETTINGS[rule])
     params = model.init(seed=0, dtype=dtype)
     state = State(params, {}, optimizer.init(params))
     x = RNG.standard_normal((batch, size["inputs"])).astype(dtype)
@@ -217,6 +218,13 @@ def test_the_listing_of_a_small_step_is_the_mathematics() -> None:
     assert blocks[5:] == [OUTPUTS, TOTALS]
 
 
+def test_the_update_shown_in_the_documentation_is_the_one_made() -> None:
+    page = RUNNER.with_name("programs.md").read_text()
+    shown = re.search(r"```\nupdate\n(.*?)\n```", page, re.S)
+    assert shown is not None
+    assert shown[1] + "\n" in recorded().listing()
+
+
 def test_columns_are_aligned_and_sources_are_lines() -> None:
     lines = recorded().listing().splitlines()
     calls = [line for line in lines if re.search(r" FLOP +[\d,]+ B ", line)]
@@ -273,7 +281,7 @@ def test_names_are_never_shared() -> None:
     assert list(names.values()) == ["x", "w", "h%0", "h%1", "x%2", "%4", "w'"]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SETTINGS)
 def test_names_of_every_rule_are_unique(rule: str) -> None:
     program = recorded(rule)
     names = listing.names(program)
@@ -325,7 +333,7 @@ def odd_program() -> Program:
     return record(odd_step, np.ones((2, 3)), Random(3, "train", 0), {"flip": True})
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SETTINGS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_loaded_program_replays_to_the_same_bits(rule: str, dtype: str, tmp_path: Path) -> None:
     step, args = step_and_args(rule, dtype, batch=6)
@@ -496,6 +504,15 @@ def test_indices_that_are_not_basic_are_refused(index: Any) -> None:
         decode.decode(json.dumps(content).encode())
 
 
+def test_an_arange_that_would_fill_the_memory_is_not_made() -> None:
+    content = json.loads(encode(recorded()))
+    number = next(i for i, c in enumerate(content["calls"]) if c["function"] == "arange")
+    content["calls"][number]["args"] = [1 << 40]
+    content["values"][content["calls"][number]["result"]]["shape"] = [1 << 40]
+    with pytest.raises(FileRefused, match=f"call {number}: arange"):
+        decode.decode(json.dumps(content).encode())
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -596,7 +613,7 @@ def run_plainly(program: Program, args: tuple[Any, ...], tmp_path: Path) -> dict
     return dict(np.load(tmp_path / "outputs.npz"))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SETTINGS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_plain_numpy_gives_the_same_bits(rule: str, dtype: str, tmp_path: Path) -> None:
     step, args = step_and_args(rule, dtype, width=300, batch=6)  # a norm of more than one chunk
@@ -610,6 +627,12 @@ def test_plain_numpy_runs_odd_programs(tmp_path: Path) -> None:
     found = run_plainly(odd_program(), args, tmp_path)
     expected = {"/".join(path): x for path, x in leaves(odd_step(*args)) if path != ("flip",)}
     assert_same_bits(found, expected)
+
+
+def test_the_runner_writes_to_no_value() -> None:
+    x = np.zeros(3)
+    assert runpy.run_path(str(RUNNER))["assign"](x, (slice(1, 2),), 5.0).tolist() == [0, 5, 0]
+    assert x.tolist() == [0, 0, 0]
 
 
 def test_the_runner_imports_nothing_else() -> None:
@@ -702,6 +725,19 @@ def test_explain_lists_the_step_that_train_runs() -> None:
     assert "  x                     float32[7, 64]\n" in text
 
 
+def test_explain_takes_every_option_of_the_step() -> None:
+    plain = run(*SMALL)
+    for words in (
+        ("--label-smoothing", "0.1"),
+        ("--dtype", "float64"),
+        ("--optimizer", "sgd"),
+        ("--norm-bound", "1"),
+        ("--residual", "--depth", "3"),
+        ("--nonlinearity", "tanh"),
+    ):
+        assert run(*SMALL, *words) != plain
+
+
 def test_explain_as_json() -> None:
     found = json.loads(run(*SMALL, "--optimizer", "adam", "--format", "json"))
     assert list(found) == ["listing", "inputs", "calls", "outputs", "totals"]
@@ -760,6 +796,12 @@ class Line:
     model = f"{tmp_path / 'line.py'}:Line"
     assert "line.py:" not in run("--model", model)  # the calls are those of npdrt.ops
     assert "KeyError: 'nothing'" in run("--model", model, "--set", "fail=true", code=2)
+    folder = str(tmp_path / "run")
+    words = ["train", "--model", model, "--epochs", "0", "--out", folder, "-q", "--lr", "0.01"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    assert run(folder) == run("--model", model, "--lr", "0.01")
+    (tmp_path / "line.py").write_text(code + "\n")
+    assert "has changed since the run" in run(folder, code=2)
     inputs = tmp_path / "targets.npz"
     np.savez(inputs, x=np.ones((9, 2)), y=np.ones((9, 3)))
     text = run("--model", model, "--data", str(inputs), "--batch-size", "4")

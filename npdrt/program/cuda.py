@@ -269,7 +269,7 @@ class CudaBinding(Binding):
             if not self._compiles(group):
                 for i, slot in group.slots:
                     room = self.values[i].size * 8  # slots serve values of any dtype
-                    places[i] = (0 * room, (slot + 1) * room)
+                    places[i] = (slot * room, (slot + 1) * room)
         return places
 
     # --- operations ------------------------------------------------------------------------

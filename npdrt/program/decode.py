@@ -224,7 +224,10 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
     if call.function == "arange":
         n = values[call.result].shape
         least = all(type(x) is int for x in args) and len(args) <= 3 and len(n) == 1
-        _need(least and len(range(*args)) == n[0] <= MAX_ARANGE, f"{what}: arange of these")
+        _need(
+            least and len(range(*args)) == n[0] <= MAX_ARANGE,
+            f"{what}: arange of other than integers, or too long",
+        )
 
 
 def _owner(call: Call, values: list[Value], form: infer.Form) -> tuple[int, int]:

@@ -30,9 +30,7 @@ CALL_WIDTH = 72  # columns of a call, before the numbers move to the right
 
 def replaced(program: Program) -> dict[int, int]:
     """Output -> input whose memory it takes over, by value index: `w'` and `w`."""
-    plan = program.plan
-    copies = plan.calls[len(program.calls) :]
-    return plan.landed | {call.refs[0]: call.result for call in copies}
+    return program.plan.returned
 
 
 def names(program: Program) -> dict[int, str]:

@@ -48,8 +48,9 @@ class Plan:
     calls: those of the program, and the copies that land outputs in the memory of inputs.
     constants: calls whose results never change; they run once. groups: the rest, in the order
     they run. scratch: byte offset of every value that has a buffer in the scratch memory, of
-    `scratch_bytes` in all. landed: outputs that are in the memory of an input, and which. slots:
-    block buffers that the largest chain needs.
+    `scratch_bytes` in all. landed: outputs that a call writes into the memory of an input, and which
+    input; returned: these and the outputs that are copied there. slots: block buffers that the
+    largest chain needs.
     """
 
     calls: list[Call]
@@ -58,6 +59,7 @@ class Plan:
     scratch: dict[int, int]
     scratch_bytes: int
     landed: dict[int, int]
+    returned: dict[int, int]
     slots: int
 
 
@@ -127,25 +129,30 @@ class _Planner:
 
     def plan(self) -> Plan:
         """Everything together."""
-        landed, after = self._landings()
+        landed, returned, after = self._landings()
         order = self._schedule(after)
         groups = self._grouped(order, landed)
         scratch, scratch_bytes, groups = self._buffers(groups, landed)
         slots = max((1 + slot for g in groups for _, slot in g.slots), default=0)
-        return Plan(self.calls, self.constants, groups, scratch, scratch_bytes, landed, slots)
+        return Plan(
+            self.calls, self.constants, groups, scratch, scratch_bytes, landed, returned, slots
+        )
 
     # --- outputs in the memory of inputs -----------------------------------------------------
 
-    def _landings(self) -> tuple[dict[int, int], dict[int, set[int]]]:
-        """Which outputs replace which inputs, and for calls that write there, the calls that must
-        run before because they read the old value."""
+    def _landings(self) -> tuple[dict[int, int], dict[int, int], dict[int, set[int]]]:
+        """Which outputs replace inputs in place, and at all; and for calls that write there, the
+        calls that must run before because they read the old value."""
         landed: dict[int, int] = {}
+        returned: dict[int, int] = {}
         after: dict[int, set[int]] = {}
         writer = {self.calls[c].result: c for c in self.running}
         for output, home in self._pairs():
-            c = writer.get(output)
+            if output in returned:
+                continue
+            c, returned[output] = writer.get(output), home
             others = set(self.readers[home]) - {c}
-            if c is not None and output not in landed and self._replaces(c, home, others):
+            if c is not None and self._replaces(c, home, others):
                 landed[output], after[c] = home, others
                 continue
             copy = len(self.calls)
@@ -153,7 +160,9 @@ class _Planner:
             self.running.append(copy)
             self.readers[self.roots[output]].append(copy)
             after[copy] = set(self.readers[home]) - {copy}
-        return landed, after
+        lasting = {self.roots[i] for i in self.outputs.values() if i not in returned}
+        self.output_roots -= returned.keys() - landed.keys() - lasting
+        return landed, returned, after
 
     def _pairs(self) -> list[tuple[int, int]]:
         """(output, input it replaces): the same form, and the same end of the path."""

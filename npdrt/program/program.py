@@ -189,8 +189,12 @@ class Program:
         return self._returned(self._bound, lambda x: x.copy())
 
     def _returned(self, binding: Binding, change: Callable[[Array], Array]) -> Any:
-        array = binding.array
-        return rebuild(self.result, lambda x: change(array(x.index)) if isinstance(x, Ref) else x)
+        def leaf(x: Any) -> Any:
+            if not isinstance(x, Ref):
+                return x
+            return change(binding.array(self.plan.returned.get(x.index, x.index)))
+
+        return rebuild(self.result, leaf)
 
     def listing(self) -> str:
         """The program as text: numbered calls with names, forms, costs and sources."""
@@ -220,7 +224,7 @@ class Program:
         for path, i in self.outputs.items():
             base = self.values[i].base
             root = i if base is None else base
-            if root not in lasting and root not in made:
+            if i not in plan.returned and root not in lasting and root not in made:
                 lasting[root] = home(("", "result", *path), self.values[root])
         return lasting
 
