@@ -28,7 +28,7 @@ from npdrt.program.calls import KINDS
 from npdrt.program.file import encode
 from npdrt.program.tree import leaves
 from npdrt.random import Random
-from npdrt.train.step import State, Task, program_step
+from npdrt.train.step import State, Task, make_step
 
 RUNNER = Path(__file__).parents[1] / "docs" / "run_program.py"
 RNG = np.random.default_rng(20)
@@ -54,7 +54,12 @@ def step_and_args(
     state = State(params, {}, optimizer.init(params))
     x = RNG.standard_normal((batch, size["inputs"])).astype(dtype)
     y = RNG.integers(0, size["outputs"], batch)
-    step = program_step(Task(model, size["outputs"]), optimizer)
+    inner = make_step(Task(model, size["outputs"]), optimizer)
+
+    def step(state: State, x: Any, y: Any, lr: Any, random: Random) -> Any:
+        done = inner(state, x, y, lr, random)
+        return done.state, done.loss, done.correct
+
     return step, (state, x, y, 0.01, Random(0, "train", 0))
 
 
@@ -757,8 +762,8 @@ def test_explain_as_json() -> None:
     assert sum(call["flops"] for call in found["calls"]) == found["totals"]["all"]["flops"]
     replaced = {tuple(out["path"]): out["replaces"] for out in found["outputs"]}
     slot = "layers/00/weight/exp_avg"
-    assert replaced["0", "optimizer", slot] == slot
-    assert replaced["1",] is None
+    assert replaced["state", "optimizer", slot] == slot
+    assert replaced["loss",] is None
 
 
 def test_explain_compares_runs_and_files(tmp_path: Path) -> None:

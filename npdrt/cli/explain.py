@@ -17,7 +17,7 @@ from npdrt.program import Program, compare, listing, load, record
 from npdrt.random import Random
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
 from npdrt.train.loop import _blame
-from npdrt.train.step import State, Task, program_step
+from npdrt.train.step import State, Task, make_step
 
 # The options of `train` that decide which calls a step makes, or that one has at hand.
 SHARED = (
@@ -29,7 +29,7 @@ SHARED = (
 
 
 @click.command("explain")
-@click.argument("programs", nargs=-1, metavar="[RUN|FILE]...", type=click.Path(path_type=Path))
+@click.argument("run", nargs=-1, metavar="[RUN|FILE]...", type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
@@ -46,7 +46,7 @@ SHARED = (
     help="Write the program to a file, and list nothing.",
 )
 def command(
-    programs: tuple[Path, ...], form: str, as_json: bool, target: Path | None, **given: Any
+    run: tuple[Path, ...], form: str, as_json: bool, target: Path | None, **given: Any
 ) -> None:
     """The array calls of one training step: forward, backward, update.
 
@@ -59,12 +59,12 @@ def command(
     first difference is shown. Exit code 0 where there is none, 1 where there is one.
     """
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    _check_usage(programs, given, target)
+    _check_usage(run, given, target)
     json_wanted = as_json or form == "json"
-    if len(programs) == 2:
-        _compare(_program(programs[0], given), _program(programs[1], given), json_wanted)
+    if len(run) == 2:
+        _compare(_program(run[0], given), _program(run[1], given), json_wanted)
         return
-    program = _program(programs[0], given) if programs else _described(given)
+    program = _program(run[0], given) if run else _described(given)
     if target is not None:
         program.save(target)
         click.echo(target)
@@ -77,16 +77,16 @@ def command(
 command.params += [option for option in train.command.params if option.name in SHARED]
 
 
-def _check_usage(programs: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
-    if len(programs) > 2:
+def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
+    if len(paths) > 2:
         raise click.UsageError("one run or file to list, or two to compare.")
-    if len(programs) == 2 and target is not None:
+    if len(paths) == 2 and target is not None:
         raise click.UsageError("--save writes one program; two are compared.")
     odd = sorted(given.keys() - {"data_dir"})
-    if programs and odd:
+    if paths and odd:
         option = "--set" if odd[0] == "fields" else f"--{odd[0].replace('_', '-')}"
-        raise click.UsageError(f"{option} describes a step; {programs[0]} is one already.")
-    if not programs and not odd:
+        raise click.UsageError(f"{option} describes a step; {paths[0]} is one already.")
+    if not paths and not odd:
         raise click.UsageError("give --model, a run directory, or a file that --save wrote.")
 
 
@@ -134,7 +134,7 @@ def _step_program(config: Config, data_dir: Path | None) -> Program:
     with _blame(config):
         params = _parameters(model, config)
         state = State(params, {}, optimizer.init(params))
-        step = program_step(Task(model, dataset.classes, config.label_smoothing), optimizer)
+        step = make_step(Task(model, dataset.classes, config.label_smoothing), optimizer)
         return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
 
 

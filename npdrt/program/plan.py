@@ -48,9 +48,9 @@ class Plan:
     calls: those of the program, and the copies that land outputs in the memory of inputs.
     constants: calls whose results never change; they run once. groups: the rest, in the order
     they run. scratch: byte offset of every value that has a buffer in the scratch memory, of
-    `scratch_bytes` in all. landed: outputs that a call writes into the memory of an input, and which
-    input; returned: these and the outputs that are copied there. slots: block buffers that the
-    largest chain needs.
+    `scratch_bytes` in all. landed: outputs that a call writes into the memory of an input, and
+    which input; returned: these and the outputs that are copied there. slots: block buffers that
+    the largest chain needs.
     """
 
     calls: list[Call]
