@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,10 @@ class Initialiser(str):
     """
 
     __slots__ = ("_draw",)
-    _draw: Callable[[Random], dict[str, Floats]]
+    _draw: Callable[[Random], Iterator[tuple[str, Floats]]]
 
-    def __new__(cls, scheme: str, draw: Callable[[Random], dict[str, Floats]]) -> Initialiser:
-        """The scheme's name with the model's `draw(stream) -> host parameters` behind it."""
+    def __new__(cls, scheme: str, draw: Callable[[Random], Iterator[tuple[str, Floats]]]) -> Initialiser:
+        """The scheme's name with the model's `draw(stream)` behind it: pairs of name and array."""
         if scheme not in SCHEMES:
             raise Error(f"unknown initialisation {scheme!r}; use one of {', '.join(SCHEMES)}")
         self = super().__new__(cls, scheme)
@@ -81,8 +81,9 @@ class Initialiser(str):
     def __call__(
         self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
     ) -> Params:
-        """The initial parameters: drawn in float64 from (seed, name), rounded once to `dtype`."""
+        """The initial parameters: each drawn in float64 from (seed, name), and rounded once to
+        `dtype` before the next."""
         if dtype not in ("float32", "float64"):
             raise Error(f"unknown dtype {dtype!r}; use float32 or float64")
         drawn = self._draw(Random(seed, "init"))
-        return {name: to_device(value.astype(dtype), device) for name, value in drawn.items()}
+        return {name: to_device(value.astype(dtype), device) for name, value in drawn}

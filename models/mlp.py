@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -77,15 +77,13 @@ class MLP:
         digits = max(2, len(str(self.depth - 1)))
         return f"layers/{layer:0{digits}d}/{array}"
 
-    def _draw(self, stream: Random) -> dict[str, Any]:
-        params: dict[str, Any] = {}
+    def _draw(self, stream: Random) -> Iterator[tuple[str, Any]]:
         for name, shape in self.shapes().items():
             if len(shape) == 2:
                 draw, matrix = initialisation.weight, (shape[0], shape[1])
             else:
                 draw = initialisation.bias
-            params[name] = draw(self.init, stream.of(name), matrix)
-        return params
+            yield name, draw(self.init, stream.of(name), matrix)
 
     def __call__(self, params: Params, x: Array) -> Array:
         """Logits (batch, outputs) for x (batch, inputs)."""

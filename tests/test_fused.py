@@ -133,11 +133,11 @@ def test_a_loop_reads_as_the_chain() -> None:
     calls = [Call("multiply", (Ref(1), Ref(0)), 2), Call("subtract", (Ref(0), Ref(2)), 3)]
     assert fused.loop_source(calls, values, [3], {0: 0, 1: 1, 3: 0}) == "\n".join([
         "def loop(a0, a1):",
-        "    x1 = a1[()]",
+        "    x0 = a1[()]",
         "    for i in range(a0.size):",
-        "        x0 = a0[i]",
-        "        x2 = (np.float32(x1) * np.float32(x0))",
-        "        x3 = (np.float32(x0) - np.float32(x2))",
+        "        x1 = a0[i]",
+        "        x2 = (np.float32(x0) * np.float32(x1))",
+        "        x3 = (np.float32(x1) - np.float32(x2))",
         "        a0[i] = x3",
     ])  # fmt: skip
 

@@ -59,14 +59,14 @@ def loop_source(
     kept: the results it writes. memory: for every value it reads or writes, the number of the
     array, which is an argument of the loop. A result that replaces a value has its array, so that
     the compiler knows; and the loop counts from 0, so that no index is negative: both let it
-    vectorise.
+    vectorise. Names are numbered as they come, so that equal chains have one loop.
     """
-    made, read = {call.result for call in calls}, read_by(calls)
-    names = {i: f"x{i}" for i in (*read, *made)}
-    before = [f"x{i} = a{memory[i]}[()]" for i in read if values[i].shape == ()]
-    inside = [f"x{i} = a{memory[i]}[i]" for i in read if values[i].shape != ()]
-    inside += [f"x{call.result} = {_expression(call, values, names)}" for call in calls]
-    inside += [f"a{memory[i]}[i] = x{i}" for i in kept]
+    read = read_by(calls)
+    names = {i: f"x{k}" for k, i in enumerate([*read, *(call.result for call in calls)])}
+    before = [f"{names[i]} = a{memory[i]}[()]" for i in read if values[i].shape == ()]
+    inside = [f"{names[i]} = a{memory[i]}[i]" for i in read if values[i].shape != ()]
+    inside += [f"{names[call.result]} = {_expression(call, values, names)}" for call in calls]
+    inside += [f"a{memory[i]}[i] = {names[i]}" for i in kept]
     arguments = ", ".join(f"a{k}" for k in range(len(set(memory.values()))))
     lines = [f"def loop({arguments}):", *(f"    {line}" for line in before)]
     lines += [

@@ -243,10 +243,14 @@ class _Planner:
         return groups
 
     def _extends(self, c: int, chain: list[int], results: set[int]) -> bool:
-        """Whether call c belongs to the chain: the same shape, and what the chain made as it is."""
+        """Whether call c belongs to the chain: the same shape, an array in common, and what the
+        chain made as it is."""
         first = self.values[self.calls[chain[0]].result]
         if not self._elementwise(c) or self.values[self.calls[c].result].shape != first.shape:
             return False
+        read = {root for k in chain for root in self._reads(k) if self.values[root].shape}
+        if not self._reads(c) & (read | results):
+            return False  # two updates of equal shape, say: one loop each
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
