@@ -270,6 +270,7 @@ def test_masks_and_buffers_resume(blobs: Path, tmp_path: Path) -> None:
     config = settings(blobs, model=f"{tmp_path}/noisy.py:Noisy", model_options=options)
     keys = [Random(0, "train", step) for step in range(STEPS)]
     train(config, tmp_path / "whole")
+
     def seen() -> list[Any]:
         """The streams of the steps that ran, without those of recordings that were tried."""
         asked = sys.modules["npdrt_user_model_noisy"].SEEN

@@ -3,13 +3,13 @@
 Only `+ - * / sqrt`, comparisons and selections are compiled, in the order and the dtypes of the
 plain calls, without contraction or reassociation: the bits are those of NumPy, which stays the
 definition (`npdrt.program.replay`) and the oracle of the tests. Not among them: `maximum` and
-`minimum`, whose sign of zero is NumPy's affair, and casts to integers.
+`minimum`, whose sign of zero is NumPy's affair, and casts to integers. One thread: one loop nearly
+fills the memory's bandwidth (benchmarks/README.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -27,7 +27,6 @@ _INFIX = {
 }
 _PREFIX = {"negative": "-{}", "sqrt": "np.sqrt({})", "abs": "abs({})"}
 FUSABLE = (*_INFIX, *_PREFIX, "where", "astype", "isfinite")
-SHARED = 1 << 20  # elements from which a second thread pays
 
 
 def numba() -> Any:
@@ -127,73 +126,44 @@ def chain(
     calls: list[Call], values: list[Value], kept: list[int], array: Callable[[int], Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The operation that runs a chain; array(i): the memory of a value."""
-    numbers: dict[tuple[int, str], int] = {}
+    numbers: dict[tuple[int, str, bool], int] = {}
     memory: dict[int, int] = {}
     used: list[Any] = []
     for i in (*read_by(calls), *kept):
         x = array(i)
-        key = (x.__array_interface__["data"][0], values[i].dtype)
+        key = (x.__array_interface__["data"][0], values[i].dtype, x.shape == ())
         if key not in numbers:
             numbers[key] = len(used)
             used.append(x)
         memory[i] = numbers[key]
     types = [f"{x.dtype}[::1]" if x.shape else f"Array({x.dtype}, 0, 'C')" for x in used]
     loop = _compiled(loop_source(calls, values, kept, memory), f"void({', '.join(types)})")
-    parts = [
-        tuple(x.reshape(-1)[part] if x.shape else x for x in used)
-        for part in halves(values[calls[0].result].size)
-    ]
-    return _at_once, (loop, parts), {}
-
-
-# --- threads ----------------------------------------------------------------------------------
-
-
-@cache
-def _helper() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="npdrt-fast")
-
-
-def halves(size: int, unit: int = 64) -> list[slice]:
-    """0 .. size in two parts, the first a multiple of `unit`, where a second thread pays."""
-    half = size // 2 // unit * unit
-    if size < SHARED or not half:
-        return [slice(0, size)]
-    return [slice(0, half), slice(half, size)]
-
-
-def _at_once(loop: Callable[..., None], parts: list[tuple[Any, ...]]) -> None:
-    """loop(*part) for every part, the second beside the first."""
-    others = [_helper().submit(loop, *part) for part in parts[1:]]
-    loop(*parts[0])
-    for other in others:
-        other.result()
+    return loop, tuple(x.reshape(-1) if x.shape else x for x in used), {}
 
 
 # --- the norm ---------------------------------------------------------------------------------
 
 _NORM = f"""
-def loop(rows, rest, lanes):
+def loop(rows, rest, total, chunk, out):
     height = {CHUNK // LANES}
-    for c in range(lanes.shape[0]):
-        total = lanes[c]
-        total[:] = 0.0
-        for r in range(c * height, min((c + 1) * height, rows.shape[0])):
+    total[:] = 0.0
+    for first in range(0, max(rows.shape[0], 1), height):
+        chunk[:] = 0.0
+        for r in range(first, min(first + height, rows.shape[0])):
             row = rows[r]
             for k in range({LANES}):
                 v = np.float64(row[k])
-                total[k] += v * v
-        if c == lanes.shape[0] - 1:
+                chunk[k] += v * v
+        if first + height > rows.shape[0]:
             for k in range(rest.size):
                 v = np.float64(rest[k])
-                total[k] += v * v
-"""
-_FOLD = f"""
-def loop(lanes, out):
-    total = lanes[0]
-    for c in range(1, lanes.shape[0]):
+                chunk[k] += v * v
         for k in range({LANES}):
-            total[k] += lanes[c, k]
+            total[k] += chunk[k]
+    if rest.size and rows.shape[0] and rows.shape[0] % height == 0:
+        for k in range(rest.size):
+            v = np.float64(rest[k])
+            total[k] += v * v
     half = {LANES // 2}
     while half:
         for k in range(half):
@@ -205,19 +175,8 @@ def loop(lanes, out):
 
 def norm(x: Any, out: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The operation that puts `npdrt.optim.norm` of the flat array `x` into the 0-d `out`."""
-    lanes = np.empty((max(1, -(-x.size // CHUNK)), LANES))
-    kind = x.dtype
-    add = _compiled(_NORM, f"void({kind}[:, ::1], {kind}[::1], float64[:, ::1])")
-    fold = _compiled(_FOLD, "void(float64[:, ::1], Array(float64, 0, 'C'))")
-    parts = []
-    for part in halves(x.size, CHUNK):
-        mine = x[part]
-        whole = mine.size // LANES * LANES
-        chunks = slice(part.start // CHUNK, max(1, -(-part.stop // CHUNK)))
-        parts.append((mine[:whole].reshape(-1, LANES), mine[whole:], lanes[chunks]))
-
-    def run() -> None:
-        _at_once(add, parts)
-        fold(lanes, out)
-
-    return run, (), {}
+    whole = x.size // LANES * LANES
+    kind, lanes = x.dtype, np.empty((2, LANES))
+    types = f"{kind}[:, ::1], {kind}[::1], float64[::1], float64[::1], Array(float64, 0, 'C')"
+    arrays = (x[:whole].reshape(-1, LANES), x[whole:], lanes[0], lanes[1], out)
+    return _compiled(_NORM, f"void({types})"), arrays, {}

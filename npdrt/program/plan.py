@@ -223,9 +223,8 @@ class _Planner:
         chain: list[int] = []
 
         def close() -> None:
-            if chain:
-                groups.append(Group(tuple(chain), chain=True))
-                chain.clear()
+            groups.extend(Group(part, chain=True) for part in self._connected(chain))
+            chain.clear()
 
         for c in order:
             results = {self.calls[k].result for k in chain}
@@ -242,15 +241,30 @@ class _Planner:
         close()
         return groups
 
+    def _connected(self, chain: list[int]) -> list[tuple[int, ...]]:
+        """A chain in parts that have no array in common: the updates of two parameters, say."""
+        leader: dict[int, int] = {}
+
+        def part(i: int) -> int:
+            while leader.setdefault(i, i) != i:
+                i = leader[i]
+            return i
+
+        for c in chain:
+            result = self.calls[c].result
+            for i in self._reads(c):
+                if self.values[i].shape:
+                    leader[part(i)] = part(result)
+        parts: dict[int, list[int]] = defaultdict(list)
+        for c in chain:
+            parts[part(self.calls[c].result)].append(c)
+        return [tuple(calls) for calls in parts.values()]
+
     def _extends(self, c: int, chain: list[int], results: set[int]) -> bool:
-        """Whether call c belongs to the chain: the same shape, an array in common, and what the
-        chain made as it is."""
+        """Whether call c belongs to the chain: the same shape, and what the chain made as it is."""
         first = self.values[self.calls[chain[0]].result]
         if not self._elementwise(c) or self.values[self.calls[c].result].shape != first.shape:
             return False
-        read = {root for k in chain for root in self._reads(k) if self.values[root].shape}
-        if not self._reads(c) & (read | results):
-            return False  # two updates of equal shape, say: one loop each
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
