@@ -67,7 +67,9 @@ class Initialiser(str):
     __slots__ = ("_draw",)
     _draw: Callable[[Random], Iterator[tuple[str, Floats]]]
 
-    def __new__(cls, scheme: str, draw: Callable[[Random], Iterator[tuple[str, Floats]]]) -> Initialiser:
+    def __new__(
+        cls, scheme: str, draw: Callable[[Random], Iterator[tuple[str, Floats]]]
+    ) -> Initialiser:
         """The scheme's name with the model's `draw(stream)` behind it: pairs of name and array."""
         if scheme not in SCHEMES:
             raise Error(f"unknown initialisation {scheme!r}; use one of {', '.join(SCHEMES)}")

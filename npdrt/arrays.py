@@ -37,8 +37,6 @@ def _library(module: str) -> ModuleType | None:
 def _namespace_of(x: Array) -> Any:
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
-    if isinstance(x, np.generic):  # a 0-d result; before NumPy 2.1 it does not say so itself
-        return np
     xp = _library(type(x).__module__)
     if xp is None:
         raise Error(

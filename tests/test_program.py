@@ -21,6 +21,7 @@ from test_ops import CASES, Case, values
 
 from npdrt import ops, record, value_and_grad
 from npdrt.arrays import label, namespace, phase, quiet
+from npdrt.autodiff import Tensor
 from npdrt.errors import Error
 from npdrt.models import MLP
 from npdrt.optim import adam, fromage, lars, lars_lesion, norm, sgd
@@ -1221,6 +1222,15 @@ def test_every_draw_is_an_input() -> None:
         assert_same(found, step(x, stream))
     assert not np.array_equal(results[0][0], results[1][0])
     assert len(program.draws) == 5
+
+
+def test_results_of_another_kind_are_refused() -> None:
+    kept: list[Any] = []
+    record(lambda x: kept.append(x) or x, X)
+    with pytest.raises(Error, match=r"returns an array of another recording \(1\)"):
+        record(lambda x: (x, kept[0]), X)
+    with pytest.raises(Error, match=r"returns a Tensor \(loss\); return its .value"):
+        record(lambda x: {"loss": ops.sum(Tensor(x), axis=None) * Tensor(x)}, X)
 
 
 def test_a_stream_cannot_be_read() -> None:

@@ -50,6 +50,11 @@ def record(
     stand_ins = [_stand_in(recorder, path, leaf) for path, leaf in given]
     taken = iter(stand_ins)
     result = step(*rebuild(args, lambda _: next(taken)))
+    for path, x in leaves(result):
+        if hasattr(x, "edges"):
+            raise Error(f"the step returns a Tensor ({'/'.join(path)}); return its .value")
+        if getattr(x, "recorder", recorder) is not recorder:
+            raise Error(f"the step returns an array of another recording ({'/'.join(path)})")
     signature = {path: _kept(x, path) for (path, _), x in zip(given, stand_ins, strict=True)}
     values = [dataclasses.replace(v, name=recorder.names.get(i, ""))
               for i, v in enumerate(recorder.values)]  # fmt: skip
