@@ -61,11 +61,11 @@ class Memory:
     def adopt(self, tree: Any) -> None:
         """Take arrays that the caller gives up as the homes of their names, without a copy.
 
-        Those that do not own their memory, or are in this one, are left alone.
+        Those that cannot be written to, do not own their memory or are in this one are left alone.
         """
         for name, x in leaves(tree):
             key = (name, tuple(x.shape), str(x.dtype))
-            whole = x.flags.owndata and x.flags.c_contiguous
+            whole = x.flags.owndata and x.flags.c_contiguous and getattr(x.flags, "writeable", True)
             if whole and key not in self.homes and not self.holds(x):
                 self.homes[key] = x
 
