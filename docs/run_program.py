@@ -1,7 +1,8 @@
 """Run a saved program with plain NumPy: python run_program.py PROGRAM.json INPUTS.npz OUTPUTS.npz
 
 Inputs are named by their path in the arguments ("state/params/layers/00/weight", "x", "lr"),
-random draws "draw/0", "draw/1", ...; outputs by their path in the result ("0/params/...", "1").
+random draws "draw/0", "draw/1", ...; outputs by their path in the result ("state/params/...",
+"loss").
 """
 
 import base64

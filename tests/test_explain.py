@@ -535,9 +535,19 @@ def test_other_files_are_refused(data: bytes, reason: str, tmp_path: Path) -> No
         load(tmp_path / "x")
 
 
+@pytest.mark.parametrize("args", [[], [1, 2, 0], [0, 4, 1, 1]])
+def test_ranges_that_are_none_are_refused(args: list[int], tmp_path: Path) -> None:
+    content = json.loads(encode(recorded()))
+    call = next(c for c in content["calls"] if c["function"] == "arange")
+    call["args"] = args
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(FileRefused, match="arange"):
+        load(tmp_path / "bad.json")
+
+
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(FileRefused, match="not a regular file"):
+    for path, reason in {tmp_path: "not a regular file", tmp_path / "missing": "not exist"}.items():
+        with pytest.raises(FileRefused, match=reason):
             load(path)
 
 

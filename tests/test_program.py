@@ -1032,6 +1032,11 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
     "asarray": (lambda x: np.asarray(x), LOOKS.format(r"array\(\)")),
     "sum": (lambda x: np.sum(np.array(x)), LOOKS.format(r"array\(\)")),
     "in": (lambda x: 1.0 in x, "array on the host .if, while, and, or."),
+    "numpy.mean": (lambda x: np.mean(x), r"test_program.py:\d+: numpy.mean cannot be recorded"),
+    "numpy.sinh": (lambda x: np.sinh(x), r"test_program.py:\d+: numpy.sinh cannot be recorded so"),
+    "numpy.add.reduce": (lambda x: np.add.reduce(x), "numpy.add cannot be recorded so"),
+    "method": (lambda x: x.sum(), r"test_program.py:\d+: a recorded array has no .sum; with"),
+    "index array": (lambda x: x[[0, 1]], r"test_program.py:\d+: basic indices .* got list; use t"),
     "closure": (
         lambda x: x * HELD,
         r"uses a float64\[3\] array that is not among its arguments; pass it as one",
@@ -1112,6 +1117,16 @@ def test_allowed_in_a_step() -> None:
             np.ones((3, 1), "float32")), xp.full((2,), x[0, 0]), xp.finfo(x.dtype).max  # fmt: skip
 
     check(step, RNG.standard_normal((2, 3)).astype("float32"))
+
+
+def test_functions_of_numpy() -> None:
+    """Called by their own names, as a step for NumPy alone has them."""
+
+    def step(x: Any, lr: float) -> Any:
+        y = np.exp(x) + np.float32(2.0) * np.abs(x) - np.multiply(lr, x)
+        return np.where(y > 1.0, y, x), np.sum(y, axis=0), np.concat((x, y)), np.invert(x > 0)
+
+    check(step, RNG.standard_normal((2, 3)).astype("float32"), 0.3)
 
 
 def test_iteration_over_a_closed_array_keeps_a_copy() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -27,11 +29,11 @@ from npdrt import optim, store
 from npdrt.arrays import quiet
 from npdrt.cli import cli
 from npdrt.data import Dataset
-from npdrt.errors import Diverged, Error, FileRefused
+from npdrt.errors import Diverged, Error, FileRefused, Unavailable
 from npdrt.models import MLP
 from npdrt.random import Random
 from npdrt.store import log, trace
-from npdrt.train import Config, Summary, resume, train
+from npdrt.train import Config, Reporter, Summary, resume, train
 from npdrt.train.config import learning_rate, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.loop import Trainer
@@ -274,7 +276,7 @@ def test_masks_and_buffers_resume(blobs: Path, tmp_path: Path) -> None:
     def seen() -> list[Any]:
         """The streams of the steps that ran, without those of recordings that were tried."""
         asked = sys.modules["npdrt_user_model_noisy"].SEEN
-        return [random for random in asked if isinstance(random, Random)]
+        return list(dict.fromkeys(random for random in asked if isinstance(random, Random)))
 
     assert seen() == keys
     train(config, tmp_path / "parts", stop=stop_after(4))
@@ -285,6 +287,73 @@ def test_masks_and_buffers_resume(blobs: Path, tmp_path: Path) -> None:
     assert_same(found, contents(tmp_path / "whole"))
     assert [name for name, *_ in found["buffers"]] == ["mean"]
     assert found["meta"]["config"]["model_options"] == {"inputs": 6, "outputs": 3, "keep": 0.75}
+
+
+class Collector(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_model_that_reads_more_than_its_arguments(blobs: Path, tmp_path: Path) -> None:
+    """It cannot be a program: a counter would stand still in a replay. One warning, same bits."""
+    counting = "SEEN.append(0); x = x * (1.0 + 0.001 * len(SEEN))"
+    (tmp_path / "noisy.py").write_text(
+        NOISY.replace("return self.phi(", f"{counting}\n        return self.phi(").replace(
+            "def apply", "def unused"
+        )
+    )
+    reporter = Collector()
+    config = settings(blobs, model=f"{tmp_path}/noisy.py:Noisy", model_options={})
+    train(config, tmp_path / "run", reporter=reporter)
+    assert len(reporter.warnings) == 1
+    assert "noisy.py:Noisy cannot be recorded, so it runs eagerly" in reporter.warnings[0]
+    assert "recorded again, it makes other calls" in reporter.warnings[0]
+
+
+def test_a_model_with_functions_of_numpy_runs_eagerly(blobs: Path, tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(NOISY)
+    reporter = Collector()
+    config = settings(blobs, model=f"{tmp_path}/noisy.py:Noisy", model_options={})
+    found = train(config, tmp_path / "run", reporter=reporter)
+    assert re.search(r"cannot be recorded.*noisy.py:\d+: ", reporter.warnings[0])
+    eager = train(dataclasses.replace(config, eager=True), tmp_path / "eager")
+    assert results(found) == results(eager)
+
+
+def test_compiled_loops_need_the_extra_before_anything_is_made(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise Unavailable("compiled loops need numba")
+
+    monkeypatch.setattr("npdrt.train.loop.require_compiler", missing)
+    with pytest.raises(Unavailable, match="need numba"):
+        train(settings(blobs, fast=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_eager_and_fast_exclude_each_other(blobs: Path) -> None:
+    with pytest.raises(Error, match="eager and fast exclude each other"):
+        settings(blobs, fast=True, eager=True)
+
+
+@pytest.mark.parametrize("first", [{}, {"eager": True}, {"fast": True}])
+@pytest.mark.parametrize("then", [{"eager": True}, {"fast": True}, {"eager": False}, {}])
+def test_another_way_to_run_keeps_the_bits(
+    blobs: Path, tmp_path: Path, first: dict[str, bool], then: dict[str, bool]
+) -> None:
+    if "fast" in {**first, **then}:
+        pytest.importorskip("numba")
+    train(settings(blobs), tmp_path / "whole")
+    train(settings(blobs, **first), tmp_path / "parts", stop=stop_after(4))
+    resume(tmp_path / "parts", **then)
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert [whole[g] for g in ("params", "state")] == [parts[g] for g in ("params", "state")]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ class Config:
                 raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
+        if self.eager and self.fast:
+            raise Error("eager and fast exclude each other: compiled loops need a recorded step")
         check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
 
     def as_dict(self) -> dict[str, Any]:

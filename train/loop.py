@@ -26,7 +26,8 @@ from npdrt.arrays import Array, quiet, to_device, to_host
 from npdrt.data import Dataset, Sampler
 from npdrt.errors import Diverged, Error, FileRefused
 from npdrt.optim.schedules import Schedule
-from npdrt.program import memory_on, record
+from npdrt.program import compare, memory_on, record
+from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint, container, log, trace
 from npdrt.store.log import Record
@@ -139,6 +140,8 @@ def resume(
     if warning:
         reporter.warning(warning)
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    if eager or fast:
+        changes |= {"eager": bool(eager), "fast": bool(fast)}
     config = _resumed_config(checkpoint, path, changes)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     if dataset.digests != checkpoint.meta["provenance"]["data"]:
@@ -205,6 +208,9 @@ class Trainer:
         self.task = Task(self.model, dataset.classes, config.label_smoothing)
         self._steps: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
         self._memory = memory_on(self.device)
+        self._warned = False
+        if config.fast:
+            require_compiler()  # now, before a run directory is made
         self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
         self.epoch = self.sampler.batches_per_epoch
         self.steps = config.epochs * self.epoch
@@ -368,16 +374,27 @@ class Trainer:
         """The program of a step. A user's model that cannot be recorded runs eagerly."""
         try:
             program = record(step, *args, memory=self._memory, fast=self.config.fast)
+            if ":" in self.config.model and (found := compare(program, record(step, *args))):
+                raise Error(
+                    f"recorded again, it makes other calls (call {found.number}, {found.what}: "
+                    f"{found.a} and {found.b}); what differs between steps must be an argument"
+                )
         except Exception as error:
             if ":" not in self.config.model:
                 raise
-            self.reporter.warning(
-                f"the step of {self.config.model} cannot be recorded, so it runs eagerly, call by "
-                f"call: {error} (--eager leaves this out)"
-            )
+            step(*args)  # a model that fails either way says why, without this warning
+            self._warn_of_eager(error)
             return step
         self._memory.adopt({"state": args[0]})
         return program
+
+    def _warn_of_eager(self, error: Exception) -> None:
+        if not self._warned:
+            self.reporter.warning(
+                f"the step of {self.config.model} cannot be recorded, so it runs eagerly, call by "
+                f"call (--eager does so without this warning): {error}"
+            )
+        self._warned = True
 
     def _next_epoch(self, at: Position) -> Position:
         """The position after a whole epoch with the schedule told its loss, the sums begun anew."""

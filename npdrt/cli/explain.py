@@ -67,7 +67,10 @@ def command(
     program = _program(run[0], given) if run else _described(given)
     if target is not None:
         program.save(target)
-        click.echo(target)
+        if json_wanted:
+            print_json({"saved": str(target)})
+        else:
+            click.echo(target)
     elif json_wanted:
         print_json(listing.as_json(program))
     else:
@@ -78,6 +81,8 @@ command.params += [option for option in train.command.params if option.name in S
 
 
 def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
+    if target is not None and not target.name:
+        raise click.UsageError("--save needs the name of a file.")
     if len(paths) > 2:
         raise click.UsageError("one run or file to list, or two to compare.")
     if len(paths) == 2 and target is not None:

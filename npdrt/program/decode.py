@@ -70,7 +70,8 @@ def _json(data: bytes) -> Any:
     try:
         return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, RecursionError) as error:
-        raise FileRefused(f"not JSON in UTF-8 ({error}); the file is damaged") from None
+        reason = f"not JSON in UTF-8 ({error})"
+        raise FileRefused(f"{reason}; it is another kind of file, or damaged") from None
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -223,7 +224,8 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
         _need(plain and ... in index, f"{what}: not a basic index")
     if call.function == "arange":
         n = values[call.result].shape
-        least = all(type(x) is int for x in args) and len(args) <= 3 and len(n) == 1
+        least = all(type(x) is int for x in args) and 1 <= len(args) <= 3 and len(n) == 1
+        least = least and (len(args) < 3 or args[2] != 0)
         _need(
             least and len(range(*args)) == n[0] <= MAX_ARANGE,
             f"{what}: arange of other than integers, or too long",

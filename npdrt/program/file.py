@@ -173,6 +173,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _bytes(path: Path) -> bytes:
     try:
+        if not path.exists():
+            raise FileRefused("the file does not exist")
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise FileRefused(f"not a regular file of at most {MAX_BYTES:,} bytes")
         return path.read_bytes()

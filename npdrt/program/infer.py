@@ -55,7 +55,10 @@ def basic_index(index: Any) -> tuple[Any, ...]:
     """An index as a tuple of ints, slices, None and `...`; index arrays are refused."""
     items = index if isinstance(index, tuple) else (index,)
     if not all(i is None or i is ... or type(i) in (int, slice) for i in items):
-        raise Error(f"basic indices only while a step is recorded; got {index!r}; use take")
+        raise Error(
+            f"basic indices only while a step is recorded; got {type(index).__name__}; use take "
+            "for indices and where for masks"
+        )
     return items if ... in items else (*items, ...)
 
 

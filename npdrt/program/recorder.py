@@ -23,14 +23,21 @@ from npdrt.program.calls import KINDS, Call, Draw, Ref, Stream, Value
 from npdrt.program.infer import Form
 
 PACKAGE = Path(__file__).resolve().parents[1]
-MACHINERY = tuple(
-    str(PACKAGE / name) for name in ("program/recorder.py", "arrays.py", "optim/optimizer.py")
+MACHINERY = (  # beginnings of files whose lines ask for a call on behalf of others
+    *(str(PACKAGE / name) for name in ("program/recorder.py", "arrays.py", "optim/optimizer.py")),
+    str(Path(np.__file__).parent),
+    "<",
 )
 _HOST = (
     *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"),
     *("item", "tolist", "tobytes"),
 )
 _NUMBERS = (int, float, bool)
+_SPELLED = {  # NumPy's name -> the standard's
+    **{"absolute": "abs", "invert": "bitwise_invert"},
+    **{"concatenate": "concat", "transpose": "permute_dims"},
+}
+_ASKED = ("edges", "flags", "get", "real")  # what code asks an array in order to tell its kind
 _BINARY = {
     **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"},
     **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "mod": "remainder"},
@@ -42,6 +49,10 @@ _COMPARISONS = {
 }
 
 
+class NoAttribute(Error, AttributeError):
+    """A recorded array was asked for something that arrays of a library have, and it has not."""
+
+
 class Recorded:
     """An array of a program that is being recorded: a shape and a dtype, no data.
 
@@ -49,7 +60,6 @@ class Recorded:
     """
 
     __slots__ = ("__weakref__", "index", "recorder", "weak")
-    __array_ufunc__ = None  # NumPy hands `array * recorded` over to this class
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, recorder: Recorder, index: int, weak: bool = False):
@@ -82,6 +92,33 @@ class Recorded:
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return self.recorder.namespace
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **settings: Any) -> Any:
+        """NumPy's own functions of a recorded array, and operators of its arrays with one."""
+        name = _SPELLED.get(ufunc.__name__, ufunc.__name__)
+        if any(hasattr(x, "edges") for x in args):
+            return NotImplemented
+        if method != "__call__" or settings or name not in KINDS:
+            raise Error(f"{self.recorder.source()}: numpy.{ufunc.__name__} cannot be recorded so")
+        return self.recorder.call(name, args)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, settings: Any) -> Any:
+        """Functions of NumPy, called with a recorded array."""
+        name = _SPELLED.get(function.__name__, function.__name__)
+        if name not in KINDS:
+            raise Error(
+                f"{self.recorder.source()}: numpy.{function.__name__} cannot be recorded; a step "
+                "computes with npdrt.ops, or with the functions npdrt.program.calls.KINDS names"
+            )
+        return getattr(self.recorder.namespace, name)(*args, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in _ASKED:
+            raise AttributeError(name)
+        raise NoAttribute(
+            f"{self.recorder.source()}: a recorded array has no .{name}; with "
+            "xp = npdrt.arrays.namespace(x) there are xp.sum(x), xp.matrix_transpose(x), ..."
+        )
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -89,11 +126,11 @@ class Recorded:
         return (self[i] for i in range(self.shape[0]))
 
     def __getitem__(self, index: Any) -> Any:
-        return self.recorder.call("getitem", (self, infer.basic_index(index)))
+        return self.recorder.call("getitem", (self, self.recorder.index(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.recorder.check_writable(self)
-        args = (self, infer.basic_index(index), value)
+        args = (self, self.recorder.index(index), value)
         self.index = self.recorder.call("assign", args).index
 
     def __neg__(self) -> Any:
@@ -265,6 +302,13 @@ class Recorder:
             self.views[base].append(weakref.ref(result))
         return result
 
+    def index(self, index: Any) -> tuple[Any, ...]:
+        """A basic index in its full form."""
+        try:
+            return infer.basic_index(index)
+        except Error as error:
+            raise Error(f"{self.source()}: {error}") from None
+
     def operator(self, function: str, args: tuple[Any, ...]) -> Recorded:
         """Note the call of an operator, which makes a Python float of Python numbers."""
         result = self.call(function, args)
@@ -329,9 +373,7 @@ class Recorder:
     def source(self) -> str:
         """The line that asked for the call being noted: the nearest one outside the machinery."""
         frame = sys._getframe(1)
-        while frame.f_back and (
-            frame.f_code.co_filename in MACHINERY or frame.f_code.co_filename.startswith("<")
-        ):
+        while frame.f_back and frame.f_code.co_filename.startswith(MACHINERY):
             frame = frame.f_back
         return f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}"
 

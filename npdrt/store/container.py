@@ -356,7 +356,7 @@ def _header(handle: io.BufferedReader) -> tuple[int, bytes]:
     block = handle.read(BLOCK)
     if not block.startswith(_MAGIC):
         raise FileRefused(
-            f"starts with {block[:8]!r}, not {_MAGIC!r}; npdrt did not save this file"
+            f"starts with {block[:8]!r}, not {_MAGIC!r}; this is no checkpoint or trace of npdrt"
         )
     if len(block) < BLOCK:
         raise FileRefused(f"has {size} bytes, fewer than the {BLOCK} of its header; {_DAMAGED}")
