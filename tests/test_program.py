@@ -960,6 +960,59 @@ def test_arguments_named_as_the_program_names_its_own() -> None:
     check(step, [x], [y], Random(3, "test"))
 
 
+def test_writing_keeps_the_order_of_axes() -> None:
+    def step(x: Any) -> Any:
+        xp = namespace(x)
+        y = xp.permute_dims(x, (2, 0, 1)) * 2.0
+        y[0] = 1.0
+        return y, xp.sum(y * 0.3, axis=1), xp.sum(y / 3.0)
+
+    check(step, RNG.standard_normal((5, 6, 7)).astype("float32"))
+
+
+def test_a_chain_is_not_parted_from_one_that_writes_over_what_it_reads() -> None:
+    """x lands in the memory of w, which the call before it reads."""
+
+    def step(w: Any, x: Any) -> Any:
+        with phase("update"):
+            y = x * -1.0
+            z = -w
+            return {"w": -y, "z": z}
+
+    big = [RNG.standard_normal(plan.LARGE) for _ in range(2)]
+    check(lambda args: step(args["w"], args["x"]), {"w": big[0], "x": big[1]})
+
+
+def test_an_argument_named_result() -> None:
+    """It has other memory than the results, also where these are views of arrays of its form."""
+
+    def step(result: Any) -> Any:
+        y = result[0] * 2.0
+        z = result[0] + 1.0
+        return y[0], z[0]
+
+    check(step, [RNG.standard_normal((3, 4))])
+
+
+def test_indices_from_the_end() -> None:
+    check(lambda x, i: namespace(x).take(x, i, axis=0), RNG.standard_normal((5, 2)),
+          np.array([-1, 0, -5, 4]))  # fmt: skip
+
+
+def test_programs_of_one_memory_have_one_scratch() -> None:
+    """The smaller one moves into the memory that the larger one has taken."""
+    memory = Memory()
+    step = lambda x: ops.sum(ops.matmul(ops.tanh(x), x))  # noqa: E731
+    sizes = [RNG.standard_normal((n, n)) for n in (40, 80)]
+    small, large = (record(step, x, memory=memory) for x in sizes)
+    for _ in range(2):
+        assert small(sizes[0]) == step(sizes[0])
+        assert large(sizes[1]) == step(sizes[1])
+    small(sizes[0])
+    assert small._bound is not None
+    assert small._bound.scratch is memory.scratch
+
+
 @pytest.mark.parametrize("order", [(8, 16), (16, 8)])
 def test_two_programs_in_one_memory(order: tuple[int, int]) -> None:
     """The last batch of an epoch is shorter: two programs train the same parameters in turn."""

@@ -223,7 +223,7 @@ class _Planner:
         chain: list[int] = []
 
         def close() -> None:
-            groups.extend(Group(part, chain=True) for part in self._connected(chain))
+            groups.extend(Group(part, chain=True) for part in self._connected(chain, landed))
             chain.clear()
 
         for c in order:
@@ -241,8 +241,9 @@ class _Planner:
         close()
         return groups
 
-    def _connected(self, chain: list[int]) -> list[tuple[int, ...]]:
-        """A chain in parts that have no array in common: the updates of two parameters, say."""
+    def _connected(self, chain: list[int], landed: dict[int, int]) -> list[tuple[int, ...]]:
+        """A chain in parts that have no array in common, read or written over: the updates of two
+        parameters, say."""
         leader: dict[int, int] = {}
 
         def part(i: int) -> int:
@@ -252,7 +253,7 @@ class _Planner:
 
         for c in chain:
             result = self.calls[c].result
-            for i in self._reads(c):
+            for i in {*self._reads(c), landed.get(result, result)}:
                 if self.values[i].shape:
                     leader[part(i)] = part(result)
         parts: dict[int, list[int]] = defaultdict(list)
