@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from npdrt import blas
 
 blas.choose_kernels()  # those of the command, whose runs are compared with runs in this process
+
+# The same examples in every run: a change is judged by itself. `--hypothesis-profile=default`
+# looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `import backends` finds its file
 
