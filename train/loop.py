@@ -111,7 +111,7 @@ def train(
         raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     trainer = Trainer(config, dataset, out, reporter or Reporter())
-    with arrays.on(trainer.device), _blame(config):
+    with arrays.on(trainer.device), blame(config):
         start = trainer.fresh()
         out.mkdir(parents=True, exist_ok=True)
         return trainer.run(start, stop, fresh=True)
@@ -147,7 +147,7 @@ def resume(
     if dataset.digests != checkpoint.meta["provenance"]["data"]:
         raise Error(f"{path}: the data set {config.data} has changed since the run was started")
     trainer = Trainer(config, dataset, out, reporter)
-    with arrays.on(trainer.device), _blame(config):
+    with arrays.on(trainer.device), blame(config):
         at = trainer.restored(checkpoint, path)
         if at.step > trainer.steps:
             raise Error(
@@ -160,7 +160,7 @@ def resume(
 
 
 @contextmanager
-def _blame(config: Config) -> Iterator[None]:
+def blame(config: Config) -> Iterator[None]:
     """An exception out of a user's model becomes one line with its place."""
     try:
         yield

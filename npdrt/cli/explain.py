@@ -16,7 +16,7 @@ from npdrt.errors import Error, FileRefused
 from npdrt.program import Program, compare, listing, load, record
 from npdrt.random import Random
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
-from npdrt.train.loop import _blame
+from npdrt.train.loop import blame
 from npdrt.train.step import State, Task, make_step
 
 # The options of `train` that decide which calls a step makes, or that one has at hand.
@@ -136,7 +136,7 @@ def _step_program(config: Config, data_dir: Path | None) -> Program:
     config = resolve(config, dataset)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
     x, y = _batch(config, dataset)
-    with _blame(config):
+    with blame(config):
         params = _parameters(model, config)
         state = State(params, {}, optimizer.init(params))
         step = make_step(Task(model, dataset.classes, config.label_smoothing), optimizer)

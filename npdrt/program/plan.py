@@ -90,8 +90,9 @@ class _Planner:
         self.roots = [i if v.base is None else v.base for i, v in enumerate(values)]
         self.output_roots = {self.roots[i] for i in outputs.values()}
         self.needed = self._needed()
-        self.constants, self.constant_roots = self._constants()
-        self.running = [c for c in self.needed if c not in self.constant_roots_calls]
+        self.constants = self._constants()
+        constant = set(self.constants)
+        self.running = [c for c in self.needed if c not in constant]
         self.readers: dict[int, list[int]] = defaultdict(list)
         for c in self.running:
             for root in self._reads(c):
@@ -114,7 +115,7 @@ class _Planner:
                 wanted |= self._reads(c)
         return needed[::-1]
 
-    def _constants(self) -> tuple[list[int], set[int]]:
+    def _constants(self) -> list[int]:
         """Calls that depend on no input. What an `assign` starts from is made anew every time."""
         started = {self.roots[self.calls[c].refs[0]] for c in self.needed
                    if self.calls[c].function == "assign"}  # fmt: skip
@@ -124,8 +125,7 @@ class _Planner:
             if self._reads(c) <= known and self.calls[c].result not in started:
                 known.add(self.calls[c].result)
                 constants.append(c)
-        self.constant_roots_calls = set(constants)
-        return constants, known
+        return constants
 
     def plan(self) -> Plan:
         """Everything together."""
