@@ -8,10 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 from npdrt import ops
-from npdrt.arrays import Array, Params, label
+from npdrt.arrays import Array, Device, Params, label
 from npdrt.errors import Error
 from npdrt.models import initialisation
 from npdrt.models.initialisation import Initialiser
+from npdrt.ops.spectral import power_iteration
+from npdrt.optim import norm
 from npdrt.random import Random
 
 NONLINEARITIES: dict[str, Callable[[Any], Any]] = {
@@ -23,6 +25,7 @@ NONLINEARITIES: dict[str, Callable[[Any], Any]] = {
     "softplus": ops.softplus,
     "identity": lambda h: h,
 }
+NORMALISATIONS = ("none", "spectral")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,14 @@ class MLP:
     layer too, as Definition 1 does and trained classifiers do not. residual: every layer whose
     input has its own size, the last excepted, becomes h + phi(W h + b) (author response,
     16-layer residual network). init: he, orthogonal, xavier or authors; see
-    `npdrt.models.initialisation`.
+    `npdrt.models.initialisation`. normalisation: with "spectral" every W_l is used as
+    W_l / sigma_l, sigma_l = u^T W_l v the running estimate of its largest singular value (Miyato
+    et al. 2018, Algorithm 1, as in Bernstein et al. 2020, Figure 2 right): each layer's product
+    is then invariant to the scale of its weight, and the gradient orthogonal to it. In training
+    mode one power iteration moves u; in evaluation mode none does.
 
-    Parameters: "layers/00/weight" (out, in), "layers/00/bias" (out,), ...
+    Parameters: "layers/00/weight" (out, in), "layers/00/bias" (out,), ... Buffers: none, or with
+    spectral normalisation "layers/00/u" (out,), ...
 
     >>> model = MLP(depth=3, width=8, inputs=4, outputs=2)
     >>> list(model.init(seed=0))
@@ -53,6 +61,7 @@ class MLP:
     output_nonlinearity: bool = False
     residual: bool = False
     init: Any = "he"
+    normalisation: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "inputs", "outputs"):
@@ -61,6 +70,9 @@ class MLP:
         if self.nonlinearity not in NONLINEARITIES:
             known = ", ".join(NONLINEARITIES)
             raise Error(f"unknown nonlinearity {self.nonlinearity!r}; use one of {known}")
+        if self.normalisation not in NORMALISATIONS:
+            known = ", ".join(NORMALISATIONS)
+            raise Error(f"unknown normalisation {self.normalisation!r}; use one of {known}")
         object.__setattr__(self, "init", Initialiser(self.init, self._draw))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,18 +97,28 @@ class MLP:
                 draw = initialisation.bias
             yield name, draw(self.init, stream.of(name), matrix)
 
-    def __call__(self, params: Params, x: Array) -> Array:
-        """Logits (batch, outputs) for x (batch, inputs)."""
-        phi, h = NONLINEARITIES[self.nonlinearity], x
+    def buffers(
+        self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
+    ) -> Params:
+        """The initial buffers: {}, or with spectral normalisation a random vector u of length 1 a
+        layer, drawn and normalised in float64 from (seed, name) and rounded once to `dtype`."""
+        if self.normalisation == "none":
+            return {}
+        return Initialiser(self.init, self._draw_buffers)(seed, device, dtype)
+
+    def _draw_buffers(self, stream: Random) -> Iterator[tuple[str, Any]]:
+        shapes = self.shapes()
         for layer in range(self.depth):
-            bias = params[self._name(layer, "bias")] if self.bias else None
-            z = ops.linear(h, params[self._name(layer, "weight")], bias)
-            label(z, self._name(layer, "linear"))
-            last = layer == self.depth - 1
-            out = z if last and not self.output_nonlinearity else phi(z)
-            h = h + out if self.residual and not last and h.shape == z.shape else out
-            label(h, self._name(layer, "output"))
-        return h
+            name, (n_out, _) = self._name(layer, "u"), shapes[self._name(layer, "weight")]
+            u = stream.of(name).normal(n_out)
+            yield name, u / norm(u)
+
+    def __call__(self, params: Params, x: Array, *, buffers: Params | None = None) -> Array:
+        """Logits (batch, outputs) for x (batch, inputs), in evaluation mode.
+
+        buffers: needed with spectral normalisation, ignored without.
+        """
+        return self._forward(params, buffers or {}, x, train=False)[0]
 
     def apply(
         self,
@@ -107,5 +129,37 @@ class MLP:
         train: bool = False,
         random: Random | None = None,
     ) -> tuple[Array, Params]:
-        """`(logits, buffers)`: training mode is the same function, and there are no buffers."""
-        return self(params, x), buffers
+        """`(logits, buffers)`: training mode moves the vectors u of spectral normalisation by one
+        power iteration; without normalisation both modes are the same function."""
+        if self.normalisation == "none":
+            return self(params, x), buffers
+        return self._forward(params, buffers, x, train=train)
+
+    def _forward(
+        self, params: Params, buffers: Params, x: Array, *, train: bool
+    ) -> tuple[Array, Params]:
+        phi, h, moved = NONLINEARITIES[self.nonlinearity], x, dict(buffers)
+        for layer in range(self.depth):
+            bias = params[self._name(layer, "bias")] if self.bias else None
+            weight = params[self._name(layer, "weight")]
+            if self.normalisation == "spectral":
+                weight = self._normalised(layer, weight, moved, train)
+            z = ops.linear(h, weight, bias)
+            label(z, self._name(layer, "linear"))
+            last = layer == self.depth - 1
+            out = z if last and not self.output_nonlinearity else phi(z)
+            h = h + out if self.residual and not last and h.shape == z.shape else out
+            label(h, self._name(layer, "output"))
+        return h, moved
+
+    def _normalised(self, layer: int, weight: Any, buffers: Params, train: bool) -> Any:
+        """weight / sigma; in training mode the layer's vector u in `buffers` is replaced."""
+        name = self._name(layer, "u")
+        if name not in buffers:
+            raise Error(
+                f"spectral normalisation needs the buffer {name}; start from model.buffers(seed) "
+                "and pass buffers= to the model"
+            )
+        u, v = power_iteration(weight, buffers[name], iterate=train)
+        buffers[name] = label(u, name)
+        return label(ops.spectral_normalise(weight, u, v), self._name(layer, "normalised"))

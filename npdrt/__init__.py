@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from npdrt.errors import Diverged, Error, FileRefused, Unavailable
 
 if TYPE_CHECKING:
-    from npdrt import arrays, autodiff, data, models, ops, optim, program, random, store, train
+    from npdrt import (
+        arrays,
+        autodiff,
+        data,
+        models,
+        ops,
+        optim,
+        program,
+        random,
+        store,
+        train,
+        trust,
+    )
     from npdrt.autodiff import check_gradients, value_and_grad
     from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
@@ -19,7 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    *("arrays", "autodiff", "data", "models", "ops", "optim", "program", "random", "store", "train")
+    *("arrays", "autodiff", "data", "models", "ops", "optim", "program", "random", "store"),
+    *("train", "trust"),
 }
 _HOMES = {
     "Checkpoint": "store",
@@ -66,5 +79,6 @@ __all__ = [
     "save",
     "store",
     "train",
+    "trust",
     "value_and_grad",
 ]

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 GUIDE = {
     "engine": (1200, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
     "program": (600, ["npdrt/program/*.py"]),
+    "trust": (500, ["npdrt/trust/*.py"]),
     "store": (400, ["npdrt/store/*.py"]),
     "cli": (500, ["npdrt/cli/*.py"]),
     "models": (600, ["models/*.py"]),
-    "train": (800, ["train/*.py"]),
+    "train": (800, ["train/*.py", "train/studies/*.py"]),
     "data": (500, ["data/*.py"]),
 }
 BLANK = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)

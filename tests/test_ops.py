@@ -194,6 +194,9 @@ LINEAR = [
     case("linear", lambda x, w: np.einsum("ni,oi->no", x, w), F.linear, normal(5, 4), normal(3, 4)),
     case("linear", lambda x, w, b: np.einsum("...i,oi->...o", x, w) + b, F.linear,
          normal(2, 5, 4), normal(3, 4), normal(3)),
+    case("spectral_normalise", lambda w, u, v: w / np.einsum("i,ij,j", u, w, v),
+         lambda w, u, v: w / (u @ w @ v), normal(3, 4), positive(3), positive(4),
+         constant=(1, 2)),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -108,6 +109,7 @@ def settings(blobs: Path, **changes: Any) -> Config:
         "log_every": 2,
         "trace_every": 4,
         "checkpoint_every": 5,
+        "conditioning": True,
     }
     return Config(**{**config, **changes})
 
@@ -966,7 +968,7 @@ def test_resolve_fills_everything_in() -> None:
     config = resolve(Config(model_options={"depth": 4}), dataset())
     assert config.model_options == {
         "depth": 4, "width": 128, "inputs": 6, "outputs": 3, "bias": False, "nonlinearity": "relu",
-        "output_nonlinearity": False, "residual": False, "init": "he",
+        "output_nonlinearity": False, "residual": False, "init": "he", "normalisation": "none",
     }  # fmt: skip
     assert type(config.model_options["init"]) is str
     assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
@@ -1312,6 +1314,121 @@ def test_trace_recomputed(blobs: Path, tmp_path: Path) -> None:
         for name, value in expected.items():
             assert tables[f"layers/{name}"][0, i] == pytest.approx(value, rel=1e-10), name
     assert tables["layers/relative_update"][0] == pytest.approx(0.02, rel=5e-3)
+    for row in range(2):  # the distances of the papers, from the columns of the same step
+        r, c = (tables[f"layers/{name}"][row] for name in ("relative_update", "cosine"))
+        sizes = r * tables["layers/weight_norm"][row]
+        expected = {
+            "deep_relative_trust": np.prod(1 + r) - 1,
+            "log_deep_relative_trust": math.log(np.prod(1 + r)),
+            "squared_deep_relative_trust": np.prod(1 + r**2) - 1,
+            "euclidean_trust": np.sum(sizes**2),
+            "descent_threshold": math.sqrt(1 + min(c)) - 1,
+        }
+        for name, value in expected.items():
+            assert tables[f"network/{name}"][row] == pytest.approx(value, rel=1e-10), name
+    assert set(expected) == {name[8:] for name in tables if name.startswith("network/")}
+    assert set(about["datasets"]) == set(tables)
+
+
+def test_trace_of_conditioning(blobs: Path, tmp_path: Path) -> None:
+    """At the start and after every epoch; only if asked for; the weights have it, biases do not."""
+    options = {"depth": 2, "width": 5, "bias": True}
+    config = settings(blobs, model_options=options, checkpoint_every=0)
+    train(config, tmp_path / "run")
+    tables, about = trace.read(tmp_path / "run" / "trace.h5")
+    assert tables["conditioning/step"].tolist() == [0, 7, 14, 21]
+    assert about["weights"] == ["layers/00/weight", "layers/01/weight"]
+    assert about["datasets"]["conditioning/condition_number"]["shape"] == "(checks, weights)"
+    start_ = MLP(inputs=6, outputs=3, **options).init(seed=0)
+    end = npdrt.load(tmp_path / "run" / "checkpoint.h5").params
+    for row, params in ((0, start_), (-1, end)):
+        for column, name in enumerate(about["weights"]):
+            w = params[name].astype(np.float64)
+            expected = np.sqrt(np.linalg.cond(w @ w.T if len(w) < w.shape[1] else w.T @ w))
+            found = tables["conditioning/condition_number"][row, column]
+            assert found == pytest.approx(expected, rel=1e-6)
+    assert np.isfinite(tables["network/deep_relative_trust"]).all()  # of the weights alone
+    train(dataclasses.replace(config, conditioning=False), tmp_path / "plain")
+    plain, about = trace.read(tmp_path / "plain" / "trace.h5")
+    assert set(plain) == {name for name in tables if not name.startswith("conditioning/")}
+    assert "weights" not in about
+    assert fingerprints(npdrt.load(tmp_path / "plain" / "checkpoint.h5").params) == fingerprints(
+        end
+    )
+
+
+def test_trace_of_a_rank_deficient_weight(blobs: Path, tmp_path: Path) -> None:
+    """A condition number of inf is null in the log and NaN in the file."""
+    drawn = 'Random(seed, "init").normal((self.outputs, self.inputs))'
+    ones = "np.ones((self.outputs, self.inputs))"
+    (tmp_path / "dull.py").write_text(NOISY.replace(drawn, ones))
+    config = settings(blobs, model=f"{tmp_path}/dull.py:Noisy", model_options={}, eager=True)
+    train(config, tmp_path / "run", stop=stop_after(1))
+    (first, *_) = [
+        r for r in log.read(tmp_path / "run" / "log.jsonl") if r["event"] == "conditioning"
+    ]
+    assert first["condition_number"] == {"weight": None}
+    tables, about = trace.read(tmp_path / "run" / "trace.h5")
+    assert np.isnan(tables["conditioning/condition_number"]).tolist() == [[True]]
+    assert about["weights"] == ["weight"]
+
+
+def test_trace_is_the_same_in_every_way_to_run(blobs: Path, tmp_path: Path) -> None:
+    """Eager or from a program, with compiled loops or without: the same bits, network included."""
+    options = {"depth": 3, "width": 5, "bias": True}
+    ways: list[dict[str, bool]] = [{}, {"eager": True}]
+    if importlib.util.find_spec("numba"):
+        ways.append({"fast": True})
+    found = []
+    for number, way in enumerate(ways):
+        train(settings(blobs, model_options=options, **way), tmp_path / str(number))
+        found.append(fingerprints(trace.read(tmp_path / str(number) / "trace.h5")[0]))
+    assert all(one == found[0] for one in found)
+
+
+def test_trace_of_a_log_without_the_network(blobs: Path, tmp_path: Path) -> None:
+    """A run from before these columns goes on; its old rows are NaN there."""
+    run = tmp_path / "run"
+    train(settings(blobs), run, stop=stop_after(5))
+    old = [
+        {k: v for k, v in r.items() if "trust" not in k and k != "descent_threshold"}
+        for r in log.read(run / "log.jsonl")
+        if r["event"] != "conditioning"
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in old))
+    resume(run)
+    tables, _ = trace.read(run / "trace.h5")
+    assert np.isnan(tables["network/euclidean_trust"]).tolist() == [True, *[False] * 4]
+    assert tables["conditioning/step"].tolist() == [7, 14, 21]
+
+
+VECTOR = """
+from dataclasses import dataclass
+import numpy as np
+
+@dataclass(frozen=True)
+class Gains:
+    inputs: int
+    outputs: int
+
+    def init(self, seed, device, dtype):
+        return {"gain": np.ones(self.inputs, dtype)}
+
+    def __call__(self, params, x):
+        return (x * params["gain"])[:, : self.outputs]
+"""
+
+
+def test_trace_of_a_model_without_weights(blobs: Path, tmp_path: Path) -> None:
+    """Only vectors: its parameters are measured, the network has nothing to say."""
+    (tmp_path / "vector.py").write_text(VECTOR)
+    config = settings(blobs, model=f"{tmp_path}/vector.py:Gains", model_options={})
+    train(config, tmp_path / "run")
+    tables, about = trace.read(tmp_path / "run" / "trace.h5")
+    assert np.isfinite(tables["layers/cosine"]).all()
+    assert np.isnan(tables["network/descent_threshold"]).all()
+    assert tables["conditioning/condition_number"].shape == (4, 0)
+    assert about["weights"] == []
 
 
 def test_trace_of_a_zero_parameter(blobs: Path, tmp_path: Path) -> None:
@@ -1327,7 +1444,7 @@ def test_trace_of_a_zero_parameter(blobs: Path, tmp_path: Path) -> None:
 
 def test_never_logged_never_traced(blobs: Path, tmp_path: Path) -> None:
     """0 is never; None is once an epoch; checkpoints at the start and at the end remain."""
-    config = settings(blobs, log_every=0, trace_every=0, checkpoint_every=0)
+    config = settings(blobs, log_every=0, trace_every=0, checkpoint_every=0, conditioning=False)
     train(config, tmp_path / "run")
     events = [(r["event"], r["step"]) for r in log.read(tmp_path / "run" / "log.jsonl")]
     assert events == [("start", 0), ("epoch", 7), ("epoch", 14), ("epoch", 21)]

@@ -36,7 +36,9 @@ class Config:
     Python instead of recording the step once and replaying it; same bits. fast: replay with
     compiled loops (extra `fast`); same bits. trace_every, log_every,
     checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
-    once an epoch.
+    once an epoch. snapshots: steps after which the parameters are kept in RUN/snapshots; 0 is
+    before the first. conditioning: log the condition number of every weight matrix at the start and
+    after every epoch (a singular value decomposition each).
     """
 
     model: str = "mlp"
@@ -59,6 +61,8 @@ class Config:
     trace_every: int | None = None
     log_every: int = 0
     checkpoint_every: int | None = None
+    snapshots: tuple[int, ...] = ()
+    conditioning: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 0, "batch_size": 1, "log_every": 0}.items():
@@ -67,6 +71,9 @@ class Config:
         for name, least in {"trace_every": 0, "checkpoint_every": 0, "threads": 1}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if any(type(step) is not int or step < 0 for step in self.snapshots):
+            raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list
         if not 0 <= self.label_smoothing < 1:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.eager and self.fast:

@@ -30,11 +30,14 @@ from npdrt.program import compare, memory_on, record
 from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint, container, log, trace
+from npdrt.store.lock import exclusive
 from npdrt.store.log import Record
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.provenance import provenance
 from npdrt.train.step import State, Step, Task, evaluate, make_step
+from npdrt.trust.distances import weights
+from npdrt.trust.spectra import condition_number
 
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -114,7 +117,8 @@ def train(
     with arrays.on(trainer.device), blame(config):
         start = trainer.fresh()
         out.mkdir(parents=True, exist_ok=True)
-        return trainer.run(start, stop, fresh=True)
+        with exclusive(out):
+            return trainer.run(start, stop, fresh=True)
 
 
 def resume(
@@ -134,14 +138,25 @@ def resume(
     with a linear schedule, which depends on it). device, eager, fast: another way to run it.
     Raises `Error` where the data or the model file are not those of the run.
     """
-    reporter = reporter or Reporter()
+    changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    if eager or fast:
+        changes |= {"eager": bool(eager), "fast": bool(fast)}
+    with exclusive(out):
+        return _go_on(out, changes, data_dir, reporter or Reporter(), stop)
+
+
+def _go_on(
+    out: Path,
+    changes: dict[str, Any],
+    data_dir: Path | None,
+    reporter: Reporter,
+    stop: Callable[[], int],
+) -> Summary:
+    """Resume the run in `out`, which this process holds."""
     checkpoint, path, warning = store.load_newest(out)
     container.remove_stale_temporaries(out)
     if warning:
         reporter.warning(warning)
-    changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
-    if eager or fast:
-        changes |= {"eager": bool(eager), "fast": bool(fast)}
     config = _resumed_config(checkpoint, path, changes)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     if dataset.digests != checkpoint.meta["provenance"]["data"]:
@@ -236,7 +251,8 @@ class Trainer:
         schedule = optim.schedule(
             config.schedule, lr=float(config.lr), steps_per_epoch=self.epoch, steps=self.steps
         )
-        state = State(params, {}, self.optimizer.init(params))
+        buffers = self.task.buffers(config.seed, self.device, config.dtype)
+        state = State(params, buffers, self.optimizer.init(params))
         return Position(state, schedule, 0, *self._sums(0.0, 0))
 
     def _sums(self, loss: float, right: int) -> tuple[Array, Array]:
@@ -250,6 +266,8 @@ class Trainer:
         checkpoint.check_shapes(shapes, path)
         if start.state.optimizer.keys() != checkpoint.state.keys():
             raise FileRefused(f"{path}: the state is not that of {self.optimizer.name}")
+        if missing := start.state.buffers.keys() - checkpoint.buffers.keys():
+            raise FileRefused(f"{path}: the buffer {min(missing)} of the model is missing")
         groups = (checkpoint.params, checkpoint.buffers, checkpoint.state)
         state = State(*({n: to_device(v, self.device) for n, v in g.items()} for g in groups))
         schedule = dataclasses.replace(start.schedule, **progress["schedule_memory"])
@@ -278,13 +296,6 @@ class Trainer:
             "random": "philox4x64-10 keyed by (seed, purpose, step); no other state",
             "sampler": "epoch = step // steps an epoch; order from (seed, data/order, epoch)",
         }
-        meta = {
-            "run": RUN_FORMAT,
-            "config": self.config.as_dict(),
-            "model_file": self.model_file,
-            "progress": progress,
-            "provenance": self.provenance,
-        }
         newest, previous = self.out / "checkpoint.h5", self.out / "checkpoint.prev.h5"
         state = at.state
         store.save(
@@ -292,9 +303,28 @@ class Trainer:
             state.params,
             buffers=state.buffers,
             state=state.optimizer,
-            meta=meta,
+            meta=self._meta(progress),
             keep_previous=previous,
         )
+
+    def _meta(self, progress: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of its run."""
+        return {
+            "run": RUN_FORMAT,
+            "config": self.config.as_dict(),
+            "model_file": self.model_file,
+            "progress": progress,
+            "provenance": self.provenance,
+        }
+
+    def _snapshot(self, at: Position) -> None:
+        """Keep the parameters of a step that the configuration names, for `npdrt perturb`."""
+        if at.step not in self.config.snapshots:
+            return
+        path = self.out / "snapshots" / f"step-{at.step:06d}.h5"
+        path.parent.mkdir(exist_ok=True)
+        progress = {"step": at.step, "steps": self.steps, "epoch": at.step / self.epoch}
+        store.save(path, at.state.params, buffers=at.state.buffers, meta=self._meta(progress))
 
     # --- the loop ------------------------------------------------------------------------
 
@@ -305,11 +335,14 @@ class Trainer:
         with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at):
             if fresh:
                 journal.write({"event": "start", "step": 0, "config": self.config.as_dict()})
+                self._log_conditioning(at, journal)
                 self._save(at, journal)
+            self._snapshot(at)
             while at.step < self.steps and not signal:
                 at, record = self._advance(at, journal, begun)
                 self.reporter.progress(at.step, self.steps, record)
                 signal = stop()
+                self._snapshot(at)
                 if signal or at.step == self.steps or self._due("checkpoint_every", at.step):
                     self._save(at, journal)
             return self._summary(at, time.perf_counter() - begun, signal)
@@ -344,6 +377,7 @@ class Trainer:
         if at.step % self.epoch == 0:
             record = self._epoch_record(at, lr, begun)
             journal.write(record)
+            self._log_conditioning(at, journal)
             at = self._next_epoch(at)
         return at, record
 
@@ -410,18 +444,32 @@ class Trainer:
         xp, indices = arrays.namespace(x), to_device(self.sampler.batch(step), self.device)
         return xp.take(x, indices, axis=0), xp.take(y, indices, axis=0)
 
+    def _batch_size(self, step: int) -> int:
+        left = len(self.dataset.x) - step % self.epoch * self.config.batch_size
+        return min(self.config.batch_size, left)
+
     def _random(self, step: int) -> Random:
         return Random(self.config.seed, "train", step)
 
     def _trace_record(self, at: Position, done: Step) -> Record:
-        rows = {name: [float(to_host(v)) for v in vs] for name, vs in done.measured.items()}
+        rows = {name: to_host(values).tolist() for name, values in done.measured.items()}
         return {"event": "trace", "step": at.step, **rows}
+
+    def _log_conditioning(self, at: Position, journal: log.Log) -> None:
+        """The condition number of every weight matrix, where the configuration asks for it."""
+        if self.config.conditioning:
+            matrices = weights(at.state.params)
+            numbers = {name: condition_number(w) for name, w in matrices.items()}
+            journal.write({"event": "conditioning", "step": at.step, "condition_number": numbers})
 
     def _step_record(self, at: Position, done: Step, lr: float) -> Record:
         loss = float(to_host(done.loss))
         if not math.isfinite(loss):
             self._diverge(at)
-        return {"event": "step", "step": at.step, "loss": loss, "lr": lr}
+        record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
+        if self.dataset.classes is not None:
+            record["accuracy"] = int(to_host(done.correct)) / self._batch_size(at.step - 1)
+        return record
 
     def _epoch_record(self, at: Position, lr: float, begun: float) -> Record:
         """The record of a finished epoch."""

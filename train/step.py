@@ -11,6 +11,13 @@ from npdrt.arrays import Array, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.optim import Optimizer, norm
 from npdrt.random import Random
+from npdrt.trust.descent import descent_threshold, dot
+from npdrt.trust.distances import (
+    deep_relative_trust,
+    log_deep_relative_trust,
+    squared_deep_relative_trust,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Step:
     state: State
     loss: Array
     correct: Array
-    measured: dict[str, list[Array]]
+    measured: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,21 @@ class Task:
             output = self.model(params, x)
         return self.loss(output, y), (output, buffers)
 
+    def predict(self, params: Params, buffers: Params, x: Array) -> Array:
+        """The output in evaluation mode; a model that makes buffers is given them, if any."""
+        if buffers and self._has_buffers():
+            return self.model(params, x, buffers=buffers)
+        return self.model(params, x)
+
+    def buffers(self, seed: int, device: Any, dtype: str) -> Params:
+        """The model's first buffers, from its method `buffers`; {} where it has none."""
+        if not self._has_buffers():
+            return {}
+        return dict(self.model.buffers(seed=seed, device=device, dtype=dtype))
+
+    def _has_buffers(self) -> bool:
+        return callable(getattr(self.model, "buffers", None))
+
 
 def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
     """The function `(state, x, y, lr, random) -> Step`; pure, no synchronisation, can be recorded.
@@ -92,29 +114,57 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
     right = xp.asarray(0, dtype=xp.int64)
     for start in range(0, x.shape[0], batch):
         part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
-        output = task.model(state.params, part)
+        output = task.predict(state.params, state.buffers, part)
         loss = xp.asarray(task.loss(output, labels), dtype=xp.float64)
         total = total + loss * part.shape[0]
         right = right + task.correct(output, labels)
     return total / x.shape[0], right
 
 
-def measure(before: Params, after: Params, grads: Params) -> dict[str, list[Array]]:
-    """Per parameter, as 0-d float64 arrays: weight norm, gradient norm, relative update and the
-    cosine between the update and the negative gradient; not finite where a divisor is 0."""
-    out: dict[str, list[Array]] = {
-        "weight_norm": [],
-        "gradient_norm": [],
-        "relative_update": [],
-        "cosine": [],
-    }
+def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
+    """What traces hold of a step, float64, on the device.
+
+    Per parameter, (parameters,): weight norm, gradient norm, relative update, and the cosine
+    between the update and the negative gradient; not finite where a divisor is 0. Over the
+    weights, 0-d: see `network`. Every array is read once for each of its norms and once for the
+    product; the rest is arithmetic on the norms.
+    """
+    found: list[tuple[Array, ...]] = []
     for name, w in before.items():
-        xp, g = namespace(w), grads[name]
-        change = label(after[name] - w, f"change of {name}")
-        w_norm, g_norm, size = norm(w), norm(g), norm(change)
-        product = xp.sum(xp.asarray(change, dtype=xp.float64) * xp.asarray(g, dtype=xp.float64))
-        out["weight_norm"].append(w_norm)
-        out["gradient_norm"].append(g_norm)
-        out["relative_update"].append(size / w_norm)
-        out["cosine"].append(-product / (size * g_norm))
-    return out
+        change, g = label(after[name] - w, f"change of {name}"), grads[name]
+        found.append((norm(w), norm(g), norm(change), dot(change, g)))
+    xp = namespace(*before.values())
+    w_norm, g_norm, size, product = (xp.stack(list(column)) for column in zip(*found, strict=True))
+    layers = {
+        "weight_norm": w_norm,
+        "gradient_norm": g_norm,
+        "relative_update": size / w_norm,
+        "cosine": xp.clip(-product / (size * g_norm), -1.0, 1.0),
+    }
+    chosen = [i for i, name in enumerate(before) if name in weights(before)]
+    return layers | network(layers, size, chosen)
+
+
+def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[str, Array]:
+    """The papers' distances of a step over the weights; empty where there are none.
+
+    layers: the measurements of all parameters; size: the norms of their changes; chosen: which
+    are weights. The threshold is Lemma 2's at the smallest cosine, with as many layers as there
+    are weights.
+    """
+    if not chosen:
+        return {}
+    xp, names = namespace(size), [str(i) for i in chosen]
+    r, cosine = (
+        {name: layers[column][i, ...] for name, i in zip(names, chosen, strict=True)}
+        for column in ("relative_update", "cosine")
+    )
+    sizes = xp.stack([size[i, ...] for i in chosen])
+    worst = xp.min(xp.stack(list(cosine.values())))
+    return {
+        "deep_relative_trust": deep_relative_trust(r),
+        "log_deep_relative_trust": log_deep_relative_trust(r),
+        "squared_deep_relative_trust": squared_deep_relative_trust(r),
+        "euclidean_trust": xp.sum(sizes * sizes),
+        "descent_threshold": descent_threshold(worst, len(chosen)),
+    }

@@ -12,9 +12,14 @@ from npdrt.errors import Error, Unavailable
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
+    "reproduce": "A figure of the papers: their numbers beside ours.",
+    "perturb": "Loss and gradient along the layerwise gradient, at a run's snapshots.",
+    "sweep": "Every run of a recipe, resumable.",
+    "distance": "Deep relative trust and bounds between two checkpoints.",
     "explain": "The array calls of one training step, or where two differ.",
     "show": "What is in a file or run, and how it was made.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
+    "plot": "A picture of a run, a study or slices.",
     "data": "List, fetch and verify data sets.",
     "doctor": "What npdrt found on this machine, and what to change.",
     "bench": "The speed of this machine, and of a training step beside it.",

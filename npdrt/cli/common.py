@@ -107,3 +107,31 @@ def signals() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Bars:
+    """A progress bar on stderr, a new one when the label changes; or none. A context manager."""
+
+    def __init__(self, *, show: bool):
+        self._show, self._label = show, ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._leave()
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Move the bar of that label to `done` of `total`."""
+        if not self._show:
+            return
+        if label != self._label:
+            self._leave()
+            self._label = label
+            self._bar = click.progressbar(length=total, label=label, file=sys.stderr, color=False)
+        self._bar.update(done - self._bar.pos)
+
+    def _leave(self) -> None:
+        if self._bar is not None:
+            notice("")

@@ -24,7 +24,7 @@ from npdrt.cli.common import (
 from npdrt.errors import Error
 from npdrt.models import MODELS
 from npdrt.models.initialisation import SCHEMES
-from npdrt.models.mlp import NONLINEARITIES
+from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.optim.schedules import FORMS
 from npdrt.store import container, load_newest, log
 from npdrt.train import Config, Reporter, Summary, resume, train
@@ -38,6 +38,7 @@ MODEL_OPTIONS = (
     "nonlinearity",
     "output_nonlinearity",
     "residual",
+    "normalisation",
     "init",
 )
 OPTIMIZER_OPTIONS = (
@@ -123,6 +124,9 @@ OPTIONS = (  # in the order of the help; None means not given
         help="Apply it after the last layer too.",
     ),
     click.option("--residual/--no-residual", default=None, help="Skip connections."),
+    click.option(
+        "--normalisation", type=Name(list(NORMALISATIONS)), help="Of weights.  [default: none]"
+    ),
     click.option("--init", type=Name(list(SCHEMES)), help="Initialisation.  [default: he]"),
     click.option(
         "--set",
@@ -172,6 +176,11 @@ OPTIONS = (  # in the order of the help; None means not given
         help="Steps between layer measurements; 0 never.  [default: an epoch]",
     ),
     click.option(
+        "--conditioning/--no-conditioning",
+        default=None,
+        help="Trace every weight's condition number, an SVD each, once an epoch.",
+    ),
+    click.option(
         "--log-every",
         type=_NATURAL,
         help="Steps between logged losses.  [default: 0, never]",
@@ -180,6 +189,14 @@ OPTIONS = (  # in the order of the help; None means not given
         "--checkpoint-every",
         type=_NATURAL,
         help="Steps; 0 only at the end.  [default: an epoch]",
+    ),
+    click.option(
+        "--snapshot",
+        "snapshots",
+        type=_NATURAL,
+        multiple=True,
+        metavar="STEP",
+        help="Keep the parameters after this step, for npdrt perturb; may be repeated.",
     ),
     click.option(
         "--out",
@@ -293,8 +310,8 @@ def _same(given: Any, stored: Any) -> bool:
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of `Config`."""
-    given = {name: value for name, value in given.items() if value is not None}
-    fields = _model_fields(given.pop("fields"))
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    fields = _model_fields(given.pop("fields", ()))
     model = {n: given.pop(n) for n in MODEL_OPTIONS if n in given} | fields
     optimizer = {n: given.pop(n) for n in OPTIMIZER_OPTIONS if n in given}
     if "lr" in given:

@@ -29,6 +29,7 @@ from npdrt.ops.shape import (
     split,
     transpose,
 )
+from npdrt.ops.spectral import spectral_normalise
 
 __all__ = [
     "absolute",
@@ -63,6 +64,7 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "spectral_normalise",
     "split",
     "sqrt",
     "squared_error",

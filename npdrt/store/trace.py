@@ -27,33 +27,72 @@ LAYERS = {
     "relative_update": "2-norm of the step's change over weight_norm",
     "cosine": "cosine of the angle between the change and the negative gradient",
 }
+# Over the weights, the arrays of two axes or more; r: their relative updates in the step.
+NETWORK = {
+    "deep_relative_trust": "prod(1 + r) - 1, as in NeurIPS 2020; no unit",
+    "log_deep_relative_trust": "log prod(1 + r), finite where the product is not; no unit",
+    "squared_deep_relative_trust": "prod(1 + r^2) - 1, as in the first version; no unit",
+    "euclidean_trust": "sum of the squared 2-norms of the changes; squared unit of the weights",
+    "descent_threshold": "(1 + smallest cosine)^(1/L) - 1, Lemma 2's bound on r; no unit",
+}
+CONDITIONING = {
+    "step": "training steps finished; the start and the end of every epoch",
+    "condition_number": "largest over smallest singular value; inf, as NaN, without full rank",
+}
 
 
 def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> None:
     """Write trace.h5 from the records of the log, atomically.
 
     history/<column>: (epochs,). layers/step: (T,). layers/<quantity>: (T, parameters), columns in
-    the order of meta["parameters"]. float64, NaN where a value is missing; the units and the
-    meaning of every dataset are in /meta.
+    the order of meta["parameters"]. network/<quantity>: (T,). Where the log has records of it,
+    conditioning/step: (C,), conditioning/condition_number: (C, weights), columns in the order of
+    meta["weights"]. float64, NaN where a value is missing; the units and the meaning of every
+    dataset are in /meta.
     """
     epochs = [r for r in records if r["event"] == "epoch"]
     traces = [r for r in records if r["event"] == "trace"]
+    conditioning = [r for r in records if r["event"] == "conditioning"]
     arrays = {f"history/{name}": _column(epochs, name) for name in HISTORY}
-    arrays["layers/step"] = np.array([r["step"] for r in traces], dtype=np.int64)
-    for name in LAYERS:
-        rows = [[_number(v) for v in r[name]] for r in traces]
-        arrays[f"layers/{name}"] = np.array(rows, np.float64).reshape(len(rows), len(parameters))
-    about = {f"history/{n}": {"shape": "(epochs,)", "what": w} for n, w in HISTORY.items()}
-    about["layers/step"] = {
-        "shape": "(measurements,)",
-        "what": "the step measured, counting from 1",
+    arrays["layers/step"] = _steps(traces)
+    arrays |= {f"layers/{name}": _rows(traces, name, parameters) for name in LAYERS}
+    arrays |= {f"network/{name}": _column(traces, name) for name in NETWORK}
+    about = _about(bool(conditioning))
+    meta: dict[str, Any] = {"kind": "trace", "parameters": list(parameters), "datasets": about}
+    if conditioning:
+        weights = list(conditioning[0]["condition_number"])
+        numbers = [{"numbers": list(r["condition_number"].values())} for r in conditioning]
+        arrays["conditioning/step"] = _steps(conditioning)
+        arrays["conditioning/condition_number"] = _rows(numbers, "numbers", weights)
+        meta["weights"] = weights
+    container.write(path, arrays, meta)
+
+
+def _about(conditioning: bool) -> dict[str, dict[str, str]]:
+    """Shape and meaning of every dataset."""
+    groups = [("history", HISTORY, "(epochs,)")]
+    groups += [("layers", {"step": "the step measured, counting from 1"}, "(measurements,)")]
+    groups += [("layers", LAYERS, "(measurements, parameters)")]
+    groups += [("network", NETWORK, "(measurements,)")]
+    if conditioning:
+        step, number = ({name: CONDITIONING[name]} for name in CONDITIONING)
+        groups += [("conditioning", step, "(checks,)")]
+        groups += [("conditioning", number, "(checks, weights)")]
+    return {
+        f"{group}/{name}": {"shape": shape, "what": what}
+        for group, members, shape in groups
+        for name, what in members.items()
     }
-    about |= {
-        f"layers/{n}": {"shape": "(measurements, parameters)", "what": w} for n, w in LAYERS.items()
-    }
-    container.write(
-        path, arrays, {"kind": "trace", "parameters": list(parameters), "datasets": about}
-    )
+
+
+def _steps(records: Sequence[Record]) -> Any:
+    return np.array([r["step"] for r in records], dtype=np.int64)
+
+
+def _rows(records: Sequence[Record], name: str, columns: Sequence[str]) -> Any:
+    """(records, columns), from records that hold a list of numbers."""
+    rows = [[_number(v) for v in r[name]] for r in records]
+    return np.array(rows, np.float64).reshape(len(rows), len(columns))
 
 
 def _column(records: Sequence[Record], name: str) -> Any:

@@ -1,0 +1,297 @@
+"""`npdrt distance`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from npdrt import data, store
+from npdrt.arrays import Params, quiet, to_host
+from npdrt.cli.common import json_option, print_json, table
+from npdrt.errors import Error
+from npdrt.optim import norm
+from npdrt.store import Checkpoint
+from npdrt.trust import bounds, distances, spectra
+from npdrt.trust.bounds import Bound, Pair
+from npdrt.trust.net import SLOPES, Net
+
+TOTALS = {  # function of the relative perturbations -> what it is called here
+    "deep_relative_trust": "prod(1 + r) - 1",
+    "log_deep_relative_trust": "  its log(1 + .)",
+    "squared_deep_relative_trust": "prod(1 + r^2) - 1",
+    "log_squared_deep_relative_trust": "  its log(1 + .)",
+    "surrogate_trust": "mean r^(2L)",
+    "log_surrogate_trust": "  its log",
+}
+# The fields of a perceptron that decide its function, with their defaults.
+PLAIN = {
+    "nonlinearity": "relu",
+    "output_nonlinearity": False,
+    "residual": False,
+    "normalisation": "none",
+}
+
+
+@click.command("distance")
+@click.argument("a", metavar="A", type=click.Path(path_type=Path))
+@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.option("--conditioning", is_flag=True, help="Condition numbers and spectral shift a layer.")
+@click.option(
+    "--bounds/--no-bounds",
+    "bounded",
+    default=True,
+    help="The theorems' bounds, an SVD or three a layer.  [default: bounds]",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Inputs of A's data to hold the bounds against.  [default: 0]",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@json_option
+def command(
+    a: Path,
+    b: Path,
+    conditioning: bool,
+    bounded: bool,
+    samples: int,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """How far B is from A: relative perturbations, deep relative trust, the theorems' bounds.
+
+    A and B are run directories or checkpoints of one model. A layer is an array of two axes or
+    more; r is the norm of its change over its norm in A. The bounds are those of multilayer
+    perceptrons, each with what it assumes and whether that is so: of the function's relative
+    change, and of its input Jacobian's (--json has every layer's). With --samples the largest
+    change that was measured stands beside them.
+    """
+    if samples and not bounded:
+        raise click.UsageError(
+            "--samples measures against the bounds, which --no-bounds leaves out."
+        )
+    files = [path / "checkpoint.h5" if path.is_dir() else path for path in (a, b)]
+    before, after = (_load(file) for file in files)
+    distances.check_same_shapes(before.params, after.params)
+    old, new = distances.weights(before.params), distances.weights(after.params)
+    distances.check_same_layers(old, new)
+    report = {
+        "a": _about(files[0], before),
+        "b": _about(files[1], after),
+        "layers": _layers(old, new, conditioning),
+        "others": [name for name in before.params if name not in old],
+        "totals": _totals(old, new),
+        "bounds": [],
+        "no_bounds": "not asked for",
+    }
+    if bounded:
+        report |= _bounds(before, after, samples, data_dir)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_text(report))
+
+
+def _load(file: Path) -> Checkpoint:
+    if not file.exists():
+        raise Error(f"{file} does not exist")
+    return store.load(file)
+
+
+def _about(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    progress = checkpoint.meta.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else None
+    return {"file": str(file), "step": step}
+
+
+# --- what is measured ------------------------------------------------------------------------
+
+
+def _layers(before: Params, after: Params, conditioning: bool) -> dict[str, dict[str, Any]]:
+    """Norms and relative change of every layer, condition numbers if asked for."""
+    relative = distances.relative_perturbations(before, after)
+    found = {}
+    for name, w in before.items():
+        found[name] = {
+            "shape": list(w.shape),
+            "norm": float(norm(w)),
+            "norm_after": float(norm(after[name])),
+            "relative_perturbation": float(relative[name]),
+        }
+        if conditioning:
+            found[name] |= _spectrum(w, after[name])
+    return found
+
+
+def _spectrum(before: Any, after: Any) -> dict[str, float | None]:
+    """Condition numbers of W, W~ and dW, which has none where it is zero, and spectral shift."""
+    change = spectra.matrix(after) - spectra.matrix(before)
+    moved = bool(np.any(change))
+    return {
+        "condition_number": spectra.condition_number(before),
+        "condition_number_after": spectra.condition_number(after),
+        "condition_number_of_change": spectra.condition_number(change) if moved else None,
+        "relative_spectral_shift": spectra.spectral_shift(spectra.matrix(before), change).relative,
+    }
+
+
+def _totals(before: Params, after: Params) -> dict[str, float]:
+    """The distances over all layers."""
+    r = distances.relative_perturbations(before, after)
+    found = {name: float(to_host(getattr(distances, name)(r))) for name in TOTALS}
+    return found | {"euclidean_trust": float(to_host(distances.euclidean_trust(before, after)))}
+
+
+def _bounds(
+    before: Checkpoint, after: Checkpoint, samples: int, data_dir: Path | None
+) -> dict[str, Any]:
+    """The theorems' bounds, or why there are none."""
+    configs = [checkpoint.meta.get("config") for checkpoint in (before, after)]
+    options, reason = _perceptron(configs)
+    if reason:
+        if samples:
+            raise Error(f"--samples asks for bounds, and there are none: {reason}")
+        return {"bounds": [], "no_bounds": reason}
+    kind, last = options["nonlinearity"], options["output_nonlinearity"]
+    nets = [Net.from_params(c.params, kind, output_nonlinearity=last) for c in (before, after)]
+    pair = Pair(*nets)
+    with quiet():
+        found = [bounds.all_bounds(pair, x) for x in _inputs(configs[0], samples, data_dir)]
+    merged = [_worst(same) for same in zip(*found, strict=True)]
+    return {"bounds": [dataclasses.asdict(bound) for bound in merged], "no_bounds": None}
+
+
+def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """The model's fields, and why the theorems do not speak of it, "" if they do."""
+    needed = {"model", "model_options", "data", "standardise"}
+    if not all(isinstance(config, dict) and needed <= config.keys() for config in configs):
+        return {}, "the checkpoints do not say what model they are of"
+    if {config["model"] for config in configs} != {"mlp"}:
+        return {}, "the theorems speak of multilayer perceptrons; these are of another model"
+    options, other = ({**PLAIN, **config["model_options"]} for config in configs)
+    if any(options[name] != other[name] for name in PLAIN):
+        return {}, f"A and B differ in one of {', '.join(PLAIN)}"
+    if options["residual"] or options["normalisation"] != "none":
+        return {}, "the theorems speak of perceptrons without skip connections or normalisation"
+    if options["nonlinearity"] not in SLOPES:
+        known = ", ".join(SLOPES)
+        return {}, f"the theorems know {known}; this network has {options['nonlinearity']}"
+    return options, ""
+
+
+def _inputs(config: Any, samples: int, data_dir: Path | None) -> Sequence[Any]:
+    """The first inputs of the run's test set, or of its training set where it has none."""
+    if not samples:
+        return [None]
+    dataset = data.load(config["data"], data_dir=data_dir, standardise=config["standardise"])
+    x = dataset.x if dataset.x_test is None else dataset.x_test
+    return [row.reshape(-1) for row in x[:samples]]
+
+
+def _worst(same: Sequence[Bound]) -> Bound:
+    """One bound over several inputs: the largest change measured, what holds for all of them."""
+    values = [bound.measured for bound in same if bound.measured is not None]
+    holds = {
+        name: all(b.holds_assumptions[name] for b in same) for name in same[0].holds_assumptions
+    }
+    return dataclasses.replace(
+        same[0],
+        measured=max(values, key=lambda v: math.inf if math.isnan(v) else v, default=None),
+        holds_assumptions=holds,
+        guaranteed=all(bound.guaranteed for bound in same),
+    )
+
+
+# --- for a person ----------------------------------------------------------------------------
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"{name.upper()}: {_named(report[name])}" for name in "ab"]
+    lines += ["", table(_layer_rows(report["layers"]))]
+    if "condition_number" in next(iter(report["layers"].values())):
+        lines += ["", table(_spectrum_rows(report["layers"]))]
+    if report["others"]:
+        lines += ["", _wrapped(f"not layers, left out: {', '.join(report['others'])}")]
+    count = len(report["layers"])
+    rows: list[tuple[str, ...]] = [("deep relative trust", f"L = {count}")]
+    rows += [(what, _number(report["totals"][name])) for name, what in TOTALS.items()]
+    rows += [("Euclidean, |dW|^2", _number(report["totals"]["euclidean_trust"]))]
+    lines += ["", table(rows), "", *_bound_lines(report)]
+    return "\n".join(lines)
+
+
+def _named(about: dict[str, Any]) -> str:
+    step = "" if about["step"] is None else f", step {about['step']}"
+    return f"{about['file']}{step}"
+
+
+def _layer_rows(layers: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("layer", "shape", "norm in A", "norm in B", "r")]
+    for name, d in layers.items():
+        keys = ("norm", "norm_after", "relative_perturbation")
+        rows.append((name, "x".join(map(str, d["shape"])), *(_number(d[key]) for key in keys)))
+    return rows
+
+
+def _spectrum_rows(layers: dict[str, Any]) -> list[tuple[str, ...]]:
+    head = ("condition numbers", "A", "B", "B - A", "spectral shift")
+    rows: list[tuple[str, ...]] = [head]
+    keys = ("condition_number", "condition_number_after", "condition_number_of_change")
+    for name, d in layers.items():
+        rows.append((name, *(_number(d[key]) for key in (*keys, "relative_spectral_shift"))))
+    return rows
+
+
+def _bound_lines(report: dict[str, Any]) -> list[str]:
+    """The bounds on the function and on the input's Jacobian, and what they assume."""
+    if not report["bounds"]:
+        return [_wrapped(f"bounds: none; {report['no_bounds']}")]
+    shown = [bound for bound in report["bounds"] if bound["layer"] in (None, 0)]
+    rows = [("bound on", "relative change of", "at most", "measured", "guaranteed")]
+    for bound in shown:
+        what = "f" if bound["layer"] is None else "df/dx"
+        what += ", squared" if bound["name"].startswith("v1") else ""
+        numbers = (_large(bound["log_value"]), _number(bound["measured"]))
+        rows.append((bound["name"], what, *numbers, _yes(bound["guaranteed"])))
+    lines, groups = [table(rows), "", "what they assume:"], _by_assumptions(shown)
+    for assumed, names in groups.items():
+        told = ", ".join(f"{name}: {_yes(holds)}" for name, holds in assumed)
+        lines.append(_wrapped(f"{'; '.join(names)} - {told}"))
+    return lines
+
+
+def _by_assumptions(shown: list[dict[str, Any]]) -> dict[tuple[tuple[str, bool], ...], list[str]]:
+    """The names of the bounds that assume the same, by what they assume."""
+    groups: dict[tuple[tuple[str, bool], ...], list[str]] = {}
+    for bound in shown:
+        key = tuple(bound["holds_assumptions"].items())
+        groups.setdefault(key, []).append(bound["name"])
+    return groups
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 80, subsequent_indent="  ")
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _large(log: float) -> str:
+    """exp(log), also where it is beyond float64."""
+    if abs(log) < 700 or not math.isfinite(log):
+        return _number(math.exp(log))
+    exponent = math.floor(log / math.log(10))
+    return f"{math.exp(log - exponent * math.log(10)):.4f}e{exponent:+d}"

@@ -1,0 +1,94 @@
+"""`npdrt perturb`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from npdrt.cli.common import Bars, json_option, notice, on_terminal, print_json, signals, table
+from npdrt.train import perturb
+from npdrt.train.perturb import Slices
+
+SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
+
+
+@click.command("perturb")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", "steps", type=int, multiple=True, help="A snapshot.  [default: all]")
+@click.option(
+    "--points", type=click.IntRange(min=2), default=100, help="Points of the grid.  [default: 100]"
+)
+@click.option("--largest", type=float, default=0.099, help="Its last eta.  [default: 0.099]")
+@click.option(
+    "--examples", type=click.IntRange(min=1), help="Only the first so many.  [default: all]"
+)
+@click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.")
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: the run's]")
+@click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def command(
+    run: Path,
+    points: int,
+    largest: float,
+    quiet: bool,
+    as_json: bool,
+    steps: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Loss and gradient of RUN along its layerwise gradient, at every snapshot (train --snapshot)
+    or else at its last checkpoint: W - eta g |W|/|g| for eta from 0 (Bernstein et al. 2020,
+    Figure 1). Writes RUN/slices.h5; `npdrt plot` draws it.
+    """
+    eta = np.linspace(0.0, largest, points).tolist()
+    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+        found = perturb.slices(
+            run,
+            eta=eta,
+            steps=steps,
+            progress=partial(bars.progress, "slices"),
+            stop=stop,
+            **options,
+        )
+        signal = stop()
+    rows = _rows(found)
+    if as_json:
+        print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
+    else:
+        click.echo(table([tuple(rows[0]), *(tuple(map(_cell, r.values())) for r in rows)]))
+        click.echo(f"file   {run / 'slices.h5'}")
+        click.echo(f"next: npdrt plot {run / 'slices.h5'}")
+    if signal:
+        notice("stopped; the same command goes on with the next snapshot")
+        raise SystemExit(128 + signal)
+
+
+def _rows(found: Slices) -> list[dict[str, float]]:
+    """A row a snapshot: the loss at 0, its minimum, and both quantities at SHOWN."""
+    columns = {f"{eta:g}": i for eta in SHOWN if (i := _nearest(found.eta, eta)) is not None}
+    return [
+        {
+            "epoch": float(found.epoch[i]),
+            "loss": float(found.loss[i, 0]),
+            "best eta": float(found.best()[i]),
+            "best loss": float(np.nanmin(found.loss[i])),
+            **{f"loss at {name}": float(found.loss[i, c]) for name, c in columns.items()},
+            **{f"change at {n}": float(found.first_layer[i, c]) for n, c in columns.items()},
+        }
+        for i in range(len(found.step))
+    ]
+
+
+def _nearest(grid: Any, eta: float) -> int | None:
+    """The index of `eta` on the grid, None where it is not on it."""
+    i = int(np.argmin(abs(grid - eta)))
+    return i if abs(grid[i] - eta) < 1e-9 else None
+
+
+def _cell(value: float) -> str:
+    return f"{value:.4g}"

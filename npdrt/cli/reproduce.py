@@ -1,0 +1,89 @@
+"""`npdrt reproduce`."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npdrt.cli.common import Bars, Name, notice, on_terminal, print_json, signals, table, warn
+from npdrt.cli.sweep import directory, run_options, scale_option
+from npdrt.errors import Unavailable
+from npdrt.store.log import finite
+from npdrt.train import recipe as recipes
+from npdrt.train.draw import draw
+from npdrt.train.recipe import Recipe
+from npdrt.train.studies import Report, Stopped, Table, reproduce
+from npdrt.train.sweep import Options
+
+
+@click.command("reproduce")
+@click.argument("name", type=Name(recipes.names(), "."))
+@scale_option
+@run_options
+def command(
+    name: str,
+    scale: str,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Make the runs of a figure, and print the paper's statement and the authors' logged numbers
+    beside ours; the numbers go to OUT/study.h5, the figure to OUT/figure.png.
+
+    NAME is a bundled recipe or the path of a TOML file. What is finished is not made again: after
+    a crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes
+    to hours on two cores, smoke seconds.
+    """
+    recipe = recipes.load(name, scale)
+    out = out or directory(recipe)
+    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+        try:
+            report = reproduce(recipe, out, Options(**options), progress=bars.progress, stop=stop)
+        except Stopped:
+            notice("stopped; the same command goes on")
+            raise SystemExit(128 + stop()) from None
+    picture = _draw(report, out / "figure.png")
+    if as_json:
+        print_json({"name": recipe.name, "scale": scale, "out": str(out), **_json(recipe, report)})
+    else:
+        click.echo(_text(recipe, report))
+        click.echo(f"\nstudy  {out / 'study.h5'}" + (f"\nfigure {picture}" if picture else ""))
+
+
+def _draw(report: Report, path: Path) -> Path | None:
+    try:
+        draw(report.figure, path)
+    except Unavailable as error:
+        warn(f"no figure: {error}")
+        return None
+    return path
+
+
+def _json(recipe: Recipe, report: Report) -> dict[str, Any]:
+    tables = [
+        {"title": t.title, "columns": t.columns, "rows": finite(t.rows)} for t in report.tables
+    ]
+    about = {key: getattr(recipe, key) for key in ("title", "source", "statement", "note")}
+    return {**about, "tables": tables, "notes": report.notes}
+
+
+def _text(recipe: Recipe, report: Report) -> str:
+    head = [f"{recipe.name}: {recipe.title}", recipe.source]
+    paragraphs = [f"The paper: {recipe.statement}"]
+    paragraphs += [f"Scale {recipe.scale}: {recipe.note}"] if recipe.note else []
+    filled = [textwrap.fill(p, 88, break_on_hyphens=False) for p in paragraphs]
+    notes = [textwrap.fill(f"* {note}", 88, subsequent_indent="  ") for note in report.notes]
+    return "\n\n".join(["\n".join(head), *filled, *map(_table, report.tables), *notes])
+
+
+def _table(content: Table) -> str:
+    rows = [content.columns, *(tuple(map(_cell, row)) for row in content.rows)]
+    return f"{content.title}\n{table(rows)}"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,141 @@
+"""`npdrt sweep`, and what `npdrt reproduce` shares with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npdrt.cli.common import (
+    Bars,
+    Name,
+    json_option,
+    notice,
+    on_terminal,
+    print_json,
+    signals,
+    table,
+)
+from npdrt.train import recipe as recipes
+from npdrt.train import sweep as sweeps
+from npdrt.train.recipe import SCALES, Recipe
+from npdrt.train.sweep import Options, Run
+
+
+class Shard(click.ParamType[tuple[int, int]]):
+    """I/N as (I, N), 0 <= I < N."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """The pair, from text."""
+        if isinstance(value, tuple):
+            return value
+        index, _, count = value.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            self.fail(f"{value!r} is not I/N with 0 <= I < N, such as 0/2 and 1/2.", param, ctx)
+        return int(index), int(count)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of both commands."""
+    cores = os.cpu_count() or 1
+    for option in (
+        json_option,
+        click.option("-q", "--quiet", is_flag=True, help="No progress."),
+        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
+        click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
+        click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            default=cores,
+            help=f"Runs at a time.  [default: one a core, here {cores}]",
+        ),
+        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
+    ):
+        command = option(command)
+    return command
+
+
+scale_option = click.option(
+    "--scale", type=Name(list(SCALES)), default="full", help="[default: full, as in the paper]"
+)
+
+
+@click.command("sweep")
+@click.argument("recipe")
+@scale_option
+@click.option("--shard", type=Shard(), default=(0, 1), help="Only every N-th run, from run I.")
+@run_options
+def command(
+    recipe: str,
+    scale: str,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Make every run of RECIPE: the name of a bundled recipe, or the path of a TOML file.
+
+    Runs that are finished are skipped, others go on from their last checkpoint: after a crash or
+    Ctrl-C, give the same command again. With --shard, several machines share one directory.
+    """
+    found = recipes.load(recipe, scale)
+    out = out or directory(found)
+    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+        every = sweeps.sweep(
+            found, out, Options(**options), progress=partial(bars.progress, "sweep"), stop=stop
+        )
+        stopped = stop()
+    rows = [row(run) for run in every]
+    if as_json:
+        print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
+    else:
+        click.echo(table(as_text(rows)))
+        click.echo(f"runs   {out / 'runs'}")
+    if stopped:
+        notice("stopped; the same command goes on")
+        raise SystemExit(128 + stopped)
+
+
+def directory(recipe: Recipe) -> Path:
+    """sweeps/<name>-<scale>, from the current directory."""
+    return Path("sweeps") / f"{recipe.name.removesuffix('.toml')}-{recipe.scale}"
+
+
+def row(run: Run) -> dict[str, Any]:
+    """One run for the table: its settings and what it came to."""
+    config, result = run.config, run.result
+    shown = {
+        "run": run.path.name,
+        "model": config.model,
+        "depth": config.model_options.get("depth"),
+        "init": config.model_options.get("init"),
+        "optimizer": config.optimizer,
+        "lr": config.lr,
+        "seed": config.seed,
+        "epochs": config.epochs,
+    }
+    if result is None:
+        return {**shown, "state": "not finished"}
+    if "diverged" in result:
+        return {**shown, "state": result["diverged"]}
+    numbers = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    return {**shown, "state": "done", **{name: result.get(name) for name in numbers}}
+
+
+def as_text(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table: a heading, then the runs; columns in which all runs agree are left out."""
+    names = list(dict.fromkeys(name for r in rows for name in r))
+    kept = [n for n in names if len({str(r.get(n)) for r in rows}) > 1 or n in ("run", "state")]
+    heading = tuple(name.replace("_", " ") for name in kept)
+    return [heading, *(tuple(_cell(r.get(name)) for name in kept) for r in rows)]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

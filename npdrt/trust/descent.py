@@ -1,0 +1,355 @@
+"""Descent until the gradient breaks down: the lemmas of Bernstein et al. 2020, measured and solved.
+
+W: the parameters, a dict of arrays, each a layer l = 1 .. L. dW: a perturbation, g: the gradient
+of the loss at W, both of the same names and shapes. |.| is the Frobenius norm
+(`npdrt.optim.norm`); every result is 0-d float64 unless it says otherwise. value_and_gradient maps
+parameters to (loss, gradients), as `npdrt.value_and_grad(loss_fn)` does with the data bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Array, Params, cast, namespace, quiet
+from npdrt.errors import Error
+from npdrt.optim.norm import norm
+from npdrt.trust.distances import (
+    check_same_layers,
+    check_same_shapes,
+    deep_relative_trust,
+    relative_perturbations,
+    weights,
+)
+
+ValueAndGradient = Callable[[Params], tuple[Array, Params]]
+POINTS = 16  # of the grid on which a maximum over t in [0, 1] is taken
+
+
+# --- angles, breakdown, direction -------------------------------------------------------------
+
+
+def cosines(perturbation: Params, gradient: Params) -> dict[str, Array]:
+    """Per layer, the cosine of the angle between dW_l and the negative gradient -g_l.
+
+        cos theta_l = -<dW_l, g_l> / (|dW_l| |g_l|)
+
+    Cut to [-1, 1], which rounding may pass by an ulp; NaN where dW_l or g_l is zero. The product
+    is summed in float64 in the library's order.
+
+    Raises `Error` where names or shapes differ. Source: NeurIPS 2020, Lemma 1.
+    """
+    check_same_shapes(perturbation, gradient)
+    with quiet():
+        return {name: _cosine(d, gradient[name]) for name, d in perturbation.items()}
+
+
+def _cosine(d: Array, g: Array) -> Array:
+    xp = namespace(d, g)
+    return xp.clip(-dot(d, g) / (norm(d) * norm(g)), -1.0, 1.0)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """<a, b>: the sum of the products of the elements, in float64, in the library's order; 0-d."""
+    xp = namespace(a, b)
+    return xp.sum(xp.asarray(a, dtype=xp.float64) * xp.asarray(b, dtype=xp.float64))
+
+
+def gradient_breakdown(gradient: Params, perturbed: Params) -> dict[str, Array]:
+    """Per layer, the relative change of the gradient, |g~_l - g_l| / |g_l|.
+
+    perturbed: the gradient g~ at W + dW. inf where g_l is zero and g~_l is not, NaN where both
+    are. Raises `Error` where names or shapes differ. Source: NeurIPS 2020, Eq. (4).
+    """
+    with quiet():
+        changes = _changes(gradient, perturbed)
+        return {name: changes[name] / norm(g) for name, g in gradient.items()}
+
+
+def _changes(gradient: Params, perturbed: Params) -> dict[str, Array]:
+    """|g~_l - g_l| per layer."""
+    check_same_shapes(gradient, perturbed)
+    return {name: norm(perturbed[name] - g) for name, g in gradient.items()}
+
+
+def layerwise_direction(params: Params, gradient: Params) -> Params:
+    """The direction that changes every layer by its own norm, against its gradient.
+
+        dW_l = -|W_l| g_l / |g_l|, zero where g_l is zero
+
+    A slice of Figure 1 (NeurIPS 2020) is W + eta dW; the step of Eq. (5) is eta dW. Arrays of the
+    dtype of W. Raises `Error` where names or shapes differ.
+    """
+    check_same_shapes(params, gradient)
+    with quiet():
+        return {name: _matched(w, gradient[name]) for name, w in params.items()}
+
+
+def _matched(w: Array, g: Array) -> Array:
+    """-|w| g / |g|; the unit vector comes first, so that no ratio of norms overflows."""
+    xp, g_norm = namespace(w, g), norm(g)
+    divisor = xp.where(g_norm > 0, g_norm, 1.0)
+    return -(g / cast(divisor, g)) * cast(norm(w), w)
+
+
+# --- Lemma 1 ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DescentBound:
+    """Lemma 1 for one perturbation, beside what the loss really did.
+
+    change: L(W + dW) - L(W). bound: Lemma 1's right side. steepest_bound: that of the author
+    response. cosines: cos theta_l. breakdown: max over `grid` of |g_l(W + t dW) - g_l(W)| / |g_l|.
+    grid: the values of t. slack: how far rounding may have moved `change`, 16 eps of the loss's
+    dtype times |L(W)| + |L(W + dW)|.
+    """
+
+    change: Array
+    bound: Array
+    steepest_bound: Array
+    cosines: dict[str, Array]
+    breakdown: dict[str, Array]
+    grid: tuple[float, ...]
+    slack: Array
+
+    @property
+    def holds(self) -> Array:
+        """Whether change <= bound up to the slack; 0-d bool."""
+        return self.change <= self.bound + self.slack
+
+    @property
+    def steepest_holds(self) -> Array:
+        """Whether change <= steepest_bound up to the slack; 0-d bool."""
+        return self.change <= self.steepest_bound + self.slack
+
+    @property
+    def guarantees_descent(self) -> Array:
+        """Whether the bound is below 0, so that the loss must fall; 0-d bool."""
+        return self.bound < 0
+
+
+def descent_bound(
+    value_and_gradient: ValueAndGradient,
+    params: Params,
+    perturbation: Params,
+    *,
+    points: int = POINTS,
+) -> DescentBound:
+    """How far a perturbation can raise the loss, from the breakdown of its gradient (Lemma 1).
+
+        L(W + dW) - L(W) <= -sum_l |g_l| |dW_l| [cos theta_l - max_t |g_l(W + t dW) - g_l| / |g_l|]
+
+    computed as sum_l (<g_l, dW_l> + |dW_l| max_t |g_l(W + t dW) - g_l|): with |g_l| multiplied
+    in, a layer whose gradient is zero is no 0/0. Beside it the author response's form, over all
+    layers at once: <g, dW> + max_t |g(W + t dW) - g|_2 |dW|_2; neither is always the smaller.
+
+    value_and_gradient: see the module; called points + 1 times. The maximum is over t = 1/points,
+    2/points, .., 1 only and so too small by what happens between (1e-8 to 1e-6 of it at the kinks
+    of a trained net; exact where the breakdown is largest at t = 1, as it is for a quadratic). For
+    a loss with kinks the lemma holds with the supremum of the one-sided limits. On a quadratic the
+    change of gradient makes up exactly half of its bound.
+
+    Raises `Error` where names or shapes differ, or points < 1.
+    Source: NeurIPS 2020, Lemma 1; author response, to reviewer 2, for the second form.
+    """
+    check_same_shapes(params, perturbation)
+    grid = _grid(points)
+    with quiet():
+        loss, gradient = value_and_gradient(params)
+        after, changes = loss, []
+        for t in grid:
+            after, moved = value_and_gradient(_along(params, perturbation, t))
+            changes.append(_changes(gradient, moved))
+        xp = namespace(loss)
+        loss, after = (xp.asarray(x, dtype=xp.float64) for x in (loss, after))
+        slopes = [dot(g, perturbation[name]) for name, g in gradient.items()]
+        largest = {n: _largest([change[n] for change in changes]) for n in params}
+        spread = [norm(d) * largest[name] for name, d in perturbation.items()]
+        eps = float(xp.finfo(next(iter(gradient.values())).dtype).eps)
+        return DescentBound(
+            change=after - loss,
+            bound=sum(slopes) + sum(spread),
+            steepest_bound=sum(slopes) + _steepest(changes, perturbation),
+            cosines=cosines(perturbation, gradient),
+            breakdown={name: largest[name] / norm(g) for name, g in gradient.items()},
+            grid=grid,
+            slack=16 * eps * (abs(loss) + abs(after)),
+        )
+
+
+def steepest_descent_distance(
+    value_and_gradient: ValueAndGradient,
+    params: Params,
+    perturbation: Params,
+    *,
+    points: int = POINTS,
+) -> Array:
+    """The distance under which Lemma 1 reads as steepest descent: over all layers at once,
+
+        max over t of |g(W + t dW) - g(W)|_2 times |dW|_2
+
+    and L(W + dW) <= L(W) + <g, dW> + distance. The maximum is over the grid of `descent_bound`.
+
+    Raises `Error` where names or shapes differ, or points < 1.
+    Source: author response, to reviewer 2 (5).
+    """
+    check_same_shapes(params, perturbation)
+    with quiet():
+        _, gradient = value_and_gradient(params)
+        along = (_along(params, perturbation, t) for t in _grid(points))
+        changes = [_changes(gradient, value_and_gradient(moved)[1]) for moved in along]
+        return _steepest(changes, perturbation)
+
+
+def _steepest(changes: list[dict[str, Array]], perturbation: Params) -> Array:
+    """The largest joint change of the gradient times |dW|."""
+    size = _joint([norm(d) for d in perturbation.values()])
+    return _largest([_joint(list(change.values())) for change in changes]) * size
+
+
+def _joint(norms: list[Array]) -> Array:
+    """The norm of arrays side by side, from the norm of each."""
+    return norm(namespace(*norms).stack(norms))
+
+
+def _largest(values: list[Array]) -> Array:
+    xp = namespace(*values)
+    return xp.max(xp.stack(values))
+
+
+def _along(params: Params, perturbation: Params, t: float) -> Params:
+    """W + t dW."""
+    return {name: w + t * perturbation[name] for name, w in params.items()}
+
+
+def _grid(points: int) -> tuple[float, ...]:
+    if points < 1:
+        raise Error(f"points must be at least 1; got {points}")
+    return tuple(k / points for k in range(1, points + 1))
+
+
+# --- Lemma 2 ----------------------------------------------------------------------------------
+
+
+def descent_threshold(cosine: Any, depth: int) -> Array:
+    """Lemma 2: a relative step below this lowers the loss, if deep relative trust holds.
+
+        eta < (1 + cos theta)**(1/L) - 1
+
+    cosine: the smallest cos theta_l, a number or an array of any shape; depth: L >= 1, the number
+    of weight matrices. Not positive where cosine <= 0: no step is promised to descend. At
+    cosine = 1 it is 2**(1/L) - 1, about 0.69/L. The lemma needs some |g_l| |dW_l| > 0, and deep
+    relative trust at t dW for every t in [0, 1]: a model, which real nets often break (see
+    `trust_model_gap`). Written with log1p and expm1, so that no digits are lost at large L.
+
+    Raises `Error` for depth < 1. Source: NeurIPS 2020, Lemma 2. Not sharp: `weaker_threshold`.
+
+    >>> float(descent_threshold(1.0, 1))
+    1.0
+    """
+    _check_depth(depth)
+    cosine = np.float64(cosine) if isinstance(cosine, int | float) else cosine
+    xp = namespace(cosine)
+    with quiet():
+        return xp.expm1(xp.log1p(cosine) / depth)
+
+
+def weaker_threshold(cosine: float, depth: int) -> float:
+    """A larger step than Lemma 2's that still lowers the loss under the same assumption (ours).
+
+    The largest float64 eta with
+
+        h(eta) = ((1 + eta)**(L+1) - 1) / ((L+1) eta) - 1 <= cos theta
+
+    and 0 where cosine <= 0. For every eta below it the loss falls. Proof: as in Lemma 1,
+
+        L(W + dW) - L(W) = -sum_l [ |g_l| |dW_l| cos theta_l - integral of <g_l(W + t dW) - g_l,
+        dW_l> dt ] <= -sum_l |g_l| |dW_l| [ cos theta_l - integral of b_l(t) dt ]
+
+    with t over [0, 1] and b_l(t) the relative breakdown, which deep relative trust at t dW bounds
+    by (1 + t eta)**L - 1. Its mean over [0, 1] is h(eta); Lemma 2 takes its maximum
+    (1 + eta)**L - 1 >= h(eta) instead, so that this threshold is never below Lemma 2's. Sharp at
+    L = 1, where it is 2 cos theta (L(w) = w**2 / 2); for large L and cosine 1 it is 1.256/L.
+
+    h is summed as sum_k C(L, k) eta**k / (k + 1), k = 1 .. L: positive terms, no cancellation.
+    The root lies between Lemma 2's threshold and 2 cos theta / L (the first term); bisection down
+    to neighbouring floats.
+
+    Raises `Error` for depth < 1 or a cosine outside [-1, 1].
+
+    >>> weaker_threshold(1.0, 1)
+    2.0
+    """
+    _check_depth(depth)
+    if not -1 <= cosine <= 1:
+        raise Error(f"a cosine lies in [-1, 1]; got {cosine}")
+    if cosine <= 0:
+        return 0.0
+    low, high = float(descent_threshold(cosine, depth)), 2 * cosine / depth
+    if _mean_breakdown(high, depth) <= cosine:
+        return high
+    while low < (middle := low + (high - low) / 2) < high:
+        low, high = (middle, high) if _mean_breakdown(middle, depth) <= cosine else (low, middle)
+    return low
+
+
+def _mean_breakdown(eta: float, depth: int) -> float:
+    """The mean of (1 + t eta)**depth - 1 over t in [0, 1]."""
+    term = total = depth * eta / 2
+    for k in range(2, depth + 1):
+        term *= (depth - k + 1) * eta / (k + 1)
+        total += term
+        if term < 1e-18 * total:
+            break
+    return total
+
+
+def _check_depth(depth: int) -> None:
+    if depth < 1:
+        raise Error(f"depth must be at least 1, the number of weight matrices; got {depth}")
+
+
+# --- the model --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrustModelGap:
+    """Modelling assumption 1 beside the truth.
+
+    measured: per weight matrix, |g_l(W + dW) - g_l| / |g_l|. allowed: prod_k (1 + r_k) - 1, the
+    same for all. holds: per weight matrix, measured <= allowed; False where g_l is zero and the
+    new gradient is not, or both are.
+    """
+
+    measured: dict[str, Array]
+    allowed: Array
+    holds: dict[str, Array]
+
+
+def trust_model_gap(
+    value_and_gradient: ValueAndGradient, params: Params, perturbation: Params
+) -> TrustModelGap:
+    """Whether deep relative trust bounds the gradient's breakdown at W + dW, layer by layer.
+
+        |g_l(W + dW) - g_l| / |g_l| <= prod_k (1 + |dW_k| / |W_k|) - 1
+
+    The layers are the weight matrices (two axes or more); what else is in `params` is perturbed
+    too but has no part in the product. Not a theorem: the model sets kappa = 1 and alpha = beta
+    and leaves the change of the loss's derivative out. Squared error breaks it for most random
+    nets; f = wx with w = x = 1, target 1/2, dw = 1/4 has 1/2 > 1/4.
+
+    Raises `Error` where names or shapes differ, and for a weight matrix that is zero.
+    Source: NeurIPS 2020, modelling assumption 1.
+    """
+    check_same_shapes(params, perturbation)
+    with quiet():
+        after = _along(params, perturbation, 1.0)
+        check_same_layers(weights(params), weights(after))
+        (_, gradient), (_, moved) = value_and_gradient(params), value_and_gradient(after)
+        measured = gradient_breakdown(weights(gradient), weights(moved))
+        allowed = deep_relative_trust(relative_perturbations(weights(params), weights(after)))
+    return TrustModelGap(measured, allowed, {n: m <= allowed for n, m in measured.items()})

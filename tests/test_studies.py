@@ -1,0 +1,214 @@
+"""Studies: every bundled recipe at its smoke scale through the command, and what they compute."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from npdrt.cli import cli
+from npdrt.errors import Error
+from npdrt.store import container
+from npdrt.train import figure, recipe, studies
+from npdrt.train.studies import Stopped, norms, rates, regions, surrogate, transmission
+from npdrt.train.sweep import Options
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What `npdrt reproduce NAME --scale smoke --json` prints, for every recipe."""
+    folder = tmp_path_factory.mktemp("studies")
+    return {name: reproduce(name, folder / name) for name in recipe.names()}
+
+
+def reproduce(name: str, out: Path) -> dict[str, Any]:
+    pytest.importorskip("matplotlib")
+    arguments = ["reproduce", name, "--scale", "smoke", "--out", str(out), "--json", "--jobs", "2"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_study_runs(name: str, made: dict[str, dict[str, Any]]) -> None:
+    found = made[name]
+    out = Path(found["out"])
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert found["statement"] == recipe.load(name, "smoke").statement
+    assert all(len(row) == len(t["columns"]) for t in found["tables"] for row in t["rows"])
+    assert any(t["rows"] for t in found["tables"])
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_the_study_file_holds_tables_and_figure(name: str, made: dict[str, Any]) -> None:
+    path = Path(made[name]["out"]) / "study.h5"
+    _, meta = container.read(path)
+    assert (meta["kind"], meta["name"], meta["scale"]) == ("study", name, "smoke")
+    assert meta["tables"] == made[name]["tables"]
+    assert figure.load(path).panels
+
+
+def column(found: dict[str, Any], table: int, name: str) -> list[Any]:
+    content = found["tables"][table]
+    index = content["columns"].index(name)
+    return [row[index] for row in content["rows"]]
+
+
+# --- Figure 2 --------------------------------------------------------------------------------
+
+
+def test_norms_grow_by_the_closed_form(made: dict[str, Any]) -> None:
+    """LARS without the prefactor after 300 steps; the float64 run to rounding, float32 to its."""
+    found = made["fromage/figure-2"]
+    differences = dict(
+        zip(column(found, 0, "run"), column(found, 0, "relative difference"), strict=True)
+    )
+    assert abs(differences["LARS (no prefactor), float64, eta 0.01"]) < 1e-12
+    assert abs(differences["LARS (no prefactor), float32, eta 0.01"]) < 1e-6
+    assert abs(differences["Fromage, float64, eta 0.01"]) < 1e-12
+
+
+def test_the_drift_is_the_rounding_of_the_prefactor(made: dict[str, Any]) -> None:
+    found = made["fromage/figure-2"]
+    drift = dict(zip(column(found, 1, "run"), column(found, 1, "relative difference"), strict=True))
+    assert abs(drift["Fromage, float32, eta 0.01"]) < 0.01
+    assert column(found, 1, "predicted")[0] == "5.0055e-08"
+
+
+def test_overflow_comes_for_real(made: dict[str, Any]) -> None:
+    """At eta = 1 the rate, which grows like the square of the norm, overflows first."""
+    found = made["fromage/figure-2"]
+    rows = dict(zip(column(found, 2, "run"), found["tables"][2]["rows"], strict=True))
+    _, steps, squared, single, failed = rows["LARS (no prefactor), float32, eta 1"]
+    assert squared < single < steps
+    assert 0.8 * squared < failed <= squared
+    assert rows["LARS (no prefactor), float32, eta 0.01"][4] == "within no step"
+
+
+def test_growth_of_the_authors_log() -> None:
+    """The stored log is the closed form to its six digits."""
+    reference = recipe.load("fromage/figure-2").reference
+    for epoch, logged in reference["lars"]:
+        steps = epoch * reference["steps_per_epoch"]
+        assert norms.growth(reference["lr"], steps) == pytest.approx(logged, abs=1.1e-5)
+
+
+# --- Figure 3 --------------------------------------------------------------------------------
+
+
+def test_the_plotted_number_is_never_below_the_fair_one(made: dict[str, Any]) -> None:
+    found = made["fromage/figure-3"]
+    fair, plotted = column(found, 1, "npdrt best lr"), column(found, 1, "npdrt as plotted")
+    assert all(p >= f for p, f in zip(plotted, fair, strict=True))
+    assert any(p > f + 1e-4 for p, f in zip(plotted, fair, strict=True))
+
+
+def test_the_logs_of_figure_3_are_whole() -> None:
+    """18 depths and the authors' extra ones; at 50 hidden layers only Fromage is above chance."""
+    reference = recipe.load("fromage/figure-3").reference
+    last = {rule: reference[rule]["rows"][-1] for rule in ("sgd", "fromage", "adam")}
+    assert [row[0] for row in last.values()] == [50] * 3
+    assert [max(row[1:4]) for row in last.values()] == [0.1124, 0.6539, 0.1124]
+    depths = {c.model_options["depth"] for c in recipe.load("fromage/figure-3").configs}
+    assert depths == {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 21, 26, 31, 36, 41, 46, 51}
+
+
+# --- Figure 1 --------------------------------------------------------------------------------
+
+
+def test_figure_1_quotes_the_logs() -> None:
+    reference = recipe.load("fromage/figure-1").reference
+    nets = {(net["depth"], net["residual"]): net for net in reference["net"]}
+    assert nets.keys() == {(2, False), (16, False), (16, True)}
+    snapshots = {s["step"]: s for s in nets[16, False]["snapshot"]}
+    assert snapshots[240]["loss"][-1] == 1.308e4
+    assert snapshots[2160]["best"] == 0.003
+    for net in nets.values():
+        for s in net["snapshot"]:
+            assert len(s["loss"]) == len(s["change"]) == len(net["eta"])
+
+
+def test_figure_1_slices_a_snapshot_on_all_examples(made: dict[str, Any]) -> None:
+    assert "on all 1437 examples" in " ".join(made["fromage/figure-1"]["notes"])
+
+
+# --- closed forms ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 10, 20])
+@pytest.mark.parametrize("eta", [1e-4, 0.01, 0.5, 3.0, 50.0])
+def test_trust_and_surrogate_against_mpmath(eta: float, depth: int) -> None:
+    with mpmath.workdps(60):
+        square = mpmath.mpf(eta) ** 2
+        exact = ((1 + square) ** depth - 1, square**depth)
+    for found, wanted in zip(surrogate.both(eta, depth), exact, strict=True):
+        assert found == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.parametrize("x", [-2.0, 0.0, 0.1, 1.5])
+def test_widths_of_trust_regions(x: float) -> None:
+    assert regions.width(x, 1) == pytest.approx(x * x, rel=1e-14)
+    assert regions.width(x, 7) == pytest.approx((1 + x * x / 7) ** 7 - 1, rel=1e-12)
+    assert regions.width(x, 10**4) == pytest.approx(math.expm1(x * x), rel=1e-2)
+
+
+def test_transmission_of_relu() -> None:
+    assert transmission.transmission(np.array([[3.0, -4.0], [1.0, 1.0]])).tolist() == [0.6, 1.0]
+    assert np.isnan(transmission.transmission(np.zeros((1, 3)))).all()
+
+
+def test_transmission_of_normal_vectors(made: dict[str, Any]) -> None:
+    """Near 1/sqrt(2) in high dimension, not 1/2: E|relu x|^2 = |x|^2 / 2."""
+    found = made["author-response/transmission"]
+    means = dict(zip(column(found, 0, "width"), column(found, 0, "mean"), strict=True))
+    assert means[784] == pytest.approx(math.sqrt(0.5), abs=0.005)
+
+
+def test_normalised_errors() -> None:
+    grid = rates.normalised({1.0: math.inf, 0.1: 0.5, 0.01: 0.25})
+    assert grid == {1.0: 0.0, 0.1: 0.5, 0.01: 1.0}
+
+
+# --- the frame -------------------------------------------------------------------------------
+
+
+HEAD = 'title = "t"\nsource = "s"\nstatement = "c"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('study = "norm"\n[full]\n', "did you mean 'norms'"),
+        ('study = "surrogate"\n[options]\ndepth = [3]\n[full]\n', "did you mean 'depths'"),
+    ],
+)
+def test_studies_and_their_options_are_strict(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD + text)
+    with pytest.raises(Error, match=message):
+        studies.reproduce(recipe.load(str(path)), tmp_path / "out", Options())
+
+
+def test_a_signal_ends_a_study(tmp_path: Path) -> None:
+    found = recipe.load("fromage/figure-4", "smoke")
+    with pytest.raises(Stopped):
+        studies.reproduce(found, tmp_path, Options(), stop=lambda: 2)
+    assert not (tmp_path / "study.h5").exists()
+
+
+def test_a_finished_study_computes_nothing(made: dict[str, Any], monkeypatch: Any) -> None:
+    """The same command again gives the same tables from what is there."""
+    from npdrt.train import perturb, sweep
+
+    monkeypatch.setattr(sweep, "train", None)
+    monkeypatch.setattr(perturb.Slicer, "slice", None)
+    for name in ("fromage/figure-1", "fromage/figure-2"):
+        again = reproduce(name, Path(made[name]["out"]))
+        assert again["tables"] == made[name]["tables"]

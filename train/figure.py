@@ -1,0 +1,251 @@
+"""A figure as data: panels of lines, kept in a container beside the numbers they come from.
+
+`npdrt.train.draw` makes a picture of one; nothing here needs a plotting library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import to_host
+from npdrt.errors import Error, FileRefused
+from npdrt.store import container
+
+STYLES = ("line", "dashed", "marked", "points")
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Points (x[i], y[i]) and how they are drawn; values that are not finite leave a gap.
+
+    label: the name in the legend; "" for none. x, y: of equal length, 1-d, kept as float64.
+    style: "line", "dashed", "marked" (a line with a marker at every point) or "points" (markers
+    alone). shade: None, or a position from 0 to 1 in a sequence (an epoch, a depth), shown as a
+    colour of a sequential map. group: lines of one group share colour and marker, for example
+    training (line) and test (dashed) with one optimizer; None is the line's place in its panel.
+    """
+
+    label: str
+    x: Any
+    y: Any
+    style: str = "line"
+    shade: float | None = None
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        for axis in ("x", "y"):
+            object.__setattr__(self, axis, np.asarray(to_host(getattr(self, axis)), np.float64))
+        if self.x.ndim != 1 or self.x.shape != self.y.shape:
+            raise Error(
+                f"line {self.label!r}: expected x and y of one length; got shapes {self.x.shape} "
+                f"and {self.y.shape}"
+            )
+        if self.style not in STYLES:
+            raise Error(f"unknown style {self.style!r} of a line; use one of {', '.join(STYLES)}")
+        if self.shade is not None and not 0 <= self.shade <= 1:
+            raise Error(f"line {self.label!r}: shade lies from 0 to 1; got {self.shade}")
+        if self.group is not None and self.group < 0:
+            raise Error(f"line {self.label!r}: group counts from 0; got {self.group}")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines on one pair of axes.
+
+    xlabel, ylabel: what the axes show, with the unit in words. xlog, ylog: logarithmic axes, on
+    which values that are not positive leave a gap. xlim, ylim: (low, high); None fits the data.
+    note: a remark below the title.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: tuple[Line, ...]
+    xlog: bool = False
+    ylog: bool = False
+    xlim: Limits | None = None
+    ylim: Limits | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lines", tuple(self.lines))
+        for name, log in (("xlim", self.xlog), ("ylim", self.ylog)):
+            limits = getattr(self, name)
+            if limits is None:
+                continue
+            low, high = map(float, limits)
+            object.__setattr__(self, name, (low, high))
+            if not -math.inf < low < high < math.inf or (log and low <= 0):
+                needed = "0 < low < high" if log else "low < high"
+                raise Error(f"panel {self.title!r}: {name} needs {needed}; got {low}, {high}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels, row by row. name: of the study or run, for a file name. caption: what it shows."""
+
+    name: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "panels", tuple(self.panels))
+
+
+# --- in a container --------------------------------------------------------------------------
+
+
+def to_arrays(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figure as `(arrays, meta)`, for `npdrt.store.container`.
+
+    arrays: "figure/00/03/x" and ".../y", float64, of line 3 of panel 0. meta: JSON, everything
+    else; it goes into the container's metadata under the key "figure":
+
+        arrays, meta = to_arrays(figure)
+        container.write(path, arrays, {"kind": "study", "figure": meta})
+    """
+    arrays = {
+        f"{place}/{axis}": getattr(line, axis)
+        for p, panel in enumerate(figure.panels)
+        for place, line in _places(figure, p, panel.lines)
+        for axis in ("x", "y")
+    }
+    return arrays, {
+        "name": figure.name,
+        "caption": figure.caption,
+        "panels": [_panel_meta(panel) for panel in figure.panels],
+    }
+
+
+def _places(figure: Any, p: int, lines: Any) -> list[tuple[str, Any]]:
+    """Where each line of panel p is kept; numbers have two digits at least, and equal many."""
+    panels = figure.panels if isinstance(figure, Figure) else figure["panels"]
+    above = f"figure/{p:0{max(2, len(str(len(panels) - 1)))}d}"
+    digits = max(2, len(str(len(lines) - 1)))
+    return [(f"{above}/{i:0{digits}d}", line) for i, line in enumerate(lines)]
+
+
+def _panel_meta(panel: Panel) -> dict[str, Any]:
+    names = ("title", "xlabel", "ylabel", "xlog", "ylog", "note")
+    lines = [
+        {name: getattr(line, name) for name in ("label", "style", "shade", "group")}
+        for line in panel.lines
+    ]
+    limits = {n: None if (v := getattr(panel, n)) is None else list(v) for n in ("xlim", "ylim")}
+    return {**{name: getattr(panel, name) for name in names}, **limits, "lines": lines}
+
+
+def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
+    """The figure that `to_arrays` took apart; other arrays beside it do not matter.
+
+    Raises `FileRefused` where something of it is missing or of another form.
+    """
+    try:
+        panels = []
+        for p, about in enumerate(meta["panels"]):
+            lines = tuple(
+                Line(x=arrays[f"{place}/x"], y=arrays[f"{place}/y"], **settings)
+                for place, settings in _places(meta, p, about["lines"])
+            )
+            panels.append(Panel(**{**about, "lines": lines}))
+        return Figure(str(meta["name"]), str(meta["caption"]), tuple(panels))
+    except (Error, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileRefused(
+            f"the figure is not of the form that npdrt writes ({type(error).__name__}: {error})"
+        ) from error
+
+
+# --- from a file -----------------------------------------------------------------------------
+
+
+def load(path: Path) -> Figure:
+    """The figure of a run directory, its trace.h5, or a file that holds one (a study, slices).
+
+    Raises `Error` where there is no such file and `FileRefused` where it is damaged or holds
+    something else.
+    """
+    file = path / "trace.h5" if path.is_dir() else path
+    if not file.exists():
+        raise Error(f"{file} does not exist; give a run directory, a trace, a study or slices")
+    arrays, meta = container.read(file)
+    try:
+        if meta.get("kind") == "trace":
+            return from_trace(arrays, meta, name=file.resolve().parent.name)
+        if isinstance(meta.get("figure"), dict):
+            return from_arrays(arrays, meta["figure"])
+    except FileRefused as error:
+        raise FileRefused(f"{file}: {error}") from error
+    raise FileRefused(
+        f"{file}: expected a trace, a study or slices; it holds {_what(meta)}; give the "
+        "run directory to see how a run went"
+    )
+
+
+def _what(meta: Mapping[str, Any]) -> str:
+    return repr(meta["kind"]) if "kind" in meta else "a checkpoint or arrays, and no figure"
+
+
+def from_trace(arrays: Mapping[str, Any], meta: Mapping[str, Any], *, name: str = "run") -> Figure:
+    """How a run went, from its trace (`npdrt.store.trace`): loss, accuracy and learning rate
+    against the epoch; norm, relative update and cosine of every weight against the step."""
+    try:
+        panels = [*_history_panels(arrays), *_layer_panels(arrays, meta["parameters"])]
+    except (Error, KeyError, TypeError, ValueError, IndexError) as error:
+        raise FileRefused(
+            f"the trace is not of the form that npdrt writes ({type(error).__name__}: {error})"
+        ) from error
+    return Figure(name, f"Training run {name}", tuple(panels))
+
+
+def _history_panels(arrays: Mapping[str, Any]) -> list[Panel]:
+    epoch = arrays["history/epoch"]
+    style = "line" if len(epoch) > 1 else "points"
+
+    def lines(quantity: str) -> list[Line]:
+        named = {"train": "training minibatches", "test": "test set"}
+        columns = {label: arrays[f"history/{part}_{quantity}"] for part, label in named.items()}
+        return [Line(k, epoch, v, style) for k, v in columns.items() if np.isfinite(v).any()]
+
+    accuracy, loss = lines("accuracy"), lines("loss")
+    unit = "mean loss (nats)" if accuracy else "mean squared error"
+    positive = all((line.y[np.isfinite(line.y)] > 0).all() for line in loss)
+    panels = [Panel("Loss", "epoch", unit, tuple(loss), ylog=positive)]
+    if accuracy:
+        share = "accuracy (share of samples)"
+        panels.append(Panel("Accuracy", "epoch", share, tuple(accuracy), ylim=(0, 1.02)))
+    rate = Line("", epoch, arrays["history/lr"], style)
+    return [*panels, Panel("Learning rate", "epoch", "learning rate", (rate,))]
+
+
+def _layer_panels(arrays: Mapping[str, Any], parameters: list[str]) -> list[Panel]:
+    """One line a weight, shaded from the first layer to the last; nothing where none was traced."""
+    step = arrays["layers/step"]
+    if not len(step):
+        return []
+    weights = [i for i, name in enumerate(parameters) if name.endswith("weight")]
+    shown = weights or list(range(len(parameters)))
+    style = "line" if len(step) > 1 else "points"
+
+    def lines(quantity: str) -> tuple[Line, ...]:
+        table, last = arrays[f"layers/{quantity}"], max(len(shown) - 1, 1)
+        return tuple(
+            Line(parameters[column], step, table[:, column], style, shade=place / last)
+            for place, column in enumerate(shown)
+        )
+
+    cosine = lines("cosine")
+    low = -1.05 if any((line.y < 0).any() for line in cosine) else 0.0
+    x = "training step"
+    return [
+        Panel("Weight norm", x, "2-norm of the weight", lines("weight_norm"), ylog=True),
+        Panel("Relative update", x, "norm of the change over norm of the weight",
+              lines("relative_update"), ylog=True),
+        Panel("Direction", x, "cosine of change and negative gradient", cosine, ylim=(low, 1.05)),
+    ]  # fmt: skip

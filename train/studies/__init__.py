@@ -1,0 +1,104 @@
+"""Studies: from the runs of a recipe to the tables and the figure beside the paper's.
+
+A study is a module with `OPTIONS`, the settings it takes from its recipe, and `report(work)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from npdrt import arrays
+from npdrt.store import container
+from npdrt.store.log import finite
+from npdrt.train import figure, sweep
+from npdrt.train.config import check_names
+from npdrt.train.figure import Figure
+from npdrt.train.provenance import provenance
+from npdrt.train.recipe import Recipe
+from npdrt.train.sweep import Options, Run
+
+STUDIES = ("depth", "norms", "rates", "regions", "slices", "surrogate", "transmission")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers and texts below their columns' names; None is an empty cell."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found: tables, a figure, and sentences about them."""
+
+    tables: tuple[Table, ...]
+    figure: Figure
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a study is given: the recipe, its finished runs, and how to run what is left to do.
+
+    progress: called with a label, and what is done of how much. stop: asked now and then; a
+    signal number other than 0 asks to raise `Stopped`.
+    """
+
+    recipe: Recipe
+    runs: Sequence[Run]
+    options: Options
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None
+    stop: Callable[[], int] = lambda: 0
+
+
+class Stopped(Exception):
+    """A signal ended a study; what it computed is kept, and the same command goes on."""
+
+
+def reproduce(
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    *,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    stop: Callable[[], int] = lambda: 0,
+) -> Report:
+    """Make the runs of a recipe in OUT/runs, study them, and write OUT/study.h5.
+
+    Raises `Stopped` after a signal; the same call then goes on where it was.
+    """
+    check_names("study", {recipe.study: None}, list(STUDIES))
+    study = importlib.import_module(f"npdrt.train.studies.{recipe.study}")
+    check_names(f"option of study {recipe.study}", recipe.options, list(study.OPTIONS))
+    runs = sweep.sweep(recipe, out, options, stop=stop, progress=partial(progress, "runs"))
+    if stop():
+        raise Stopped
+    report: Report = study.report(Work(recipe, runs, options, progress, stop))
+    _write(out / "study.h5", recipe, report, options)
+    return report
+
+
+def _write(path: Path, recipe: Recipe, report: Report, options: Options) -> None:
+    picture, meta = figure.to_arrays(report.figure)
+    tables = [
+        {"title": t.title, "columns": list(t.columns), "rows": finite(t.rows)}
+        for t in report.tables
+    ]
+    envelope = {
+        "kind": "study",
+        **{name: getattr(recipe, name) for name in ("name", "scale", "title", "source", "note")},
+        "statement": recipe.statement,
+        "tables": tables,
+        "notes": list(report.notes),
+        "figure": meta,
+        "provenance": provenance(arrays.device(options.device), {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    container.write(path, picture, envelope)

@@ -1,0 +1,159 @@
+"""Norms of rescaling-invariant layers under Fromage and under LARS (Figure 2).
+
+A layer on whose scale the loss does not depend has a gradient orthogonal to it, so a relative step
+of eta makes its norm grow by sqrt(1 + eta**2) a step without Fromage's prefactor, and by the
+prefactor's rounding alone with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from npdrt import optim, store
+from npdrt.store import trace
+from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.studies import Report, Table, Work
+from npdrt.train.sweep import Run
+from npdrt.trust.update import growth, prefactor_drift, steps_to_overflow
+
+OPTIONS = ()
+NOTES = (
+    "Overflow beyond the steps of a run is extrapolated with the closed form. A gradient "
+    "orthogonal to its weight is proportional to 1/|w|, so the rate eta |w|/|g| grows like |w|^2: "
+    "it is the first to overflow, and from that step on npdrt takes the plain step eta g, which "
+    "changes nothing any more.",
+)
+LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
+
+
+def report(work: Work) -> Report:
+    """Measured growth beside the closed form, and the overflow that it leads to."""
+    failed = {run: step for run in work.runs if (step := _failed_at(run))}
+    sound = [run for run in work.runs if run not in failed]
+    tables = [_growth(sound), _drift(sound), _overflow(work.runs, failed)]
+    if work.recipe.reference:
+        tables.append(_authors(work))
+    panels = tuple(map(_panel, work.runs))
+    return Report(tuple(tables), Figure("norms", work.recipe.title, panels), NOTES)
+
+
+def name(run: Run) -> str:
+    """The run as the tables call it."""
+    rule = {"lars_lesion": "LARS (no prefactor)", "fromage": "Fromage"}[run.config.optimizer]
+    return f"{rule}, {run.config.dtype}, eta {run.config.lr:g}"
+
+
+def ratios(run: Run) -> dict[str, float]:
+    """The norm of each layer after the last step over that before the first."""
+    first, last = _first_norms(run), _norms(store.load_newest(run.path)[0].params)
+    return {name: last[name] / first[name] for name in first}
+
+
+def _first_norms(run: Run) -> dict[str, float]:
+    """The norms before the first step, from the snapshot that the recipe asks for."""
+    return _norms(store.load(run.path / "snapshots" / "step-000000.h5").params)
+
+
+def _norms(params: Any) -> dict[str, float]:
+    return {name: float(optim.norm(value)) for name, value in params.items()}
+
+
+def _closed(run: Run, steps: int) -> float:
+    """The closed form: (1 + eta**2)**(t/2), or with the prefactor its rounding, compounded."""
+    eta = float(run.config.lr)
+    if run.config.optimizer == "lars_lesion":
+        return growth(eta, steps)
+    return math.exp(steps * math.log1p(prefactor_drift(eta, run.config.dtype)))
+
+
+def _growth(runs: list[Run]) -> Table:
+    """Growth over the run: closed form, the layer farthest from it, and their difference."""
+    rows = []
+    for run in runs:
+        expected = _closed(run, run.steps)
+        worst = max(ratios(run).values(), key=lambda ratio: abs(ratio / expected - 1))
+        numbers = (f"{expected:.12g}", f"{worst:.12g}", worst / expected - 1)
+        rows.append((name(run), run.steps, *numbers))
+    columns = ("run", "steps", "closed form", "measured, worst layer", "relative difference")
+    return Table("Growth of the weight norms", columns, tuple(rows))
+
+
+def _drift(runs: list[Run]) -> Table:
+    """Under Fromage: the growth a step that the prefactor's rounding predicts, and the mean."""
+    rows = []
+    for run in runs:
+        if run.config.optimizer == "fromage":
+            predicted = prefactor_drift(float(run.config.lr), run.config.dtype)
+            mean = np.mean(np.log(list(ratios(run).values()))) / run.steps
+            found = math.expm1(mean)
+            rows.append((name(run), f"{predicted:.5g}", f"{found:.5g}", found / predicted - 1))
+    columns = ("run", "predicted", "measured, mean layer", "relative difference")
+    return Table("Growth a step under Fromage", columns, tuple(rows))
+
+
+def _overflow(runs: Sequence[Run], failed: Mapping[Run, int]) -> Table:
+    """Where norms without the prefactor would overflow, and where a run did for real."""
+    rows = []
+    for run in runs:
+        if run.config.optimizer == "lars_lesion":
+            first, eta = max(_first_norms(run).values()), float(run.config.lr)
+            largest = LARGEST[run.config.dtype]
+            steps = (
+                steps_to_overflow(first, eta, limit) for limit in (math.sqrt(largest), largest)
+            )
+            rows.append((name(run), run.steps, *steps, failed.get(run, "within no step")))
+    columns = ("run", "steps", "|w|^2 overflows at", "|w| overflows at", "failed at")
+    return Table("Overflow, by extrapolation and for real", columns, tuple(rows))
+
+
+def _failed_at(run: Run) -> int | None:
+    """The first traced step in which a layer did not change by eta any more."""
+    arrays, _ = trace.read(run.path / "trace.h5")
+    changes = arrays["layers/relative_update"]
+    lost = ~(changes > float(run.config.lr) / 2).all(axis=1)  # NaN counts as lost
+    return int(arrays["layers/step"][np.argmax(lost)]) if lost.any() else None
+
+
+def _authors(work: Work) -> Table:
+    """The authors' logged growth, the closed form, and our runs after as many steps."""
+    reference, runs = (
+        work.recipe.reference,
+        [r for r in work.runs if r.config.optimizer == "lars_lesion"],
+    )
+    same = [run for run in runs if run.config.lr == reference["lr"]]
+    rows = []
+    for epoch, logged in reference["lars"]:
+        steps = epoch * reference["steps_per_epoch"]
+        ours = [_at(run, steps) for run in same]
+        numbers = (logged, growth(reference["lr"], steps), *ours)
+        rows.append((epoch, steps, *(n and f"{n:.6g}" for n in numbers)))
+    columns = ("epoch", "steps", "authors' log", "closed form", *(run.config.dtype for run in same))
+    return Table("LARS, growth in the authors' adversarial network", columns, tuple(rows))
+
+
+def _at(run: Run, steps: int) -> float | None:
+    """The mean growth after so many steps, where there is a snapshot of them."""
+    path = run.path / "snapshots" / f"step-{steps:06d}.h5"
+    if not path.exists():
+        return None
+    first, then = _first_norms(run), _norms(store.load(path).params)
+    return float(np.mean([then[name] / first[name] for name in first]))
+
+
+def _panel(run: Run) -> Panel:
+    """The norm of every layer over its first, and the closed form."""
+    arrays, _ = trace.read(run.path / "trace.h5")
+    steps, table = arrays["layers/step"] - 1, arrays["layers/weight_norm"]
+    first, last = _first_norms(run), max(table.shape[1] - 1, 1)
+    lines = [
+        Line(layer, steps, table[:, i] / norm, shade=i / last)
+        for i, (layer, norm) in enumerate(first.items())
+    ]
+    expected = np.array([_closed(run, int(t)) for t in steps])
+    lines.append(Line("closed form", steps, expected, "dashed", group=1))
+    return Panel(name(run), "training step", "norm over its first", tuple(lines),
+                 ylog=bool(expected.max() > 100))  # fmt: skip

@@ -1,0 +1,77 @@
+"""Learning-rate grids: the error at each rate beside the best (Figure 4 of the NeurIPS version)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.studies import Report, Table, Work
+from npdrt.train.sweep import Run
+
+OPTIONS = ()
+Grid = dict[float, float]  # error by learning rate; inf where it diverged
+
+
+def report(work: Work) -> Report:
+    """The training loss over each optimizer's grid, and the best error over the error."""
+    ours = _grids(work.runs)
+    tables = [_table("npdrt, training loss", ours)]
+    panels = [_panel("npdrt", ours)]
+    for benchmark in work.recipe.reference.get("benchmark", []):
+        theirs = _logged(benchmark)
+        title = f"Authors: {benchmark['name']}, {benchmark['error']}"
+        tables.append(_table(title, theirs))
+        panels.append(_panel(f"Authors: {benchmark['name']}", theirs))
+    figure = Figure("rates", work.recipe.title, tuple(panels))
+    notes = (
+        "The figure divides each optimizer's best error by its error at a rate, so 1 is its own "
+        "best rate: it shows how sharply an optimizer must be tuned, not which reaches less.",
+    )
+    return Report(tuple(tables), figure, notes)
+
+
+def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
+    """The training loss after the last epoch by optimizer and learning rate."""
+    grids: dict[str, Grid] = {}
+    for run in runs:
+        loss = (run.result or {}).get("train_loss")
+        error = math.inf if loss is None else float(loss)
+        grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = error
+    return grids
+
+
+def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:
+    rates = benchmark["lr"]
+    names = ("sgd", "fromage", "adam")
+    return {name: dict(zip(rates, benchmark[name], strict=True)) for name in names}
+
+
+def normalised(grid: Grid) -> Grid:
+    """The best error over the error at each rate; 0 where a run diverged."""
+    best = min(grid.values())
+    return {lr: best / error if error > 0 else 1.0 for lr, error in grid.items()}
+
+
+def _table(title: str, grids: Mapping[str, Grid]) -> Table:
+    rates = sorted({lr for grid in grids.values() for lr in grid}, reverse=True)
+    rows = [
+        (name, f"{min(grid, key=lambda lr: grid[lr]):g}", *(_shown(grid.get(lr)) for lr in rates))
+        for name, grid in grids.items()
+    ]
+    return Table(title, ("optimizer", "best lr", *(f"{lr:g}" for lr in rates)), tuple(rows))
+
+
+def _shown(error: float | None) -> Any:
+    return "diverged" if error == math.inf else error
+
+
+def _panel(title: str, grids: Mapping[str, Grid]) -> Panel:
+    lines = []
+    for name, grid in grids.items():
+        x = sorted(grid)
+        scores = normalised(grid)
+        lines.append(Line(name, x, [scores[lr] for lr in x], "marked"))
+    return Panel(title, "learning rate", "best error over error", tuple(lines), xlog=True,
+                 ylim=(0, 1.05))  # fmt: skip

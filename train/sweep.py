@@ -1,0 +1,234 @@
+"""A sweep: the runs of a recipe in worker processes, one directory each, resumable at any time.
+
+A run's directory is named by the hash of its resolved configuration, its data and its model file;
+`result.json` in it, written whole when the run has ended, says that it is finished. Nothing else
+is kept: killing a sweep loses the steps since the last checkpoints, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from npdrt import data
+from npdrt.data import Dataset
+from npdrt.errors import Diverged, Error
+from npdrt.store import log
+from npdrt.train.config import Config, model_digest, resolve
+from npdrt.train.loop import Reporter, resume, train
+from npdrt.train.recipe import RUN_OPTIONS, Recipe
+
+POLL = 0.2  # seconds between looks at the workers
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a sweep: its resolved configuration, its directory, and its number of steps."""
+
+    config: Config
+    path: Path
+    steps: int
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the run came to, or None while it is not finished."""
+        try:
+            result: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return result
+
+    def records(self, event: str) -> list[log.Record]:
+        """The records of that event in the run's log."""
+        return [r for r in log.read(self.path / "log.jsonl") if r["event"] == event]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: worker processes, share of the runs as (i, n), compiled loops, device, data."""
+
+    jobs: int = 1
+    shard: tuple[int, int] = (0, 1)
+    fast: bool = False
+    device: str = "cpu"
+    data_dir: Path | None = None
+
+
+def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
+    """Every run of the recipe, each once, in order."""
+
+    @cache
+    def dataset(name: str, standardise: bool) -> Dataset:
+        return data.load(name, data_dir=options.data_dir, standardise=standardise)
+
+    found = {}
+    for config in recipe.configs:
+        source = dataset(config.data, config.standardise)
+        resolved = resolve(dataclasses.replace(config, device=options.device), source)
+        path = out / "runs" / _hash(resolved, source)
+        steps = resolved.epochs * -(-len(source.x) // resolved.batch_size)
+        found[path] = Run(resolved, path, steps)
+    return list(found.values())
+
+
+def _hash(config: Config, source: Dataset) -> str:
+    """The first 12 hex digits of the SHA-256 of what decides the numbers of a run."""
+    settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
+    decides = {"config": settings, "data": source.digests, "model": model_digest(config)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sweep(
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], int] = lambda: 0,
+) -> list[Run]:
+    """Make the runs of `options.shard` that are not finished; returns all runs of the recipe.
+
+    progress: called with steps done and steps in all, of the shard. stop: asked all
+    the while; a signal number other than 0 lets every worker save and end.
+    Raises Error naming the runs that failed, after the others have ended. A run whose loss is not
+    finite is finished: its result says where it diverged.
+    """
+    every = runs(recipe, out, options)
+    _write(out / "manifest.json", _manifest(recipe, every))
+    index, shards = options.shard
+    mine = every[index::shards]
+    todo = [run for run in mine if run.result is None]
+    done = sum(run.steps for run in mine if run not in todo)
+    total = sum(run.steps for run in mine)
+    steps = multiprocessing.get_context("spawn").Array("q", max(len(todo), 1), lock=False)
+    futures: list[Future[None]] = []
+    for _ in _working(todo, options, steps, stop, futures):
+        progress(done + sum(steps), total)
+    ended = {run: f.exception() for run, f in zip(todo, futures, strict=True) if not f.cancelled()}
+    failed = [f"run {run.path.name}: {_reason(error)}" for run, error in ended.items() if error]
+    if failed:
+        raise Error("\n".join(failed))
+    return every
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process was killed; the same command goes on from its last checkpoint"
+    return str(error)
+
+
+def _manifest(recipe: Recipe, every: Sequence[Run]) -> dict[str, Any]:
+    """What the sweep consists of; the same for every shard and at any time."""
+    listed = [{"run": run.path.name, "config": run.config.as_dict()} for run in every]
+    return {"recipe": recipe.name, "scale": recipe.scale, "runs": listed}
+
+
+def _working(
+    todo: Sequence[Run],
+    options: Options,
+    steps: Any,
+    stop: Callable[[], int],
+    futures: list[Future[None]],
+) -> Iterator[None]:
+    """Work on all runs in a pool; yields now and then, until the futures, one a run, are done."""
+    context = multiprocessing.get_context("spawn")  # BLAS threads do not survive a fork
+    signalled = context.Value("i", 0, lock=False)
+    start = partial(_start, steps, signalled, os.getpid())
+    with ProcessPoolExecutor(max(1, min(options.jobs, len(todo))), context, start) as pool:
+        futures += [pool.submit(_work, i, run, options) for i, run in enumerate(todo)]
+        while not all(future.done() for future in futures):
+            yield
+            time.sleep(POLL)
+            if stop() and not signalled.value:
+                signalled.value = stop()
+                for future in futures:
+                    future.cancel()  # those that have not begun
+    yield
+
+
+# --- in a worker process ---------------------------------------------------------------------
+
+_shared: dict[str, Any] = {}
+_busy = threading.Lock()  # held while a run is being made
+
+
+def _start(steps: Any, signalled: Any, parent: int) -> None:
+    """Set a worker up: signals are the parent's affair, which tells through `signalled`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared.update(steps=steps, signalled=signalled, parent=parent)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    """End the worker once its parent is gone and its run is saved: the pool would wait for ever."""
+    while os.getppid() == _shared["parent"]:
+        time.sleep(1)
+    with _busy:
+        os._exit(128 + signal.SIGTERM)
+
+
+def _stop() -> int:
+    """The signal that the parent got, or SIGTERM where the parent is gone; else 0."""
+    orphaned = os.getppid() != _shared["parent"]
+    return signal.SIGTERM if orphaned else int(_shared["signalled"].value)
+
+
+class _Count(Reporter):
+    """Tells the parent the step of one run."""
+
+    def __init__(self, index: int):
+        self._index = index
+
+    def progress(self, step: int, steps: int, record: log.Record | None) -> None:
+        """Called after every step."""
+        _shared["steps"][self._index] = step
+
+
+def _work(index: int, run: Run, options: Options) -> None:
+    """Make one run to its end and write its result, unless a signal ends it before."""
+    with _busy:
+        if not _stop():
+            _make(index, run, options)
+
+
+def _make(index: int, run: Run, options: Options) -> None:
+    how: dict[str, Any] = {"data_dir": options.data_dir, "reporter": _Count(index), "stop": _stop}
+    try:
+        if any(run.path.glob("checkpoint*.h5")):
+            summary = resume(run.path, fast=options.fast, eager=False, **how)
+        else:
+            shutil.rmtree(run.path, ignore_errors=True)  # killed before its first checkpoint
+            config = dataclasses.replace(run.config, fast=options.fast)
+            summary = train(config, run.path, **how)
+    except Diverged as error:
+        result = {"diverged": str(error).partition(". ")[0]}
+    else:
+        if summary.stopped:
+            return
+        result = {k: v for k, v in dataclasses.asdict(summary).items() if k != "run"}
+    _write(run.path / "result.json", result)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """A JSON file, whole or not at all; one whose content is there already is left alone."""
+    content = json.dumps(log.finite(value), indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() == content:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(content)
+    temporary.replace(path)
