@@ -1,10 +1,10 @@
 """Perturbation slices beside training steps: microseconds an example, in one run.
 
 A perceptron (784 inputs, 10 outputs, ReLU, biases) is trained with Fromage on random examples in
-batches of 250, and sliced on the same examples: a point of a slice is a full-batch loss and gradient
-with the changes' norms. A training step and a point each go forward and backward once an example,
-so they should cost the same; an update comes with every 250 examples of the one, the norms with
-every point of the other. Runs and slices take turns; the table has medians.
+batches of 250, and sliced on the same examples: a point of a slice is a full-batch loss and
+gradient with the changes' norms. A training step and a point each go forward and backward once an
+example, so they should cost the same; an update comes with every 250 examples of the one, the
+norms with every point of the other. Runs and slices take turns; the table has medians.
 """
 
 from __future__ import annotations

@@ -422,7 +422,7 @@ def test_show_a_run(here: Path) -> None:
     made = npdrt.load("run/checkpoint.h5").meta["provenance"]
     assert lines[0].startswith("run/checkpoint.h5: checkpoint, sha256 ")
     assert lines[1] == "step 10 of 10, epoch 2: finished"
-    assert lines[2].startswith("config: batch_size 8, data blobs.npz, device ")
+    assert lines[2].startswith("config: batch_size 8, conditioning False, data blobs.npz, device ")
     assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[2]
     assert "optimizer fromage, schedule linear, seed 0" in lines[2]
     assert lines[3].startswith(f"made by: npdrt {npdrt.__version__}, Python ")

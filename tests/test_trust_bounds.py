@@ -615,6 +615,9 @@ def test_lemmas_2_and_5_of_version_one(seed: int, shape: str) -> None:
 def test_lemmas_2_and_5_attained_and_counterexamples() -> None:
     once = trust.lemma_5_v1([np.eye(1)] * 3, [np.eye(1)] * 3, ours=True)
     assert once.lhs == pytest.approx(once.rhs)  # dW = W: (2^L - 1)^2
+    w = np.diag([2.0, 1])
+    printed = trust.lemma_5_v1([w], [0.1 * w])
+    assert printed.rhs == pytest.approx(2 * 2 * 4 * 0.01)  # 2^L nbar kappa^2 r^2
     doubled = trust.lemma_2_v1(pair([1, 1], [1, 1]), np.ones(1))
     assert doubled.lhs == pytest.approx(doubled.rhs) == 16
     mountain = trust.lemma_5_v1(MOUNTAIN.before.weights, MOUNTAIN.changes)
@@ -627,6 +630,7 @@ def test_lemmas_2_and_5_attained_and_counterexamples() -> None:
 sizes = st.floats(1e-3, 1e3) | st.floats(-1e3, -1e-3)
 
 
+@settings(deadline=None)
 @given(sizes, sizes, sizes, sizes)
 def test_scalar_networks(a: float, da: float, b: float, db: float) -> None:
     """Equation 3 of version 2, and the factor 3 of version 1."""

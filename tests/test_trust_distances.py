@@ -9,7 +9,7 @@ import backends
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,6 +45,7 @@ positive = st.floats(1e-12, 1e3)
 
 
 @pytest.mark.parametrize("name", OF_R)
+@settings(deadline=None)
 @given(r=st.lists(positive, min_size=1, max_size=8))
 def test_against_fifty_digits(name: str, r: list[float]) -> None:
     with mpmath.workdps(250):  # enough for 1 + 1e-192
@@ -121,6 +122,7 @@ def test_in_a_recorded_program(dtype: str) -> None:
         assert replayed[0] == eager[0]
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (3, 2), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_exactly_zero_where_nothing_moved(w: np.ndarray) -> None:
     r = trust.relative_perturbations({"w": w}, {"w": w.copy()})
@@ -192,6 +194,7 @@ def test_the_surrogate_is_no_bound() -> None:
     assert squared(layers(1, 1)) == pytest.approx(3)
 
 
+@settings(deadline=None)
 @given(eta=st.floats(1e-6, 1e6), depth=st.integers(1, 50))
 def test_surrogate_ratio(eta: float, depth: int) -> None:
     with mpmath.workdps(700):
@@ -234,6 +237,7 @@ def test_condition_number_on_every_library(backend: backends.Backend) -> None:
     assert trust.spectral_shift(w, w).absolute == pytest.approx(math.sqrt(20))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_mirsky(seed: int) -> None:
     """Version 1, Theorem 3; equality for dW = c W."""

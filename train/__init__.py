@@ -1,6 +1,7 @@
 """Training: the configuration of a run, one step, the loop."""
 
 from npdrt.train.config import Config
-from npdrt.train.loop import Reporter, Summary, resume, train
+from npdrt.train.loop import Reporter, Summary
+from npdrt.train.run import resume, train
 
 __all__ = ["Config", "Reporter", "Summary", "resume", "train"]

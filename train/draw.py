@@ -104,7 +104,8 @@ def _layout(figure: Figure) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    columns = 1 if len(figure.panels) == 1 or any(map(_crowded, figure.panels)) else 2
+    narrow = len(figure.panels) == 1 or any(map(_crowded, figure.panels))
+    columns = figure.columns or (1 if narrow else 2)
     rows = max(1, math.ceil(len(figure.panels) / columns))
     height = ROW * rows + (1.2 if columns == rows == 1 else 0.3)
     canvas = Canvas(figsize=(WIDTH, height), layout="constrained")

@@ -89,11 +89,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels, row by row. name: of the study or run, for a file name. caption: what it shows."""
+    """Panels, row by row. name: of the study or run, for a file name. caption: what it shows.
+
+    columns: panels a row; None lets the renderer choose.
+    """
 
     name: str
     caption: str
     panels: tuple[Panel, ...]
+    columns: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "panels", tuple(self.panels))
@@ -120,6 +124,7 @@ def to_arrays(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, {
         "name": figure.name,
         "caption": figure.caption,
+        "columns": figure.columns,
         "panels": [_panel_meta(panel) for panel in figure.panels],
     }
 
@@ -155,7 +160,8 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
                 for place, settings in _places(meta, p, about["lines"])
             )
             panels.append(Panel(**{**about, "lines": lines}))
-        return Figure(str(meta["name"]), str(meta["caption"]), tuple(panels))
+        name, caption = str(meta["name"]), str(meta["caption"])
+        return Figure(name, caption, tuple(panels), meta["columns"])
     except (Error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileRefused(
             f"the figure is not of the form that npdrt writes ({type(error).__name__}: {error})"

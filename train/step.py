@@ -13,7 +13,6 @@ from npdrt.optim import Optimizer, norm
 from npdrt.random import Random
 from npdrt.trust.descent import descent_threshold, dot
 from npdrt.trust.distances import (
-    deep_relative_trust,
     log_deep_relative_trust,
     squared_deep_relative_trust,
     weights,
@@ -154,17 +153,21 @@ def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[st
     """
     if not chosen:
         return {}
-    xp, names = namespace(size), [str(i) for i in chosen]
-    r, cosine = (
-        {name: layers[column][i, ...] for name, i in zip(names, chosen, strict=True)}
-        for column in ("relative_update", "cosine")
-    )
-    sizes = xp.stack([size[i, ...] for i in chosen])
-    worst = xp.min(xp.stack(list(cosine.values())))
+    xp, relative = namespace(size), layers["relative_update"]
+    r = {str(i): relative[i, ...] for i in chosen}
+    log, sizes = log_deep_relative_trust(r), _chosen(size, chosen)
+    worst = xp.min(_chosen(layers["cosine"], chosen))
     return {
-        "deep_relative_trust": deep_relative_trust(r),
-        "log_deep_relative_trust": log_deep_relative_trust(r),
+        "deep_relative_trust": xp.expm1(log),
+        "log_deep_relative_trust": log,
         "squared_deep_relative_trust": squared_deep_relative_trust(r),
         "euclidean_trust": xp.sum(sizes * sizes),
         "descent_threshold": descent_threshold(worst, len(chosen)),
     }
+
+
+def _chosen(column: Array, chosen: list[int]) -> Array:
+    """Some of the numbers of a column."""
+    if len(chosen) == column.shape[0]:
+        return column
+    return namespace(column).stack([column[i, ...] for i in chosen])

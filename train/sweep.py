@@ -29,8 +29,9 @@ from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
 from npdrt.store import log
 from npdrt.train.config import Config, model_digest, resolve
-from npdrt.train.loop import Reporter, resume, train
+from npdrt.train.loop import Reporter
 from npdrt.train.recipe import RUN_OPTIONS, Recipe
+from npdrt.train.run import resume, train
 
 POLL = 0.2  # seconds between looks at the workers
 

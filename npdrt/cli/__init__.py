@@ -13,7 +13,7 @@ from npdrt.errors import Error, Unavailable
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
     "reproduce": "A figure of the papers: their numbers beside ours.",
-    "perturb": "Loss and gradient along the layerwise gradient, at a run's snapshots.",
+    "perturb": "Loss and gradient along a run's layerwise gradient.",
     "sweep": "Every run of a recipe, resumable.",
     "distance": "Deep relative trust and bounds between two checkpoints.",
     "explain": "The array calls of one training step, or where two differ.",

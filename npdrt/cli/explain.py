@@ -16,13 +16,23 @@ from npdrt.errors import Error, FileRefused
 from npdrt.program import Program, compare, listing, load, record
 from npdrt.random import Random
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
-from npdrt.train.loop import blame
+from npdrt.train.run import blame
 from npdrt.train.step import State, Task, make_step
 
 # The options of `train` that decide which calls a step makes, or that one has at hand.
 SHARED = (
     *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
-    *("fields", "data", "data_dir", "optimizer", "lr", "momentum", "dampening", "nesterov"),
+    *(
+        "normalisation",
+        "fields",
+        "data",
+        "data_dir",
+        "optimizer",
+        "lr",
+        "momentum",
+        "dampening",
+        "nesterov",
+    ),
     *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
     *("batch_size", "label_smoothing", "dtype"),
 )
@@ -138,8 +148,10 @@ def _step_program(config: Config, data_dir: Path | None) -> Program:
     x, y = _batch(config, dataset)
     with blame(config):
         params = _parameters(model, config)
-        state = State(params, {}, optimizer.init(params))
-        step = make_step(Task(model, dataset.classes, config.label_smoothing), optimizer)
+        task = Task(model, dataset.classes, config.label_smoothing)
+        buffers = task.buffers(config.seed, "cpu", config.dtype)
+        state = State(params, buffers, optimizer.init(params))
+        step = make_step(task, optimizer)
         return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
 
 

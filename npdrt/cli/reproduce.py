@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from npdrt.train.recipe import Recipe
 from npdrt.train.studies import Report, Stopped, Table, reproduce
 from npdrt.train.sweep import Options
 
+Row = tuple[str, ...]
 
-@click.command("reproduce")
-@click.argument("name", type=Name(recipes.names(), "."))
+
+@click.command("reproduce", epilog="Recipes: " + ", ".join(recipes.names()) + ".")
+@click.argument("name", type=Name(recipes.names(), "."), metavar="NAME")
 @scale_option
+@click.option("--markdown", is_flag=True, help="Tables in Markdown.")
 @run_options
 def command(
     name: str,
     scale: str,
     out: Path | None,
     as_json: bool,
+    markdown: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -50,7 +55,7 @@ def command(
     if as_json:
         print_json({"name": recipe.name, "scale": scale, "out": str(out), **_json(recipe, report)})
     else:
-        click.echo(_text(recipe, report))
+        click.echo(_text(recipe, report, _markdown if markdown else table))
         click.echo(f"\nstudy  {out / 'study.h5'}" + (f"\nfigure {picture}" if picture else ""))
 
 
@@ -71,18 +76,23 @@ def _json(recipe: Recipe, report: Report) -> dict[str, Any]:
     return {**about, "tables": tables, "notes": report.notes}
 
 
-def _text(recipe: Recipe, report: Report) -> str:
+def _text(recipe: Recipe, report: Report, form: Callable[[list[Row]], str]) -> str:
     head = [f"{recipe.name}: {recipe.title}", recipe.source]
     paragraphs = [f"The paper: {recipe.statement}"]
     paragraphs += [f"Scale {recipe.scale}: {recipe.note}"] if recipe.note else []
     filled = [textwrap.fill(p, 88, break_on_hyphens=False) for p in paragraphs]
     notes = [textwrap.fill(f"* {note}", 88, subsequent_indent="  ") for note in report.notes]
-    return "\n\n".join(["\n".join(head), *filled, *map(_table, report.tables), *notes])
+    tables = [f"{t.title}\n{form(_cells(t))}" for t in report.tables]
+    return "\n\n".join(["\n".join(head), *filled, *tables, *notes])
 
 
-def _table(content: Table) -> str:
-    rows = [content.columns, *(tuple(map(_cell, row)) for row in content.rows)]
-    return f"{content.title}\n{table(rows)}"
+def _cells(content: Table) -> list[Row]:
+    return [content.columns, *(tuple(map(_cell, row)) for row in content.rows)]
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _cell(value: Any) -> str:

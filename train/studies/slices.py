@@ -31,7 +31,7 @@ def report(work: Work) -> Report:
         panels += _panels(name, runs[0], sliced[runs[0]])
         notes += [_whole(work, run, name) for run in runs if _steps(work, run)]
     caption = f"{work.recipe.title}. Slices over {_size(sliced)} training examples."
-    return Report(tuple(tables), Figure("slices", caption, tuple(panels)), tuple(notes))
+    return Report(tuple(tables), Figure("slices", caption, tuple(panels), columns=3), tuple(notes))
 
 
 def _slices(work: Work, run: Run, index: int) -> Slices:

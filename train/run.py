@@ -1,0 +1,136 @@
+"""Start a training run, or go on with one from its newest checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from npdrt import arrays, data, store
+from npdrt.errors import Error, FileRefused
+from npdrt.store import Checkpoint, container, log
+from npdrt.store.lock import exclusive
+from npdrt.train.config import Config, model_digest
+from npdrt.train.loop import RUN_FORMAT, Reporter, Summary, Trainer
+
+
+def never() -> int:
+    """A `stop` that never asks for one."""
+    return 0
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], int] = never,
+) -> Summary:
+    """Train from the start into the new directory `out`.
+
+    stop: asked after every step; a signal number other than 0 makes the run save and end.
+    Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    trainer = Trainer(config, dataset, out, reporter or Reporter())
+    with arrays.on(trainer.device), blame(config):
+        start = trainer.fresh()
+        out.mkdir(parents=True, exist_ok=True)
+        with exclusive(out):
+            return trainer.run(start, stop, fresh=True)
+
+
+def resume(
+    out: Path,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+    eager: bool | None = None,
+    fast: bool | None = None,
+    data_dir: Path | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], int] = never,
+) -> Summary:
+    """Go on with the run in `out` from its newest checkpoint that can be read.
+
+    The result has the bits of a run that never stopped. epochs: a new length of the run (not
+    with a linear schedule, which depends on it). device, eager, fast: another way to run it.
+    Raises `Error` where the data or the model file are not those of the run.
+    """
+    changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    if eager or fast:
+        changes |= {"eager": bool(eager), "fast": bool(fast)}
+    with exclusive(out):
+        return _go_on(out, changes, data_dir, reporter or Reporter(), stop)
+
+
+def _go_on(
+    out: Path,
+    changes: dict[str, Any],
+    data_dir: Path | None,
+    reporter: Reporter,
+    stop: Callable[[], int],
+) -> Summary:
+    """Resume the run in `out`, which this process holds."""
+    checkpoint, path, warning = store.load_newest(out)
+    container.remove_stale_temporaries(out)
+    if warning:
+        reporter.warning(warning)
+    config = _resumed_config(checkpoint, path, changes)
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    if dataset.digests != checkpoint.meta["provenance"]["data"]:
+        raise Error(f"{path}: the data set {config.data} has changed since the run was started")
+    trainer = Trainer(config, dataset, out, reporter)
+    with arrays.on(trainer.device), blame(config):
+        at = trainer.restored(checkpoint, path)
+        if at.step > trainer.steps:
+            raise Error(
+                f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
+                f"{trainer.epoch} steps"
+            )
+        kept = log.cut(out / "log.jsonl", at.step)
+        seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
+        return trainer.run(dataclasses.replace(at, seconds=seconds), stop)
+
+
+@contextmanager
+def blame(config: Config) -> Iterator[None]:
+    """An exception out of a user's model becomes one line with its place."""
+    try:
+        yield
+    except (Error, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in config.model:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        file = config.model.rpartition(":")[0]
+        place = ([frame for frame in frames if frame.filename.endswith(file)] or frames)[-1]
+        raise Error(
+            f"model {config.model} failed: {type(error).__name__}: {error} ({place.filename}, "
+            f"line {place.lineno}); a model computes with npdrt.ops"
+        ) from error
+
+
+def _resumed_config(checkpoint: Checkpoint, path: Path, changes: dict[str, Any]) -> Config:
+    if checkpoint.meta.get("run") != RUN_FORMAT:
+        raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
+    config = Config.from_dict(checkpoint.meta["config"])
+    if model_digest(config) != checkpoint.meta["model_file"]:
+        raise Error(
+            f"{config.model} has changed since the run was started; "
+            "start a new run, with another --out"
+        )
+    epochs = changes["epochs"]
+    if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
+        raise Error(
+            f"a linear schedule falls over the run's {config.epochs} epochs, which cannot be "
+            f"changed to {epochs} on the way"
+        )
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
