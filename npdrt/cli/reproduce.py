@@ -91,7 +91,7 @@ def _cells(content: Table) -> list[Row]:
 
 
 def _markdown(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join(["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 

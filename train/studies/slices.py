@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ def report(work: Work) -> Report:
         panels += _panels(name, runs[0], sliced[runs[0]])
         notes += [_whole(work, run, name) for run in runs if _steps(work, run)]
     caption = f"{work.recipe.title}. Slices over {_size(sliced)} training examples."
-    return Report(tuple(tables), Figure("slices", caption, tuple(panels), columns=3), tuple(notes))
+    return Report(
+        tuple(tables), Figure("slices", caption, _comparable(panels), columns=3), tuple(notes)
+    )
 
 
 def _slices(work: Work, run: Run, index: int) -> Slices:
@@ -152,6 +155,16 @@ def _panels(name: str, run: Run, found: Slices) -> Iterator[Panel]:
     )
     for panel in perturb.draw(found).panels:
         yield Panel(name, panel.xlabel, panel.ylabel, panel.lines, ylog=True)
+
+
+def _comparable(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+    """The panels with one y axis for each quantity, so that the nets can be compared."""
+    limits = {}
+    for name in {panel.ylabel for panel in panels if panel.ylog}:
+        values = np.concatenate([line.y for p in panels if p.ylabel == name for line in p.lines])
+        values = values[np.isfinite(values) & (values > 0)]
+        limits[name] = (values.min() / 1.5, values.max() * 1.5)
+    return tuple(dataclasses.replace(p, ylim=limits.get(p.ylabel)) for p in panels)
 
 
 # --- snapshots on all examples ---------------------------------------------------------------
