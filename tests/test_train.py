@@ -26,7 +26,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import npdrt
-from npdrt import optim, store
+from npdrt import data, optim, store
 from npdrt.arrays import quiet
 from npdrt.cli import cli
 from npdrt.data import Dataset
@@ -1355,6 +1355,40 @@ def test_trace_of_conditioning(blobs: Path, tmp_path: Path) -> None:
     assert fingerprints(npdrt.load(tmp_path / "plain" / "checkpoint.h5").params) == fingerprints(
         end
     )
+
+
+def test_trace_of_jacobians(blobs: Path, tmp_path: Path) -> None:
+    """d output / d input of every layer, against finite differences, which are exact where a
+    network is linear; nothing where a layer is no piecewise-linear perceptron's."""
+    options = {"depth": 3, "width": 5, "bias": True}
+    config = settings(blobs, model_options=options)
+    train(config, tmp_path / "run")
+    tables, _ = trace.read(tmp_path / "run" / "trace.h5")
+    params = npdrt.load(tmp_path / "run" / "checkpoint.h5").params
+    h = data.load(config.data, standardise=config.standardise).x[:4].astype(np.float64)
+    names = [name for name in params if name.endswith("weight")]
+    for layer, name in enumerate(names):
+        columns = [
+            above(params, names[layer:], h + 1e-6 * e) - above(params, names[layer:], h - 1e-6 * e)
+            for e in np.eye(h.shape[1])
+        ]
+        squares = np.sum(np.square(np.array(columns) / 2e-6), axis=(0, 2))
+        found = tables["conditioning/jacobian_norm"][-1, layer]
+        assert found == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-6)
+        h = above(params, [name, ""], h)
+    for other in ({"nonlinearity": "tanh"}, {"residual": True}, {"normalisation": "spectral"}):
+        train(settings(blobs, model_options={**options, **other}), tmp_path / str(*other))
+        tables, _ = trace.read(tmp_path / str(*other) / "trace.h5")
+        assert np.isnan(tables["conditioning/jacobian_norm"]).all()
+
+
+def above(params: Any, names: list[str], h: Any) -> Any:
+    """The output of these relu layers, the last of them linear; an empty name is no layer."""
+    for name in names:
+        if name:
+            z = h @ params[name].T + params[name.replace("weight", "bias")]
+            h = z if name == names[-1] else np.maximum(z, 0.0)
+    return h
 
 
 def test_trace_of_a_rank_deficient_weight(blobs: Path, tmp_path: Path) -> None:

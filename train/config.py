@@ -37,8 +37,8 @@ class Config:
     compiled loops (extra `fast`); same bits. trace_every, log_every,
     checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
     once an epoch. snapshots: steps after which the parameters are kept in RUN/snapshots; 0 is
-    before the first. conditioning: log the condition number of every weight matrix at the start and
-    after every epoch (a singular value decomposition each).
+    before the first. conditioning: log condition numbers and Jacobians at the start and after
+    every epoch; see `npdrt.train.conditioning`.
     """
 
     model: str = "mlp"

@@ -30,12 +30,11 @@ from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint, log, trace
 from npdrt.store.log import Record
+from npdrt.train.conditioning import conditioning
 from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.provenance import provenance
 from npdrt.train.step import State, Step, Task, evaluate, make_step
-from npdrt.trust.distances import weights
-from npdrt.trust.spectra import condition_number
 
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -335,11 +334,10 @@ class Trainer:
         return {"event": "trace", "step": at.step, **rows}
 
     def _log_conditioning(self, at: Position, journal: log.Log) -> None:
-        """The condition number of every weight matrix, where the configuration asks for it."""
+        """Condition numbers and Jacobians, where the configuration asks for them."""
         if self.config.conditioning:
-            matrices = weights(at.state.params)
-            numbers = {name: condition_number(w) for name, w in matrices.items()}
-            journal.write({"event": "conditioning", "step": at.step, "condition_number": numbers})
+            found = conditioning(self.model, at.state.params, self.train_set[0])
+            journal.write({"event": "conditioning", "step": at.step, **found})
 
     def _step_record(self, at: Position, done: Step, lr: float) -> Record:
         xp = arrays.namespace(done.loss)

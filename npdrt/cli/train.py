@@ -178,7 +178,7 @@ OPTIONS = (  # in the order of the help; None means not given
     click.option(
         "--conditioning/--no-conditioning",
         default=None,
-        help="Trace every weight's condition number, an SVD each, once an epoch.",
+        help="Trace condition numbers and Jacobians, once an epoch.",
     ),
     click.option(
         "--log-every",

@@ -38,6 +38,8 @@ NETWORK = {
 CONDITIONING = {
     "step": "training steps finished; the start and the end of every epoch",
     "condition_number": "largest over smallest singular value; inf, as NaN, without full rank",
+    "jacobian_norm": "2-norm of d output / d input of the weight's layer, root mean square over "
+    "the first training inputs; NaN where the model is no plain piecewise-linear perceptron",
 }
 
 
@@ -46,7 +48,7 @@ def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> N
 
     history/<column>: (epochs,). layers/step: (T,). layers/<quantity>: (T, parameters), columns in
     the order of meta["parameters"]. network/<quantity>: (T,). Where the log has records of it,
-    conditioning/step: (C,), conditioning/condition_number: (C, weights), columns in the order of
+    conditioning/step: (C,), conditioning/<quantity>: (C, weights), columns in the order of
     meta["weights"]. float64, NaN where a value is missing; the units and the meaning of every
     dataset are in /meta.
     """
@@ -64,6 +66,7 @@ def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> N
         numbers = [{"numbers": list(r["condition_number"].values())} for r in conditioning]
         arrays["conditioning/step"] = _steps(conditioning)
         arrays["conditioning/condition_number"] = _rows(numbers, "numbers", weights)
+        arrays["conditioning/jacobian_norm"] = _rows(conditioning, "jacobian_norm", weights)
         meta["weights"] = weights
     container.write(path, arrays, meta)
 
@@ -75,9 +78,10 @@ def _about(conditioning: bool) -> dict[str, dict[str, str]]:
     groups += [("layers", LAYERS, "(measurements, parameters)")]
     groups += [("network", NETWORK, "(measurements,)")]
     if conditioning:
-        step, number = ({name: CONDITIONING[name]} for name in CONDITIONING)
-        groups += [("conditioning", step, "(checks,)")]
-        groups += [("conditioning", number, "(checks, weights)")]
+        shapes = {
+            name: "(checks,)" if name == "step" else "(checks, weights)" for name in CONDITIONING
+        }
+        groups += [("conditioning", {n: CONDITIONING[n]}, shape) for n, shape in shapes.items()]
     return {
         f"{group}/{name}": {"shape": shape, "what": what}
         for group, members, shape in groups
