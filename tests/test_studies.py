@@ -53,6 +53,9 @@ def test_the_study_file_holds_tables_and_figure(name: str, made: dict[str, Any])
     assert (meta["kind"], meta["name"], meta["scale"]) == ("study", name, "smoke")
     assert meta["tables"] == made[name]["tables"]
     assert figure.load(path).panels
+    shown = CliRunner().invoke(cli, ["show", str(path)])
+    assert shown.exit_code == 0
+    assert all(table["title"] in shown.output for table in meta["tables"])
 
 
 def column(found: dict[str, Any], table: int, name: str) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ import click
 from npdrt.cli.common import Bars, Name, notice, on_terminal, print_json, signals, table, warn
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
-from npdrt.store.log import finite
 from npdrt.train import recipe as recipes
 from npdrt.train.draw import draw
-from npdrt.train.recipe import Recipe
-from npdrt.train.studies import Report, Stopped, Table, reproduce
+from npdrt.train.studies import Report, Stopped, reproduce, summary
 from npdrt.train.sweep import Options
 
 Row = tuple[str, ...]
@@ -51,11 +49,11 @@ def command(
         except Stopped:
             notice("stopped; the same command goes on")
             raise SystemExit(128 + stop()) from None
-    picture = _draw(report, out / "figure.png")
+    picture, found = _draw(report, out / "figure.png"), summary(recipe, report)
     if as_json:
-        print_json({"name": recipe.name, "scale": scale, "out": str(out), **_json(recipe, report)})
+        print_json({"out": str(out), **found})
     else:
-        click.echo(_text(recipe, report, _markdown if markdown else table))
+        click.echo(text(found, markdown_table if markdown else table))
         click.echo(f"\nstudy  {out / 'study.h5'}" + (f"\nfigure {picture}" if picture else ""))
 
 
@@ -68,29 +66,23 @@ def _draw(report: Report, path: Path) -> Path | None:
     return path
 
 
-def _json(recipe: Recipe, report: Report) -> dict[str, Any]:
-    tables = [
-        {"title": t.title, "columns": t.columns, "rows": finite(t.rows)} for t in report.tables
-    ]
-    about = {key: getattr(recipe, key) for key in ("title", "source", "statement", "note")}
-    return {**about, "tables": tables, "notes": report.notes}
-
-
-def _text(recipe: Recipe, report: Report, form: Callable[[list[Row]], str]) -> str:
-    head = [f"{recipe.name}: {recipe.title}", recipe.source]
-    paragraphs = [f"The paper: {recipe.statement}"]
-    paragraphs += [f"Scale {recipe.scale}: {recipe.note}"] if recipe.note else []
+def text(found: Mapping[str, Any], form: Callable[[list[Row]], str] = table) -> str:
+    """A study for a person, from its `summary`."""
+    head = f"{found['name']}: {found['title']}\n{found['source']}"
+    paragraphs = [f"The paper: {found['statement']}"]
+    paragraphs += [f"Scale {found['scale']}: {found['note']}"] if found["note"] else []
     filled = [textwrap.fill(p, 88, break_on_hyphens=False) for p in paragraphs]
-    notes = [textwrap.fill(f"* {note}", 88, subsequent_indent="  ") for note in report.notes]
-    tables = [f"{t.title}\n{form(_cells(t))}" for t in report.tables]
-    return "\n\n".join(["\n".join(head), *filled, *tables, *notes])
+    tables = [f"{t['title']}\n{form(_cells(t))}" for t in found["tables"]]
+    notes = [textwrap.fill(f"* {note}", 88, subsequent_indent="  ") for note in found["notes"]]
+    return "\n\n".join([head, *filled, *tables, *notes])
 
 
-def _cells(content: Table) -> list[Row]:
-    return [content.columns, *(tuple(map(_cell, row)) for row in content.rows)]
+def _cells(content: Mapping[str, Any]) -> list[Row]:
+    return [tuple(content["columns"]), *(tuple(map(_cell, row)) for row in content["rows"])]
 
 
-def _markdown(rows: list[Row]) -> str:
+def markdown_table(rows: list[Row]) -> str:
+    """The rows as a Markdown table, the first as its head."""
     lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join(["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 

@@ -20,10 +20,10 @@ from npdrt.store import container
 @click.option("--sha256", help="Refuse the file unless its HDF5 image has this digest.")
 @json_option
 def command(path: Path, sha256: str | None, as_json: bool) -> None:
-    """What is in a checkpoint, trace or run directory, and how it was made.
+    """What is in a checkpoint, trace or run directory, and how it was made; a study's tables.
 
-    Every array is listed with dtype, shape, norm, smallest and largest value; --json adds the
-    SHA-256 of its bytes (C order, little-endian).
+    Elsewhere every array is listed with dtype, shape, norm, smallest and largest value; --json
+    adds the SHA-256 of its bytes (C order, little-endian).
     """
     file = path / "checkpoint.h5" if path.is_dir() else path
     if not file.exists():
@@ -38,7 +38,7 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        click.echo(_text(report, arrays))
+        click.echo(_study(meta) if meta.get("kind") == "study" else _text(report, arrays))
         if path.is_dir() and (path / "trace.h5").exists():
             click.echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
 
@@ -55,6 +55,12 @@ def _describe(value: Any) -> dict[str, Any]:
         "max": float(wide.max()) if value.size else None,
         "sha256": hashlib.sha256(value.tobytes()).hexdigest(),
     }
+
+
+def _study(meta: dict[str, Any]) -> str:
+    from npdrt.cli.reproduce import text  # here: it imports all of training
+
+    return text(meta)
 
 
 def _text(report: dict[str, Any], arrays: dict[str, Any]) -> str:

@@ -85,20 +85,20 @@ def reproduce(
     return report
 
 
-def _write(path: Path, recipe: Recipe, report: Report, options: Options) -> None:
-    picture, meta = figure.to_arrays(report.figure)
+def summary(recipe: Recipe, report: Report) -> dict[str, Any]:
+    """What the recipe claims and the study found, as JSON values."""
+    about = ("name", "scale", "title", "source", "statement", "note")
     tables = [
         {"title": t.title, "columns": list(t.columns), "rows": finite(t.rows)}
         for t in report.tables
     ]
-    envelope = {
-        "kind": "study",
-        **{name: getattr(recipe, name) for name in ("name", "scale", "title", "source", "note")},
-        "statement": recipe.statement,
-        "tables": tables,
-        "notes": list(report.notes),
-        "figure": meta,
-        "provenance": provenance(arrays.device(options.device), {}),
-    }
+    found = {"tables": tables, "notes": list(report.notes)}
+    return {**{name: getattr(recipe, name) for name in about}, **found}
+
+
+def _write(path: Path, recipe: Recipe, report: Report, options: Options) -> None:
+    picture, meta = figure.to_arrays(report.figure)
+    made = provenance(arrays.device(options.device), {})
+    envelope = {"kind": "study", **summary(recipe, report), "figure": meta, "provenance": made}
     path.parent.mkdir(parents=True, exist_ok=True)
     container.write(path, picture, envelope)
