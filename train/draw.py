@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import textwrap
 import warnings
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.errors import Error, Unavailable
+from npdrt.store import atomic
 from npdrt.train.figure import Figure, Line, Panel
 
 FORMATS: dict[str, dict[str, Any]] = {  # with the metadata that would differ from run to run
@@ -73,13 +73,7 @@ def draw(figure: Figure, path: Path) -> None:
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise Error(f"{path}: cannot draw {form or 'without a suffix'}; use .png, .svg or .pdf")
-    content = render(figure, form)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.replace(path, render(figure, form))
 
 
 def render(figure: Figure, form: str) -> bytes:

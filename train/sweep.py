@@ -27,7 +27,7 @@ from typing import Any
 from npdrt import data
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
-from npdrt.store import log
+from npdrt.store import atomic, log
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.loop import Reporter
 from npdrt.train.recipe import RUN_OPTIONS, Recipe
@@ -230,6 +230,4 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content)
-    temporary.replace(path)
+    atomic.replace(path, content.encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from npdrt import store
 from npdrt.cli.common import Name
 from npdrt.errors import Error, Unavailable
-from npdrt.store import log
+from npdrt.store import atomic, log
 from npdrt.store.trace import HISTORY
 
 
@@ -33,7 +32,7 @@ def command(run: Path, form: str, output: Path | None, force: bool) -> None:
     if target.exists() and not force:
         raise Error(f"{target} already exists; give --force to replace it, or another --output")
     content = _history(run) if form == "csv" else _parameters(run, form)
-    _replace(target, content)
+    atomic.replace(target, content)
     click.echo(target)
 
 
@@ -73,13 +72,3 @@ def _history(run: Path) -> bytes:
 
 def _cell(value: Any) -> str:
     return "" if value is None else repr(value)
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
