@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ops import CASES, Case, values
 
-from npdrt import ops, record, value_and_grad
+from npdrt import ops, optim, record, value_and_grad
 from npdrt.arrays import label, namespace, phase, quiet
 from npdrt.autodiff import Tensor
 from npdrt.errors import Error
@@ -1487,3 +1487,16 @@ def test_an_update_does_not_depend_on_threads(name: str) -> None:
             results.append(copied(record(optimizer.update, *args)(*args)))
     assert_same(results[0], results[1])
     assert_same(results[0], optimizer.update(*args))
+
+
+def test_a_norm_asked_for_twice_is_taken_once() -> None:
+    """A trace measures the norms that Fromage's update has taken already."""
+
+    def step(x: Any, y: Any) -> Any:
+        return optim.norm(x) + optim.norm(y), optim.norm(x) * 2.0
+
+    given = (np.arange(6.0).reshape(2, 3), np.ones(4))
+    program = record(step, *given)
+    assert [call.function for call in program.calls].count("norm") == 2
+    for found, expected in zip(program(*given), step(*given), strict=True):
+        assert found.tobytes() == expected.tobytes()

@@ -226,9 +226,14 @@ class Namespace:
         return self._recorder.call("astype", (x, np.dtype(dtype).name))
 
     def record_composite(self, name: str, x: Any) -> Any:
-        """A function that a program replays with a kernel of its own."""
-        contiguous = self._recorder.values[x.index].contiguous
-        return self._recorder.call(name, (x if contiguous else self._recorder.call("copy", (x,)),))
+        """A function that a program replays with a kernel of its own; of one value it is called
+        once, and the same result serves whoever asks again."""
+        known, key = self._recorder.composites, (name, x.index)
+        if key not in known:
+            contiguous = self._recorder.values[x.index].contiguous
+            given = x if contiguous else self._recorder.call("copy", (x,))
+            known[key] = self._recorder.call(name, (given,))
+        return known[key]
 
     def zeros_like(self, x: Any) -> Any:
         """Zeros of the form of x."""
@@ -257,6 +262,7 @@ class Recorder:
         self.forms: list[Form] = []
         self.calls: list[Call] = []
         self.names: dict[int, str] = {}
+        self.composites: dict[tuple[str, int], Any] = {}  # by function and the value it is of
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.draws: dict[int, Draw] = {}
         self.views: dict[int, list[weakref.ref[Recorded]]] = defaultdict(list)  # by owner
