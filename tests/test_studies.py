@@ -206,6 +206,22 @@ def test_a_signal_ends_a_study(tmp_path: Path) -> None:
     assert not (tmp_path / "study.h5").exists()
 
 
+def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> None:
+    """--as-is makes no run, and says which are missing."""
+    arguments = ["reproduce", "fromage/figure-4", "--scale", "smoke", "--as-is", "--json", "--out"]
+    result = CliRunner().invoke(cli, [*arguments, str(tmp_path)])
+    assert result.exit_code == 2
+    assert "none of the 6 runs" in result.output
+    whole = Path(made["fromage/figure-4"]["out"]) / "runs"
+    kept = sorted(whole.iterdir())[:4]
+    (tmp_path / "runs").mkdir()
+    for run in kept:
+        (tmp_path / "runs" / run.name).symlink_to(run)
+    found = json.loads(CliRunner().invoke(cli, [*arguments, str(tmp_path)]).stdout)
+    assert "2 of 6 runs are not finished" in found["notes"][-1]
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
 def test_a_finished_study_computes_nothing(made: dict[str, Any], monkeypatch: Any) -> None:
     """The same command again gives the same tables from what is there."""
     from npdrt.train import perturb, sweep

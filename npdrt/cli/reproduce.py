@@ -23,12 +23,14 @@ Row = tuple[str, ...]
 @click.command("reproduce", epilog="Recipes: " + ", ".join(recipes.names()) + ".")
 @click.argument("name", type=Name(recipes.names(), "."), metavar="NAME")
 @scale_option
+@click.option("--as-is", is_flag=True, help="Make no run; study those that are finished.")
 @click.option("--markdown", is_flag=True, help="Tables in Markdown.")
 @run_options
 def command(
     name: str,
     scale: str,
     out: Path | None,
+    as_is: bool,
     as_json: bool,
     markdown: bool,
     quiet: bool,
@@ -45,7 +47,9 @@ def command(
     out = out or directory(recipe)
     with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
         try:
-            report = reproduce(recipe, out, Options(**options), progress=bars.progress, stop=stop)
+            report = reproduce(
+                recipe, out, Options(**options), as_is=as_is, progress=bars.progress, stop=stop
+            )
         except Stopped:
             notice("stopped; the same command goes on")
             raise SystemExit(128 + stop()) from None

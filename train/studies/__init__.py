@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from npdrt import arrays
+from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.store.log import finite
 from npdrt.train import figure, sweep
@@ -67,22 +68,44 @@ def reproduce(
     out: Path,
     options: Options,
     *,
+    as_is: bool = False,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
     stop: Callable[[], int] = lambda: 0,
 ) -> Report:
     """Make the runs of a recipe in OUT/runs, study them, and write OUT/study.h5.
 
-    Raises `Stopped` after a signal; the same call then goes on where it was.
+    as_is: make no run, and study those that are finished; a note says which are missing.
+    Raises `Stopped` after a signal; the same call then goes on where it was. Raises `Error` where
+    there is nothing to study.
     """
     check_names("study", {recipe.study: None}, list(STUDIES))
     study = importlib.import_module(f"npdrt.train.studies.{recipe.study}")
     check_names(f"option of study {recipe.study}", recipe.options, list(study.OPTIONS))
-    runs = sweep.sweep(recipe, out, options, stop=stop, progress=partial(progress, "runs"))
+    if as_is:
+        runs = sweep.runs(recipe, out, options)
+    else:
+        told = partial(progress, "runs")
+        runs = sweep.sweep(recipe, out, options, stop=stop, progress=told)
     if stop():
         raise Stopped
-    report: Report = study.report(Work(recipe, runs, options, progress, stop))
+    finished = [run for run in runs if run.result is not None]
+    if runs and not finished:
+        raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")
+    report: Report = study.report(Work(recipe, finished, options, progress, stop))
+    report = replace(report, notes=(*report.notes, *_missing(runs)))
     _write(out / "study.h5", recipe, report, options)
     return report
+
+
+def _missing(runs: Sequence[Run]) -> list[str]:
+    """A note on the runs that are not finished; none where all are."""
+    missing = [run for run in runs if run.result is None]
+    named = "; ".join(
+        f"{c.optimizer} lr {c.lr:g}, {c.model_options.get('depth')} matrices, "
+        f"init {c.model_options.get('init')}, seed {c.seed}"
+        for c in (run.config for run in missing)
+    )
+    return [f"{len(missing)} of {len(runs)} runs are not finished: {named}."] if missing else []
 
 
 def summary(recipe: Recipe, report: Report) -> dict[str, Any]:
