@@ -2,10 +2,11 @@
 
 Whole training runs through the loop of `npdrt train`, log and all, one after the other: without
 traces, with them, without, and so on. The time between two steps is taken where the progress bar
-would be drawn; the first round of steps, which records the programs, is left out. A repeat's ratio
-is the mean time of a step with traces over that of its neighbour without; the table has the
-medians of the times and of the ratios, and how much longer one measured step is than one that is
-not, within the runs with traces. The nets: a perceptron of depth 16 and width 784 on batches of
+would be drawn; the first round of steps, which records the programs, is left out. The time of a step of
+a run is the median over its steps, with traces the median of the measured and that of the others
+in their proportion, so that a slow moment of the machine does not count. A repeat's ratio is that
+with traces over that of its neighbour without; the table has the medians of the times and of the
+ratios, and how much longer one measured step is than one that is not. The nets: a perceptron of depth 16 and width 784 on batches of
 250 random inputs of size 784, and the default of `npdrt train --model mlp --depth 50` on the
 bundled digits; --depths and --width make other ones of the first kind.
 """
@@ -68,16 +69,25 @@ def compare(config: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]
     return runs
 
 
+def typical(steps: list[float], every: int) -> float:
+    """Seconds of a step of which each `every`-th is measured."""
+    traced, plain = steps[every - 1 :: every], [s for i, s in enumerate(steps) if (i + 1) % every]
+    return (statistics.median(traced) + (every - 1) * statistics.median(plain)) / every
+
+
 def row(name: str, runs: dict[str, list[list[float]]], every: int) -> list[str]:
     """Medians over the repeats as cells."""
-    means = {name: [statistics.mean(steps) for steps in found] for name, found in runs.items()}
-    ratios = [a / b for a, b in zip(means["with"], means["without"], strict=True)]
+    times = {
+        "without": [statistics.median(steps) for steps in runs["without"]],
+        "with": [typical(steps, every) for steps in runs["with"]],
+    }
+    ratios = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
     traced = [s for steps in runs["with"] for s in steps[every - 1 :: every]]
     plain = [s for steps in runs["with"] for i, s in enumerate(steps) if (i + 1) % every]
     return [
         name,
-        f"{1e3 * statistics.median(means['without']):.2f}",
-        f"{1e3 * statistics.median(means['with']):.2f}",
+        f"{1e3 * statistics.median(times['without']):.2f}",
+        f"{1e3 * statistics.median(times['with']):.2f}",
         f"{statistics.median(ratios):.3f}",
         f"{min(ratios):.3f} to {max(ratios):.3f}",
         f"{statistics.median(traced) / statistics.median(plain):.2f}",
