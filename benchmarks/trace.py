@@ -2,13 +2,14 @@
 
 Whole training runs through the loop of `npdrt train`, log and all, one after the other: without
 traces, with them, without, and so on. The time between two steps is taken where the progress bar
-would be drawn; the first round of steps, which records the programs, is left out. The time of a step of
-a run is the median over its steps, with traces the median of the measured and that of the others
-in their proportion, so that a slow moment of the machine does not count. A repeat's ratio is that
-with traces over that of its neighbour without; the table has the medians of the times and of the
-ratios, and how much longer one measured step is than one that is not. The nets: a perceptron of depth 16 and width 784 on batches of
-250 random inputs of size 784, and the default of `npdrt train --model mlp --depth 50` on the
-bundled digits; --depths and --width make other ones of the first kind.
+would be drawn; the first round of steps, which records the programs, is left out. The time of a
+step of a run is the median over its steps, with traces the median of the measured and that of the
+others in their proportion, so that a slow moment of the machine does not count. A repeat's ratio
+is that with traces over that of its neighbour without; the table has the medians of the times and
+of the ratios, and how much longer one measured step is than one that is not. The nets: a
+perceptron of depth 16 and width 784 on batches of 250 random inputs of size 784, and the default
+of `npdrt train --model mlp --depth 50` on the bundled digits; --depths and --width make other ones
+of the first kind.
 """
 
 from __future__ import annotations
