@@ -82,6 +82,12 @@ def test_a_slice_is_the_definition(run: Path, examples: int | None, tmp_path: Pa
         )
 
 
+def test_the_distance_keeps_the_farthest_on_the_way() -> None:
+    """The gradient may come nearer again; the maximum over the way does not."""
+    changes = [[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [8.0, 6.0]]
+    assert perturb.farthest(changes).tolist() == [0.0, 5.0, 5.0, 10.0]
+
+
 def test_the_slope_is_the_derivative_along_the_slice(run: Path) -> None:
     found = slices(run, eta=(0.0, 1e-6), steps=[7], name="slope.h5")
     assert (found.loss[0, 1] - found.loss[0, 0]) / 1e-6 == pytest.approx(found.slope[0], rel=1e-4)

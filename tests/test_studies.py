@@ -16,8 +16,9 @@ from npdrt.cli import cli
 from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.train import figure, recipe, studies
-from npdrt.train.studies import Stopped, norms, rates, regions, surrogate, transmission
-from npdrt.train.sweep import Options
+from npdrt.train.config import Config
+from npdrt.train.studies import Stopped, depth, norms, rates, regions, surrogate, transmission
+from npdrt.train.sweep import Options, Run
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,20 @@ def test_the_plotted_number_is_never_below_the_fair_one(made: dict[str, Any]) ->
     assert any(p > f + 1e-4 for p, f in zip(plotted, fair, strict=True))
 
 
+def test_the_plotted_number_takes_the_best_of_every_minibatch(tmp_path: Path) -> None:
+    """Two runs that are right by turns: each has 1/2, together they show 1."""
+    runs = []
+    for name, right in (("a", (1.0, 0.0)), ("b", (0.0, 1.0))):
+        (tmp_path / name).mkdir()
+        lines = [{"event": "step", "step": i + 1, "accuracy": v} for i, v in enumerate(right * 2)]
+        lines.append({"event": "epoch", "step": 4, "train_accuracy": 0.5})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "log.jsonl").write_text(text)
+        runs.append(Run(Config(epochs=2), tmp_path / name, 4))
+    assert depth._plotted(runs) == 1.0
+    assert depth._fairest(runs) == 0.5
+
+
 def test_the_logs_of_figure_3_are_whole() -> None:
     """18 depths and the authors' extra ones; at 50 hidden layers only Fromage is above chance."""
     reference = recipe.load("fromage/figure-3").reference
@@ -145,13 +160,13 @@ def test_figure_1_slices_a_snapshot_on_all_examples(made: dict[str, Any]) -> Non
 # --- closed forms ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1, 10, 20])
+@pytest.mark.parametrize("layers", [1, 10, 20])
 @pytest.mark.parametrize("eta", [1e-4, 0.01, 0.5, 3.0, 50.0])
-def test_trust_and_surrogate_against_mpmath(eta: float, depth: int) -> None:
+def test_trust_and_surrogate_against_mpmath(eta: float, layers: int) -> None:
     with mpmath.workdps(60):
         square = mpmath.mpf(eta) ** 2
-        exact = ((1 + square) ** depth - 1, square**depth)
-    for found, wanted in zip(surrogate.both(eta, depth), exact, strict=True):
+        exact = ((1 + square) ** layers - 1, square**layers)
+    for found, wanted in zip(surrogate.both(eta, layers), exact, strict=True):
         assert found == pytest.approx(float(wanted), rel=1e-12)
 
 

@@ -198,21 +198,21 @@ class Slicer:
         slope = -sum(
             size * float(to_host(norm(w))) for size, w in zip(sizes, params.values(), strict=True)
         )
-        losses, changes, farthest, distances = [], [], 0.0, []
+        losses, changes = [], []
         for eta in self.settings["eta"]:
             moved = {name: w + cast(eta, w) * direction[name] for name, w in params.items()}
             loss, there = self.full_batch(moved, buffers)
             change = to_host(self._replay("change", gradient_change, gradient, there))
-            farthest = max(farthest, math.hypot(*change))
             losses.append(float(to_host(loss)))
-            changes.append(change / sizes)
-            distances.append(farthest * eta * length)
+            changes.append(change)
             tick()
         return {
             "loss": losses,
             "slope": slope,
-            "gradient_change": changes,
-            "steepest_descent_distance": distances,
+            "gradient_change": np.array(changes) / sizes,
+            "steepest_descent_distance": farthest(changes)
+            * np.array(self.settings["eta"])
+            * length,
         }
 
     def full_batch(self, params: Params, buffers: Params) -> tuple[Array, Params]:
@@ -244,6 +244,11 @@ class Slicer:
         value, grads = self._gradient(params, buffers, x, y)
         loss = loss + share * namespace(x).asarray(value, dtype=namespace(x).float64)
         return loss, {name: total[name] + cast(share, g) * g for name, g in grads.items()}
+
+
+def farthest(changes: Sequence[Any]) -> Any:
+    """The largest |g(W + t dW) - g(W)| so far, (points,), from its parts (points, parameters)."""
+    return np.maximum.accumulate(np.linalg.norm(np.array(changes), axis=1))
 
 
 def gradient_change(before: Params, after: Params) -> Array:
