@@ -202,17 +202,16 @@ class Slicer:
         for eta in self.settings["eta"]:
             moved = {name: w + cast(eta, w) * direction[name] for name, w in params.items()}
             loss, there = self.full_batch(moved, buffers)
-            change = to_host(self._replay("change", gradient_change, gradient, there))
             losses.append(float(to_host(loss)))
-            changes.append(change)
+            change = self._replay("change", gradient_change, gradient, there)
+            changes.append(np.array(to_host(change)))  # the program's own until its next call
             tick()
+        moved_by = np.array(self.settings["eta"]) * length
         return {
             "loss": losses,
             "slope": slope,
             "gradient_change": np.array(changes) / sizes,
-            "steepest_descent_distance": farthest(changes)
-            * np.array(self.settings["eta"])
-            * length,
+            "steepest_descent_distance": farthest(changes) * moved_by,
         }
 
     def full_batch(self, params: Params, buffers: Params) -> tuple[Array, Params]:
