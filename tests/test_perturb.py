@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,13 @@ def test_the_command(run: Path) -> None:
     found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
     assert found["rows"][0]["loss at 0.03"] > 0
     assert CliRunner().invoke(cli, ["perturb", str(run / "nowhere")]).exit_code == 2
+
+
+def test_a_signal_before_the_first_snapshot_is_done(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing to show yet: exit code 130, no traceback."""
+    monkeypatch.setattr("npdrt.cli.perturb.signals", lambda: nullcontext(lambda: 2))
+    result = CliRunner().invoke(cli, ["perturb", str(run), "--points", "6"])
+    assert result.exit_code == 130
+    assert isinstance(result.exception, SystemExit)

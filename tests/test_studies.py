@@ -109,7 +109,7 @@ def test_growth_of_the_authors_log() -> None:
 
 def test_the_plotted_number_is_never_below_the_fair_one(made: dict[str, Any]) -> None:
     found = made["fromage/figure-3"]
-    fair, plotted = column(found, 1, "npdrt best lr"), column(found, 1, "npdrt as plotted")
+    fair, plotted = column(found, 1, "npdrt at best lr"), column(found, 1, "npdrt as plotted")
     assert all(p >= f for p, f in zip(plotted, fair, strict=True))
     assert any(p > f + 1e-4 for p, f in zip(plotted, fair, strict=True))
 
@@ -204,6 +204,7 @@ HEAD = 'title = "t"\nsource = "s"\nstatement = "c"\n'
     ("text", "message"),
     [
         ('study = "norm"\n[full]\n', "did you mean 'norms'"),
+        ('study = "depth"\n[full]\n', "has no runs at scale full"),
         ('study = "surrogate"\n[options]\ndepth = [3]\n[full]\n', "did you mean 'depths'"),
     ],
 )

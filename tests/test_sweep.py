@@ -108,6 +108,8 @@ def test_options_of_the_model_add_up(tmp_path: Path) -> None:
         ("[full]\ngrids = 1\n", "did you mean 'grid'"),
         ("[config]\ndevice = 'cpu'\n[full]\n[[full.grid]]\n", "unknown setting"),
         ("[full]\n[[full.grid]]\noptimizer = 'adm'\n", "did you mean 'adam'"),
+        ("[full]\n[[full.grid]]\nepochs = 'two'\n", "a setting is of the wrong type"),
+        ("[full]\n[[full.grid]]\nsnapshots = [0, 10]\n", "a setting is of the wrong type"),
     ],
 )
 def test_a_recipe_is_strict(tmp_path: Path, text: str, message: str) -> None:

@@ -88,7 +88,10 @@ class Config:
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
         """The settings that `as_dict` wrote."""
         check_names("setting", settings, [f.name for f in dataclasses.fields(cls)])
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise Error(f"a setting is of the wrong type: {error}") from error
 
 
 def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -60,7 +60,8 @@ def command(
     if as_json:
         print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
     else:
-        click.echo(table([tuple(rows[0]), *(tuple(map(_cell, r.values())) for r in rows)]))
+        heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
+        click.echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
         click.echo(f"file   {run / 'slices.h5'}")
         click.echo(f"next: npdrt plot {run / 'slices.h5'}")
     if signal:

@@ -24,6 +24,7 @@ from npdrt.train.recipe import Recipe
 from npdrt.train.sweep import Options, Run
 
 STUDIES = ("depth", "norms", "rates", "regions", "slices", "surrogate", "transmission")
+CLOSED_FORMS = ("regions", "surrogate")  # which need no runs
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def reproduce(
     if stop():
         raise Stopped
     finished = [run for run in runs if run.result is not None]
+    if not runs and recipe.study not in CLOSED_FORMS:
+        raise Error(f"{recipe.name} has no runs at scale {recipe.scale}; give it a grid")
     if runs and not finished:
         raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")
     report: Report = study.report(Work(recipe, finished, options, progress, stop))

@@ -114,8 +114,8 @@ def _best(cells: Mapping[Cell, list[Run]], reference: Mapping[str, Any]) -> Tabl
         rows.append(
             (*cell, _fair(logged), logged.get("plotted"), tried, _fairest(runs), _plotted(runs))
         )
-    columns = ("optimizer", "init", "hidden layers", "authors' best lr", "authors plotted")
-    ours = ("lr tried", "npdrt best lr", "npdrt as plotted")
+    columns = ("optimizer", "init", "hidden layers", "authors at best lr", "authors plotted")
+    ours = ("lr tried", "npdrt at best lr", "npdrt as plotted")
     return Table("At the best fixed learning rate, and as the authors plotted",
                  (*columns, *ours), tuple(rows))  # fmt: skip
 
