@@ -33,7 +33,7 @@ from npdrt.train import figure
 from npdrt.train.config import Config
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.loop import Reporter, Trainer
-from npdrt.trust.descent import layerwise_direction
+from npdrt.trust.descent import changes_of, layerwise_direction
 
 AUTHORS_GRID = tuple(i / 1000 for i in range(100))  # 0, 0.001, ..., 0.099
 CHUNK = 1000  # examples of one forward and backward pass
@@ -203,7 +203,7 @@ class Slicer:
             moved = {name: w + cast(eta, w) * direction[name] for name, w in params.items()}
             loss, there = self.full_batch(moved, buffers)
             losses.append(float(to_host(loss)))
-            change = self._replay("change", gradient_change, gradient, there)
+            change = self._replay("change", change_norms, gradient, there)
             changes.append(np.array(to_host(change)))  # the program's own until its next call
             tick()
         moved_by = np.array(self.settings["eta"]) * length
@@ -250,10 +250,10 @@ def farthest(changes: Sequence[Any]) -> Any:
     return np.maximum.accumulate(np.linalg.norm(np.array(changes), axis=1))
 
 
-def gradient_change(before: Params, after: Params) -> Array:
+def change_norms(before: Params, after: Params) -> Array:
     """|after - before| of every array; (parameters,), float64."""
-    xp = namespace(*before.values())
-    return xp.stack([norm(after[name] - g) for name, g in before.items()])
+    changes = list(changes_of(before, after).values())
+    return namespace(*changes).stack(changes)
 
 
 def _snapshots(run: Path, steps: Sequence[int] | None) -> dict[int, Path]:

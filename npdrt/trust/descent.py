@@ -65,11 +65,11 @@ def gradient_breakdown(gradient: Params, perturbed: Params) -> dict[str, Array]:
     are. Raises `Error` where names or shapes differ. Source: NeurIPS 2020, Eq. (4).
     """
     with quiet():
-        changes = _changes(gradient, perturbed)
+        changes = changes_of(gradient, perturbed)
         return {name: changes[name] / norm(g) for name, g in gradient.items()}
 
 
-def _changes(gradient: Params, perturbed: Params) -> dict[str, Array]:
+def changes_of(gradient: Params, perturbed: Params) -> dict[str, Array]:
     """|g~_l - g_l| per layer."""
     check_same_shapes(gradient, perturbed)
     return {name: norm(perturbed[name] - g) for name, g in gradient.items()}
@@ -163,7 +163,7 @@ def descent_bound(
         after, changes = loss, []
         for t in grid:
             after, moved = value_and_gradient(_along(params, perturbation, t))
-            changes.append(_changes(gradient, moved))
+            changes.append(changes_of(gradient, moved))
         xp = namespace(loss)
         loss, after = (xp.asarray(x, dtype=xp.float64) for x in (loss, after))
         slopes = [dot(g, perturbation[name]) for name, g in gradient.items()]
@@ -201,7 +201,7 @@ def steepest_descent_distance(
     with quiet():
         _, gradient = value_and_gradient(params)
         along = (_along(params, perturbation, t) for t in _grid(points))
-        changes = [_changes(gradient, value_and_gradient(moved)[1]) for moved in along]
+        changes = [changes_of(gradient, value_and_gradient(moved)[1]) for moved in along]
         return _steepest(changes, perturbation)
 
 
