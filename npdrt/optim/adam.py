@@ -34,14 +34,12 @@ def adam(
     beta1, beta2 = betas
     settings = {
         "lr": at_least_zero("lr", lr),
-        "betas": (below_one("beta1", beta1), below_one("beta2", beta2)),
-        "eps": at_least_zero("eps", eps),
-        "weight_decay": at_least_zero("weight_decay", weight_decay),
+        "betas": (beta1 := below_one("beta1", beta1), beta2 := below_one("beta2", beta2)),
+        "eps": (eps := at_least_zero("eps", eps)),
+        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
         "decoupled": decoupled,
     }
-    rule = partial(
-        update, beta1=beta1, beta2=beta2, eps=eps, decay=weight_decay, decoupled=decoupled
-    )
+    rule = partial(update, beta1=beta1, beta2=beta2, eps=eps, decay=decay, decoupled=decoupled)
     return Optimizer("adam", settings, rule, slots, {"beta1_power": beta1, "beta2_power": beta2})
 
 

@@ -30,12 +30,11 @@ def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
     Source: Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, Algorithm 1. docs/updates.md has the
     sequence of operations.
     """
-    at_least_zero("lr", lr)
     if norm_bound is not None:
-        at_least_zero("norm_bound", norm_bound)
+        norm_bound = at_least_zero("norm_bound", norm_bound)
     return Optimizer(
         "fromage",
-        {"lr": lr, "norm_bound": norm_bound},
+        {"lr": at_least_zero("lr", lr), "norm_bound": norm_bound},
         update if norm_bound is None else bounded_update,
         no_slots if norm_bound is None else partial(slots, norm_bound=norm_bound),
     )

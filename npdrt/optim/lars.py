@@ -31,15 +31,13 @@ def lars(
     Source: You et al. 2017, Algorithm 1.
     """
     settings = {
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "trust_coefficient": trust_coefficient,
-        "eps": eps,
+        "lr": at_least_zero("lr", lr),
+        "momentum": (momentum := at_least_zero("momentum", momentum)),
+        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
+        "trust_coefficient": (trust := at_least_zero("trust_coefficient", trust_coefficient)),
+        "eps": (eps := at_least_zero("eps", eps)),
     }
-    for name, value in settings.items():
-        at_least_zero(name, value)
-    rule = partial(update, momentum=momentum, decay=weight_decay, trust=trust_coefficient, eps=eps)
+    rule = partial(update, momentum=momentum, decay=decay, trust=trust, eps=eps)
     return Optimizer("lars", settings, rule, slots)
 
 

@@ -139,14 +139,17 @@ def _checked_rate(lr: Any) -> Any:
 
 
 def at_least_zero(name: str, value: float) -> float:
-    """`value`, or `Error` unless it is a finite number >= 0."""
+    """`value` as a float, or `Error` unless it is a finite number >= 0.
+
+    A number of NumPy would decide the dtype of what it meets; a float does not.
+    """
     if not (math.isfinite(value) and value >= 0):
         raise Error(f"{name} must be a finite number >= 0; got {value}")
-    return value
+    return float(value)
 
 
 def below_one(name: str, value: float) -> float:
-    """`value`, or `Error` unless 0 <= value < 1."""
+    """`value` as a float, or `Error` unless 0 <= value < 1."""
     if not 0 <= value < 1:
         raise Error(f"{name} must lie in [0, 1); got {value}")
-    return value
+    return float(value)

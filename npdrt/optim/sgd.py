@@ -30,18 +30,16 @@ def sgd(
     """
     settings = {
         "lr": at_least_zero("lr", lr),
-        "momentum": at_least_zero("momentum", momentum),
-        "dampening": at_least_zero("dampening", dampening),
+        "momentum": (momentum := at_least_zero("momentum", momentum)),
+        "dampening": (dampening := at_least_zero("dampening", dampening)),
         "nesterov": nesterov,
-        "weight_decay": at_least_zero("weight_decay", weight_decay),
+        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
     }
     if nesterov and not (momentum > 0 and dampening == 0):
         raise Error("nesterov needs momentum > 0 and dampening = 0")
     if momentum == 0:
-        return Optimizer("sgd", settings, partial(plain_update, decay=weight_decay), no_slots)
-    rule = partial(
-        update, momentum=momentum, dampening=dampening, nesterov=nesterov, decay=weight_decay
-    )
+        return Optimizer("sgd", settings, partial(plain_update, decay=decay), no_slots)
+    rule = partial(update, momentum=momentum, dampening=dampening, nesterov=nesterov, decay=decay)
     return Optimizer("sgd", settings, rule, slots)
 
 

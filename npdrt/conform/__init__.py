@@ -1,0 +1,1 @@
+"""The referee: vectors, dialects, the judge."""
