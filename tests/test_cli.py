@@ -95,7 +95,7 @@ def test_help() -> None:
     assert result.exit_code == 0
     assert result.output.startswith("Usage: npdrt [OPTIONS] COMMAND [ARGS]...\n")
     assert "130 and 143 stopped by a signal after saving." in " ".join(result.output.split())
-    listed = re.findall(r"^  (\w+) {2,}(.+)$", result.output.partition("Commands:")[2], re.M)
+    listed = re.findall(r"^  ([\w-]+) {2,}(.+)$", result.output.partition("Commands:")[2], re.M)
     assert dict(listed) == COMMANDS
     assert call("-h").output == result.output
     assert call().output == result.output

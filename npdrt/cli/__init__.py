@@ -16,6 +16,7 @@ COMMANDS = {
     "perturb": "Loss and gradient along a run's layerwise gradient.",
     "sweep": "Every run of a recipe, resumable.",
     "distance": "Deep relative trust and bounds between two checkpoints.",
+    "audit-gradients": "Our gradients against autograd, PyTorch and JAX.",
     "explain": "The array calls of one training step, or where two differ.",
     "show": "What is in a file or run, and how it was made.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
@@ -46,7 +47,8 @@ class Commands(click.Group):
         """The command of that name, imported now."""
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"npdrt.cli.{name}").command
+        module = importlib.import_module(f"npdrt.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def resolve_command(

@@ -1,0 +1,467 @@
+"""npdrt's gradients against those of autograd, PyTorch and JAX.
+
+Each of these oracles has the forward pass and the loss written anew in its own operations, and
+differentiates them itself, in float64 on the CPU. An oracle is imported when it is asked, and
+leaves no setting of its library changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from npdrt import ops
+from npdrt.arrays import Params, quiet
+from npdrt.autodiff import value_and_grad
+from npdrt.errors import Error, Unavailable
+from npdrt.models import MLP
+
+Answer = tuple[float, Params]  # a loss and its gradients by parameter, on the host
+
+# The largest accepted error by the dtype of npdrt's pass: over ten times the largest measured with
+# 50 layers of width 128 on the digits, for every nonlinearity, plain, with biases, with skip
+# connections and with spectral normalisation: 6e-14 in float64; 8e-5 in float32, but for the two
+# cases in the docstring of `audit`.
+TOLERANCES = {"float64": 1e-12, "float32": 1e-3}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The audited loss: mean softmax cross-entropy of a model's logits, in nats, training mode.
+
+    model: one of the types in FORWARDS. params, buffers: its arrays by name. x: (batch, inputs).
+    y: integer labels (batch,). All arrays are NumPy's; params, buffers and x are of one dtype,
+    that of npdrt's pass.
+    """
+
+    model: Any
+    params: Params
+    buffers: Params
+    x: Any
+    y: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """npdrt beside one oracle; every error is max|ours - theirs| / max|theirs|.
+
+    loss: the oracle's. loss_error: of the loss. errors: of each parameter's gradient by name.
+    overall: of all gradients as one vector; never above the largest of `errors`.
+    """
+
+    oracle: str
+    version: str
+    loss: float
+    loss_error: float
+    errors: dict[str, float]
+    overall: float
+
+    @property
+    def worst(self) -> str:
+        """The parameter with the largest error; the first NaN is larger than any number."""
+        return max(self.errors, key=lambda n: (math.isnan(self.errors[n]), self.errors[n]))
+
+    @property
+    def error(self) -> float:
+        """The largest error of a parameter's gradient."""
+        return self.errors[self.worst]
+
+    def beyond(self, tolerance: float) -> list[str]:
+        """The parameters whose error is above `tolerance` or NaN, in the model's order."""
+        return [name for name, error in self.errors.items() if not error <= tolerance]
+
+    def agrees(self, tolerance: float) -> bool:
+        """Whether the loss and every gradient are within `tolerance`."""
+        return self.loss_error <= tolerance and not self.beyond(tolerance)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found.
+
+    loss: npdrt's. zero: the parameters whose gradient is zero throughout, of which nothing is
+    learnt. tolerance: the largest accepted error. comparisons: one an oracle. absent: the
+    oracles that could not be asked, each with the reason. spread: the largest error between two
+    oracles, None where there is one only; where it is above the tolerance, rounding alone is.
+    """
+
+    loss: float
+    zero: tuple[str, ...]
+    tolerance: float
+    comparisons: tuple[Comparison, ...]
+    absent: dict[str, str]
+    spread: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether npdrt agrees with every oracle that was asked."""
+        return all(c.agrees(self.tolerance) for c in self.comparisons)
+
+
+def audit(
+    problem: Problem, *, tolerance: float | None = None, against: Sequence[str] = ()
+) -> Audit:
+    """Hold npdrt's loss and gradients against the oracles, per parameter array.
+
+    tolerance: see `Comparison`; None is that of TOLERANCES for the dtype of problem.x. The oracles
+    compute in float64 on the same values, so that an error of a float32 pass is npdrt's. Two are
+    none of a formula: a relu whose argument rounds to the other side of 0, and derivatives below
+    float32's range of 1e-38, as under 50 layers of sigmoid. Nothing widens the tolerance: an array
+    whose derivative is zero in theory, but is rounded, differs.
+    against: names in ORACLES, all of which are needed; () means those that are installed.
+
+    Raises Unavailable where a named oracle, or every one, is not installed; Error for a model
+    without a row in FORWARDS, an unknown oracle, or a tolerance that is negative or not finite.
+    """
+    limit = TOLERANCES[str(problem.x.dtype)] if tolerance is None else tolerance
+    _check(problem, limit, against)
+    absent = _absent(against)
+    loss, grads = ours(problem)
+    asked = [name for name in ORACLES if name not in absent and name in (against or ORACLES)]
+    answers = {name: ask(name, problem) for name in asked}
+    found = tuple(compare(name, (loss, grads), theirs) for name, theirs in answers.items())
+    zero = tuple(name for name, g in grads.items() if not np.any(g))
+    return Audit(loss, zero, limit, found, absent, _spread(list(answers.values())))
+
+
+def _check(problem: Problem, tolerance: float, against: Sequence[str]) -> None:
+    if not 0 <= tolerance < math.inf:
+        raise Error(f"tolerance: expected a number from 0; got {tolerance}")
+    if type(problem.model) not in FORWARDS:
+        known = ", ".join(model.__name__ for model in FORWARDS)
+        raise Error(
+            f"no oracle has the forward pass of {type(problem.model).__name__}; they have {known} "
+            "(npdrt.check_gradients holds any model against the complex step)"
+        )
+    for name in against:
+        if name not in ORACLES:
+            raise Error(f"unknown oracle {name!r}; use one of {', '.join(ORACLES)}")
+
+
+def _absent(against: Sequence[str]) -> dict[str, str]:
+    """The oracles that cannot be asked with the reason; Unavailable where they are needed."""
+    absent = {name: why for name in against or ORACLES if (why := absence(name))}
+    reasons = "; ".join(f"{name}: {why}" for name, why in absent.items())
+    if absent and against:
+        raise Unavailable(reasons)
+    if len(absent) == len(ORACLES):
+        raise Unavailable(f"no oracle to hold gradients against. {reasons}")
+    return absent
+
+
+def compare(oracle: str, found: Answer, theirs: Answer) -> Comparison:
+    """npdrt's answer, `found`, beside that of the oracle of that name."""
+    (loss, grads), (their_loss, reference) = found, theirs
+    with quiet():
+        errors = {name: relative(grads[name], value) for name, value in reference.items()}
+        overall = relative(_flat(grads), _flat(reference))
+        loss_error = relative(loss, their_loss)
+    return Comparison(oracle, version(oracle), their_loss, loss_error, errors, overall)
+
+
+def relative(found: Any, reference: Any) -> float:
+    """max|found - reference| / max|reference|: 0 where both are 0, inf where only the reference
+    is or the shapes differ, NaN or inf where a value is NaN."""
+    if np.shape(found) != np.shape(reference):
+        return math.inf
+    gap = float(np.max(np.abs(np.subtract(found, reference))))
+    size = float(np.max(np.abs(reference)))
+    if size == 0:
+        return math.inf if gap else 0.0
+    return gap / size
+
+
+def _flat(grads: Params) -> Any:
+    return np.concatenate([np.ravel(grads[name]) for name in sorted(grads)])
+
+
+def _spread(answers: list[Answer]) -> float | None:
+    """The largest error between two oracles."""
+    pairs = combinations(answers, 2)
+    with quiet():
+        errors = [relative(a[name], b[name]) for (_, a), (_, b) in pairs for name in a]
+    return float(np.max(errors)) if errors else None
+
+
+# --- who answers -----------------------------------------------------------------------------
+
+
+def ours(problem: Problem) -> Answer:
+    """npdrt's loss and gradients, in the dtype of the problem."""
+
+    def loss(params: Params, x: Any, y: Any) -> Any:
+        logits, _ = problem.model.apply(params, problem.buffers, x, train=True)
+        return ops.softmax_cross_entropy(logits, y)
+
+    with quiet():
+        value, grads = value_and_grad(loss)(problem.params, problem.x, problem.y)
+    return float(value), grads
+
+
+def ask(oracle: str, problem: Problem) -> Answer:
+    """The oracle's loss and gradients in float64, of the same values.
+
+    Raises Unavailable where it is not installed.
+    """
+    if why := absence(oracle):
+        raise Unavailable(f"{oracle}: {why}")
+    with _silent():
+        return ORACLES[oracle](_widened(problem))
+
+
+def absence(oracle: str) -> str:
+    """Why an oracle cannot be asked, and what to do; "" where it can."""
+    try:
+        _library(oracle)
+    except ModuleNotFoundError as error:
+        missing = error.name in (oracle, None)
+        return f"not installed: {INSTALL[oracle]}" if missing else f"does not import: {error}"
+    except Exception as error:  # a broken installation raises what it likes
+        return f"does not import: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return ""
+
+
+def version(oracle: str) -> str:
+    """The version of an oracle's library; "" where its installation does not tell."""
+    try:
+        return metadata.version(oracle)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _library(name: str) -> Any:
+    """A module of an oracle, imported without a warning; as Any, so that no type checker reads
+    these libraries."""
+    with _silent():
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _widened(problem: Problem) -> Problem:
+    """The problem with its floats in float64, as copies."""
+    params, buffers = (
+        {name: np.array(value, np.float64) for name, value in arrays.items()}
+        for arrays in (problem.params, problem.buffers)
+    )
+    x, y = np.array(problem.x, np.float64), np.array(problem.y, np.int64)
+    return replace(problem, params=params, buffers=buffers, x=x, y=y)
+
+
+def _layers(model: MLP) -> list[tuple[str, bool]]:
+    """The prefix of each layer's arrays, and whether it is the last."""
+    prefixes = [n.removesuffix("/weight") for n in model.shapes() if n.endswith("/weight")]
+    return [(prefix, prefix == prefixes[-1]) for prefix in prefixes]
+
+
+# --- autograd --------------------------------------------------------------------------------
+
+
+def _by_autograd(problem: Problem) -> Answer:
+    anp, rows = _library("autograd.numpy"), np.arange(len(problem.y))
+
+    def loss(params: Params) -> Any:
+        z = FORWARDS[type(problem.model)]["autograd"](problem, params)
+        top = np.max(_value(z), axis=1, keepdims=True)
+        log_sum = anp.log(anp.sum(anp.exp(z - top), axis=1)) + top[:, 0]
+        return anp.mean(log_sum - z[rows, problem.y])
+
+    value, grads = _library("autograd").value_and_grad(loss)(problem.params)
+    return float(value), grads
+
+
+def _value(x: Any) -> Any:
+    """The array in one of autograd's boxes, a constant."""
+    return _library("autograd.tracer").getval(x)
+
+
+def _mlp_autograd(problem: Problem, params: Params) -> Any:
+    anp, model, h = _library("autograd.numpy"), problem.model, problem.x
+    for name, last in _layers(model):
+        weight = params[f"{name}/weight"]
+        if model.normalisation == "spectral":
+            weight = _spectral_autograd(weight, problem.buffers[f"{name}/u"])
+        z = anp.dot(h, anp.transpose(weight))
+        if model.bias:
+            z = z + params[f"{name}/bias"]
+        out = z if last and not model.output_nonlinearity else _phi_autograd(model.nonlinearity)(z)
+        h = h + out if model.residual and not last and h.shape == z.shape else out
+    return h
+
+
+def _spectral_autograd(weight: Any, u: Any) -> Any:
+    anp, matrix = _library("autograd.numpy"), _value(weight)
+    v = matrix.T @ u
+    v = v / np.linalg.norm(v)
+    u = matrix @ v
+    return weight / anp.dot(u / np.linalg.norm(u), anp.dot(weight, v))
+
+
+def _phi_autograd(name: str) -> Callable[[Any], Any]:
+    anp = _library("autograd.numpy")
+    table: dict[str, Callable[[Any], Any]] = {
+        "relu": lambda z: anp.where(z > 0, z, 0.0),
+        "leaky_relu": lambda z: anp.where(z > 0, z, 0.01 * z),
+        "tanh": anp.tanh,
+        "sigmoid": lambda z: anp.exp(-anp.logaddexp(0.0, -z)),
+        "gelu": lambda z: z * (1.0 + _erf_autograd()(z / math.sqrt(2.0))) / 2.0,
+        "softplus": lambda z: anp.logaddexp(z, 0.0),
+        "identity": lambda z: z,
+    }
+    return table[name]
+
+
+@cache
+def _erf_autograd() -> Any:
+    """The C library's erf as an operation of autograd, whose own needs SciPy."""
+    extend = _library("autograd.extend")
+    erf = extend.primitive(np.vectorize(math.erf, otypes=[np.float64]))
+    slope = 2.0 / math.sqrt(math.pi)
+    extend.defvjp(erf, lambda y, x: lambda g: g * slope * np.exp(-np.square(x)))
+    return erf
+
+
+# --- PyTorch ---------------------------------------------------------------------------------
+
+
+def _by_torch(problem: Problem) -> Answer:
+    torch = _library("torch")
+    with torch.enable_grad(), torch.device("cpu"):
+        params = {n: torch.tensor(value, requires_grad=True) for n, value in problem.params.items()}
+        logits = FORWARDS[type(problem.model)]["torch"](problem, params)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(problem.y))
+        grads = torch.autograd.grad(loss, list(params.values()))
+    return loss.item(), {n: g.numpy() for n, g in zip(params, grads, strict=True)}
+
+
+def _mlp_torch(problem: Problem, params: Params) -> Any:
+    torch, model = _library("torch"), problem.model
+    h, phi = torch.tensor(problem.x), _phi_torch(model.nonlinearity)
+    for name, last in _layers(model):
+        weight, bias = params[f"{name}/weight"], params.get(f"{name}/bias")
+        if model.normalisation == "spectral":
+            weight = _spectral_torch(weight, torch.tensor(problem.buffers[f"{name}/u"]))
+        z = torch.nn.functional.linear(h, weight, bias)
+        out = phi(z) if model.output_nonlinearity or not last else z
+        skip = model.residual and not last and z.size() == h.size()
+        h = torch.add(h, out) if skip else out
+    return h
+
+
+def _spectral_torch(weight: Any, u: Any) -> Any:
+    torch = _library("torch")
+    with torch.no_grad():
+        v = torch.nn.functional.normalize(torch.mv(weight.t(), u), dim=0)
+        u = torch.nn.functional.normalize(torch.mv(weight, v), dim=0)
+    return torch.div(weight, torch.dot(u, torch.mv(weight, v)))
+
+
+def _phi_torch(name: str) -> Callable[[Any], Any]:
+    torch = _library("torch")
+    functional = torch.nn.functional
+    table: dict[str, Callable[[Any], Any]] = {
+        "relu": functional.relu,
+        "leaky_relu": lambda z: functional.leaky_relu(z, 0.01),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "gelu": lambda z: functional.gelu(z, approximate="none"),
+        "softplus": lambda z: torch.logaddexp(z, torch.zeros_like(z)),  # softplus cuts at 20
+        "identity": lambda z: z,
+    }
+    return table[name]
+
+
+# --- JAX -------------------------------------------------------------------------------------
+
+
+def _by_jax(problem: Problem) -> Answer:
+    jax = _library("jax")
+
+    def loss(params: Params, y: Any) -> Any:
+        log_p = jax.nn.log_softmax(FORWARDS[type(problem.model)]["jax"](problem, params))
+        return -jax.numpy.mean(jax.numpy.take_along_axis(log_p, y[:, None], axis=1))
+
+    with _double(jax), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = {name: jax.numpy.asarray(value) for name, value in problem.params.items()}
+        value, grads = jax.value_and_grad(loss)(params, jax.numpy.asarray(problem.y))
+        return float(value), {name: np.asarray(grads[name]) for name in problem.params}
+
+
+def _double(jax: Any) -> Any:
+    """A context in which JAX has float64."""
+    new = hasattr(jax, "enable_x64")
+    return (jax if new else _library("jax.experimental")).enable_x64(True)
+
+
+def _mlp_jax(problem: Problem, params: Params) -> Any:
+    jnp, model = _library("jax.numpy"), problem.model
+    h, phi = jnp.asarray(problem.x), _phi_jax(model.nonlinearity)
+    for name, last in _layers(model):
+        weight = params[f"{name}/weight"]
+        if model.normalisation == "spectral":
+            weight = _spectral_jax(weight, jnp.asarray(problem.buffers[f"{name}/u"]))
+        out = jnp.einsum("ni,oi->no", h, weight)
+        if model.bias:
+            out = jnp.add(out, params[f"{name}/bias"][None, :])
+        if not last or model.output_nonlinearity:
+            out = phi(out)
+        if model.residual and not last and out.shape == h.shape:
+            out = jnp.add(h, out)
+        h = out
+    return h
+
+
+def _spectral_jax(weight: Any, u: Any) -> Any:
+    jnp, stop = _library("jax.numpy"), _library("jax").lax.stop_gradient
+    v = jnp.matmul(u, weight)
+    v = stop(v / jnp.linalg.norm(v))
+    u = jnp.matmul(weight, v)
+    u = stop(u / jnp.linalg.norm(u))
+    return weight / jnp.einsum("o,oi,i->", u, weight, v)
+
+
+def _phi_jax(name: str) -> Callable[[Any], Any]:
+    jnp, nn = _library("jax.numpy"), _library("jax.nn")
+    table: dict[str, Callable[[Any], Any]] = {
+        "relu": nn.relu,
+        "leaky_relu": lambda z: jnp.where(z > 0, z, 0.01 * z),  # JAX's own has slope 1 at 0
+        "tanh": jnp.tanh,
+        "sigmoid": nn.sigmoid,
+        "gelu": lambda z: nn.gelu(z, approximate=False),
+        "softplus": nn.softplus,
+        "identity": lambda z: z,
+    }
+    return table[name]
+
+
+# --- the tables, in the order of the report -----------------------------------------------------
+
+ORACLES: dict[str, Callable[[Problem], Answer]] = {
+    "autograd": _by_autograd,
+    "torch": _by_torch,
+    "jax": _by_jax,
+}
+INSTALL = {
+    "autograd": 'pip install "npdrt[audit]"',
+    "torch": "pip install torch",
+    "jax": "pip install jax",
+}
+# type of a model -> for every oracle, (problem, params in its arrays) -> logits (batch, outputs)
+FORWARDS: dict[type, dict[str, Callable[[Problem, Any], Any]]] = {
+    MLP: {"autograd": _mlp_autograd, "torch": _mlp_torch, "jax": _mlp_jax},
+}
