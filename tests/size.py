@@ -12,6 +12,7 @@ GUIDE = {
     "engine": (1200, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
     "program": (600, ["npdrt/program/*.py"]),
     "trust": (500, ["npdrt/trust/*.py"]),
+    "conform": (700, ["npdrt/conform/*.py", "npdrt/conform/dialects/*.py"]),
     "store": (400, ["npdrt/store/*.py"]),
     "cli": (500, ["npdrt/cli/*.py"]),
     "models": (600, ["models/*.py"]),

@@ -90,7 +90,7 @@ def erf_value(x: Array) -> Array:
     negative = real(x) < 0
     size = xp.where(negative, -x, x)
     near = real(size) <= 0.46875
-    far = xp.where(real(size) < 6.0, size, xp.asarray(6.0, dtype=x.dtype))
+    far = xp.where(real(size) > 6.0, xp.asarray(6.0, dtype=x.dtype), size)
     tail = 1.0 - xp.exp(-far * far) * _ratio(xp.where(near, xp.ones_like(x), far), _ERFC_FAR)
     small = xp.where(near, x, xp.zeros_like(x))
     return xp.where(near, x * _ratio(small * small, _ERF_NEAR), xp.where(negative, -tail, tail))

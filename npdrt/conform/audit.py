@@ -1,0 +1,188 @@
+"""The audit: an implementation's answers, judged and explained, with one verdict."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from npdrt.conform import page, targets
+from npdrt.conform.case import Answer, Case, Failure, Outcome
+from npdrt.conform.dialects import RULES, run
+from npdrt.conform.identify import Answered, Finding, as_format, identify, identify_any
+from npdrt.conform.judge import Judged, accepted, judge
+from npdrt.conform.vectors import Expected, Vector, load
+
+# Verdicts, and whether the command ends with exit code 0.
+PASSES = {
+    "agrees to the bit": True,  # C0 on every gated test
+    "agrees": True,  # the published rule, C1 on every gated test
+    "profile": False,  # the published rule in other arithmetic
+    "dialect": False,  # another named rule
+    "deviates": False,  # clauses broken that no dialect breaks
+    "unknown": False,  # no combination of clauses explains it
+    "out of scope": False,  # another optimizer
+    "no verdict": False,  # it raised, hung, changed its arguments, ...
+}
+HARMLESS = ("not offered", "missing")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One row of the table of levels: how many tests of a format hold a level."""
+
+    level: str  # C0, C1 or C3
+    format: str
+    passed: int
+    total: int
+    worst: Judged | None  # by ulps; None at C0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything found about one implementation.
+
+    judged: every test that was asked and offered. skipped: how many were not offered, by reason.
+    failures: how many tests ended in each kind of failure, with an example. finding: the dialect.
+    """
+
+    name: str
+    versions: dict[str, str]
+    rule: str
+    judged: tuple[Judged, ...]
+    finding: Finding
+    skipped: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, tuple[int, Judged]] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """A key of PASSES."""
+        if self.failures or not self.gated:
+            return "no verdict"
+        if self.finding.kind in ("published", "unknown") and self.holds("accurate"):
+            return "agrees to the bit" if self.holds("bits") else "agrees"
+        kinds = {"published": "unknown", "deviation": "deviates"}
+        return kinds.get(self.finding.kind, self.finding.kind)
+
+    @property
+    def gated(self) -> list[Judged]:
+        """The tests that the verdict depends on."""
+        return [j for j in self.judged if j.gated]
+
+    def holds(self, level: str) -> bool:
+        """Whether every gated test has "bits" (C0) or is "accurate" (C1, C3)."""
+        return all(getattr(j, level) for j in self.gated)
+
+    def levels(self) -> list[Level]:
+        """The table of levels, by format."""
+        rows = []
+        for form in dict.fromkeys(j.test.case.format for j in self.gated):
+            of = [j for j in self.gated if j.test.case.format == form]
+            rows.append(Level("C0", form, sum(j.bits for j in of), len(of), None))
+            for level in ("C1", "C3"):
+                some = [j for j in of if j.level == level]
+                if some:
+                    worst = max(some, key=lambda j: j.worst.ulps)
+                    rows.append(Level(level, form, sum(j.accurate for j in some), len(some), worst))
+        return rows
+
+    def worst(self) -> Judged | None:
+        """The gated test with the largest error."""
+        return max(self.gated, key=lambda j: j.worst.ulps, default=None)
+
+    def failing_flags(self) -> dict[str, tuple[int, int]]:
+        """flag -> (tests that are not accurate, tests), where there are any, worst first."""
+        odd: Counter[str] = Counter()
+        all_: Counter[str] = Counter()
+        for j in self.gated:
+            all_.update(j.test.case.flags)
+            odd.update(() if j.accurate else j.test.case.flags)
+        order = sorted(odd, key=lambda flag: -odd[flag] / all_[flag])
+        return {flag: (odd[flag], all_[flag]) for flag in order}
+
+    def not_gated(self) -> list[Judged]:
+        """The tests that only inform and did not hold: refused rates, subnormals, NaN ..."""
+        return [j for j in self.judged if not j.gated and not j.accurate]
+
+
+def audit(
+    target: targets.Target,
+    formats: Sequence[str] = ("float32", "float64"),
+    *,
+    limit: float = 10.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Run the vectors through a target and judge its answers.
+
+    A target of unknown rule is asked the cases of every rule; the finding with the fewest
+    unexplained clauses says which it is. limit: seconds a case.
+    """
+    rules = [target.rule] if target.rule else list(RULES)
+    vectors = [v for rule in rules for v in load(rule, formats)]
+    outcomes = targets.answers(target, [v.case for v in vectors], limit=limit, progress=progress)
+    return concluded(target.name, target.versions, vectors, outcomes)
+
+
+def concluded(
+    name: str, versions: dict[str, str], vectors: Sequence[Vector], outcomes: Sequence[Outcome]
+) -> Audit:
+    """The audit of answers: which rule, which dialect, how far away."""
+    answered: dict[str, list[Answered]] = {}
+    for v, o in zip(vectors, outcomes, strict=True):
+        if not isinstance(o, Failure) and v.case.result != "error":
+            answered.setdefault(v.case.rule, []).append((v.case, o))
+    finding = identify_any(answered) if answered else Finding(RULES[vectors[0].case.rule], None)
+    rule = finding.rule.name
+    mine = [(v, o) for v, o in zip(vectors, outcomes, strict=True) if v.case.rule == rule]
+    judged = [judge(v, o) for v, o in mine]
+    skipped = Counter(j.failure.message for j in judged if j.failure and harmless(j.failure))
+    asked = tuple(j for j in judged if not (j.failure and harmless(j.failure)))
+    return Audit(name, versions, rule, asked, finding, dict(skipped), failures(asked))
+
+
+def harmless(failure: Failure) -> bool:
+    """Whether a test was not put to the implementation at all."""
+    return failure.kind in HARMLESS
+
+
+def failures(judged: Sequence[Judged]) -> dict[str, tuple[int, Judged]]:
+    """kind of failure -> (how many, the first), on tests that should have been answered."""
+    found: dict[str, tuple[int, Judged]] = {}
+    for j in judged:
+        if j.failure is not None and j.test.case.result == "valid":
+            count, first = found.get(j.failure.kind, (0, j))
+            found[j.failure.kind] = (count + 1, first)
+    return found
+
+
+# --- recorded trajectories ------------------------------------------------------------------------
+
+
+def audit_recorded(name: str, answered: Sequence[Answered]) -> Audit:
+    """The audit of steps that somebody recorded, all under one rule."""
+    rule = RULES[answered[0][0].rule]
+    finding = identify(rule, answered)
+    judged = tuple(judge(recorded_vector(case, answers), answers) for case, answers in answered)
+    return Audit(name, {}, rule.name, judged, finding)
+
+
+def recorded_vector(case: Case, answers: Sequence[Answer]) -> Vector:
+    """The published answers to recorded steps, each from the recorded parameter before it."""
+    expected, state, w = [], {"step": 0}, case.w
+    for k, step in enumerate(run(RULES[case.rule], {}, case, answers=answers)):
+        flat = w.reshape(-1).tolist()
+        g, lr = case.steps[k].g.reshape(-1).tolist(), case.steps[k].lr
+        made = page.step(case.rule, flat, g, state, lr, case.format, **case.settings)
+        exact = case.number.round(np.broadcast_to(as_format(step.w, case), w.shape))
+        scale = np.broadcast_to(np.asarray(step.scale, dtype=np.float64), w.shape)
+        expected.append(Expected(exact, scale, Answer(np.reshape(made, w.shape))))
+        w = answers[k].w
+    return Vector(case, tuple(expected), accepted(case))
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON: None where it is not finite."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,306 @@
+"""The cases of the vectors: ordinary ones, and the edges at which implementations part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Case, Slots, Step
+from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.random import Random
+
+# flag -> (kind of mistake it is after, what the case has)
+FLAGS: dict[str, tuple[str, str]] = {
+    "ORDINARY": ("BASIC", "values near 1, a fresh state or one given"),
+    "SEQUENCE": ("BASIC", "several steps with changing learning rates and gradient sizes"),
+    "TRAJECTORY": ("BASIC", "many steps from a fresh state; rounding errors add up"),
+    "SHAPE": ("EDGE_CASE", "0-d, empty, one element, or three dimensions"),
+    "ONE_ROW_LARGE": ("MISSING_STEP", "rows of very different norms: the norm is the tensor's"),
+    "BIAS": ("MODIFIED_PARAMETER", "an array named bias; the published rules treat all alike"),
+    "ZERO_PARAMETER": ("EDGE_CASE", "w = 0"),
+    "ZERO_GRADIENT": ("EDGE_CASE", "g = 0"),
+    "TINY_GRADIENT": ("EDGE_CASE", "a gradient about the size of the usual epsilons"),
+    "SMALL_NORM": ("EDGE_CASE", "a norm below the usual floors"),
+    "NORM_OVERFLOW": ("EDGE_CASE", "the sum of squares is above the dtype's largest number"),
+    "NORM_UNDERFLOW": ("EDGE_CASE", "the squares are below the dtype's smallest number"),
+    "RATE_OVERFLOW": ("DEFINED", "lr |w| / |g| is above the dtype's largest number"),
+    "INFINITE": ("EDGE_CASE", "one element is infinite"),
+    "NAN": ("EDGE_CASE", "one element is NaN"),
+    "SIGNED_ZERO": ("EDGE_CASE", "negative zeros"),
+    "SUBNORMAL": ("EDGE_CASE", "subnormal numbers, which some hardware flushes to zero"),
+    "LARGEST": ("EDGE_CASE", "elements near the largest finite number"),
+    "CANCELLATION": ("EDGE_CASE", "the step takes w to zero, or nearly"),
+    "LR_ZERO": ("EDGE_CASE", "lr = 0"),
+    "LR_LARGE": ("EDGE_CASE", "lr of 1 and above"),
+    "LR_HUGE": ("EDGE_CASE", "lr = 1e30"),
+    "LR_TINY": ("EDGE_CASE", "lr subnormal in float32"),
+    "LR_PRECISION": ("MODIFIED_PARAMETER", "lr has more digits than half precision"),
+    "LR_REFUSED": ("DEFINED", "lr that is negative, infinite or NaN should be refused"),
+    "FIRST_STEP": ("MISSING_STEP", "t = 1"),
+    "SECOND_STEP": ("MISSING_STEP", "t = 2, where 1 - beta^t is small and inexact"),
+    "LATE_STEP": ("BASIC", "t = 1000"),
+    "COUNTER": ("EDGE_CASE", "t where a float32 or float64 counter stops counting"),
+    "BETA": ("EDGE_CASE", "beta of 0, or so near 1 that half precision makes it 1"),
+    "EPSILON_ZERO": ("EDGE_CASE", "eps = 0; with v = 0 it is 0 / 0"),
+    "WEIGHT_DECAY": ("MODIFIED_PARAMETER", "where decay enters"),
+    "NORM_BOUND": ("MODIFIED_PARAMETER", "the bound on the parameter's norm"),
+}
+
+RATES = (0.1, 0.01, 0.3, 0.05)
+SIZES = (1.0, 0.1, 0.01, 2.0)  # of the gradients of a sequence
+SLOTS = {"sgd": ("momentum",), "lars": ("momentum",), "adam": ("exp_avg", "exp_avg_sq")}
+
+# rule -> settings, the plainest first, the richest second
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+        {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.1},
+        {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+        {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.0},
+        {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.1},
+        {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.0},
+        {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
+        {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
+    ],
+    "adam": [
+        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
+        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": True},
+        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": False},
+        {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False},
+    ],
+    "lars": [
+        {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 1e-3, "eps": 0.0},
+        {"momentum": 0.9, "weight_decay": 0.1, "trust_coefficient": 1e-3, "eps": 1e-8},
+        {"momentum": 0.0, "weight_decay": 0.0, "trust_coefficient": 1.0, "eps": 0.0},
+        {"momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.02, "eps": 0.0},
+        {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 0.02, "eps": 0.125},
+    ],
+    "lars_lesion": [{}],
+    "fromage": [{"norm_bound": None}, {"norm_bound": 0.99}, {"norm_bound": 0.0}],
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A case before it has a rule, a format and a number: what an edge is about."""
+
+    comment: str
+    flags: tuple[str, ...]
+    w: Any
+    g: Any
+    lr: Any = 0.1
+    only: tuple[str, ...] = ()  # rules it is for; all unless given
+    settings: dict[str, Any] = field(default_factory=dict)
+    state: Slots | None = None
+    kind: str = "weight"
+    result: str = "valid"
+    plain: bool = False  # with the plainest settings only
+
+
+class Drawer:
+    """Normal numbers of a format, a new stream for every name."""
+
+    def __init__(self, number: Format):
+        self.number = number
+
+    def __call__(self, name: str, *shape: int, size: float = 1.0) -> Values:
+        values = Random(2020, "vectors").of(f"{self.number.name} {name}").normal(shape)
+        return self.number.round(size * np.asarray(values))
+
+
+LAYERWISE = ("lars", "lars_lesion", "fromage")
+
+
+def edges(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """The edge cases that every rule can meet."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    zero = np.zeros((2, 3))
+    yield Draft("parameter zero", ("ZERO_PARAMETER",), zero, g)
+    yield Draft("parameter zero, lr 3", ("ZERO_PARAMETER", "LR_LARGE"), zero, g, 3.0)
+    yield Draft("gradient zero", ("ZERO_GRADIENT",), w, zero)
+    yield Draft("both zero", ("ZERO_PARAMETER", "ZERO_GRADIENT"), zero, zero)
+    yield Draft("lr 0", ("LR_ZERO",), w, g, 0.0)
+    yield Draft("lr -0.0", ("LR_ZERO", "SIGNED_ZERO"), w, g, -0.0, result="acceptable")
+    yield Draft("lr 1", ("LR_LARGE",), w, g, 1.0)
+    yield Draft("lr 3", ("LR_LARGE",), w, g, 3.0)
+    yield Draft("lr 1e30", ("LR_HUGE",), w, g, 1e30, result="acceptable")
+    yield Draft("lr 1e-40", ("LR_TINY", "SUBNORMAL"), w, g, 1e-40, result="acceptable")
+    yield Draft("lr 0.7 + 2^-13", ("LR_PRECISION",), w, g, 0.7 + 2.0**-13)
+    for lr in (float("nan"), float("inf"), -0.1):
+        yield Draft(f"lr {lr}", ("LR_REFUSED",), w, g, lr, result="error", plain=True)
+    yield Draft("negative zeros", ("SIGNED_ZERO",), [-0.0, 1.0, -0.0], [-0.0, -0.0, 0.5])
+    yield from sizes(f, draw)
+    yield from shapes(draw)
+    yield from not_finite()
+
+
+def sizes(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """Elements of extreme size."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    small = [2.0**-20] if f.name == "float16" else [2.0**-20, 2.0**-30]
+    for size in small:
+        tiny = draw("tiny", 2, 3, size=size)
+        yield Draft(f"gradient of about {size:.0e}", ("TINY_GRADIENT", "SMALL_NORM"), w, tiny)
+        yield Draft(f"parameter of about {size:.0e}", ("SMALL_NORM",), tiny, g)
+    half = f.emax // 2
+    low = half + (8 if f.name == "float16" else 15)  # squares are below half of the smallest number
+    big, little = 2.0 ** (half + 2), 2.0**-low
+    large, slight = draw("big", 2, 3, size=big), draw("little", 2, 3, size=little)
+    far = f.name != "float64"  # where float64 itself over- or underflows nothing is promised
+    gate = "valid" if far else "acceptable"
+    if f.name != "bfloat16":
+        yield Draft(f"parameter of 2^{half + 2}", ("NORM_OVERFLOW",), large, g, result=gate)
+        yield Draft(f"gradient of 2^{half + 2}", ("NORM_OVERFLOW",), w, large, result=gate)
+        under = ("NORM_UNDERFLOW", "SMALL_NORM")
+        yield Draft(f"gradient of 2^-{low}", under, w, slight, result=gate)
+        yield Draft(f"parameter of 2^-{low}", under, slight, g, result=gate)
+    sub = f.round(np.array([3.0, -5.0, 7.0]) * f.smallest)
+    one = f.round(np.array([0.5, -1.0, 2.0]))
+    most = f.round(np.array([f.largest / 2, -f.largest / 4, 1.0]))
+    yield Draft("parameter subnormal", ("SUBNORMAL",), sub, one, result="acceptable")
+    yield Draft("gradient subnormal", ("SUBNORMAL", "RATE_OVERFLOW"), one, sub, result="acceptable")
+    yield Draft("parameter near the largest", ("LARGEST",), most, one, result="acceptable")
+    yield Draft("gradient near the largest", ("LARGEST",), one, most, result="acceptable")
+    yield Draft("w - s g is 0", ("CANCELLATION",), [2.0, 1.0], [2.0, 1.0], 1.0)
+    yield Draft("g orthogonal to w", ("CANCELLATION",), [1.0, 0.0], [0.0, 1.0], 0.5)
+
+
+def shapes(draw: Drawer) -> Iterator[Draft]:
+    """Shapes, and what an array's shape or name might be thought to mean."""
+    for shape in ((), (1,), (0,), (2, 0), (5,), (2, 1, 3), (17,)):
+        w, g = draw(f"w{shape}", *shape), draw(f"g{shape}", *shape)
+        yield Draft(f"shape {shape}", ("SHAPE",), w, g)
+    rows = draw("rows", 3, 2) * np.array([[1.0], [8.0], [0.125]])
+    yield Draft("rows of different norms", ("ONE_ROW_LARGE",), rows, draw("g rows", 3, 2))
+    yield Draft("a bias", ("BIAS",), draw("b", 3), draw("g b", 3), kind="bias")
+
+
+def not_finite() -> Iterator[Draft]:
+    """Infinities and NaN. What layerwise rules do with them is npdrt's definition."""
+    for name, x, flag in (("inf", np.inf, "INFINITE"), ("NaN", np.nan, "NAN")):
+        for where in ("parameter", "gradient"):
+            w, g = np.array([1.0, -2.0, 0.5]), np.array([0.25, 1.0, -1.0])
+            (w if where == "parameter" else g)[1] = x
+            yield Draft(f"{name} in the {where}", (flag,), w, g, result="acceptable")
+
+
+def of_adam(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """Counters, betas and epsilons."""
+    only, w, g = ("adam",), draw("w", 2, 3), draw("g", 2, 3)
+    tiny = draw("tiny g", 2, 3, size=2.0**-24 if f.name == "float16" else 1e-6)
+    for t, flag in ((1, "FIRST_STEP"), (2, "SECOND_STEP"), (1000, "LATE_STEP")):
+        for size, gradient in (("", g), (" with a tiny gradient", tiny)):
+            state = moments(draw, t - 1, 1.0 if gradient is g else 1e-6)
+            flags = (flag, "TINY_GRADIENT") if size else (flag,)
+            yield Draft(f"t = {t}{size}", flags, w, gradient, only=only, state=state)
+    for t in (2**24, 2**24 + 1, 2**53):
+        state = moments(draw, t - 1)
+        gate = "valid" if t < 2**31 else "acceptable"
+        yield Draft(f"t = {t}", ("COUNTER",), w, g, only=only, state=state, result=gate)
+    for betas in ((0.0, 0.0), (0.0, 0.99), (0.9, 0.9999999), (0.9999999, 0.999)):
+        draft = Draft(f"betas {betas}", ("BETA",), w, g, only=only, settings={"betas": betas})
+        yield draft
+        yield replace(draft, state=moments(draw, 999), comment=draft.comment + ", t = 1000")
+    for eps in (0.0, 1e-3):
+        about = ("EPSILON_ZERO",) if eps == 0 else ("TINY_GRADIENT",)
+        yield Draft(f"eps {eps}", about, w, g, only=only, settings={"eps": eps})
+        yield Draft(f"eps {eps}, small g", about, w, tiny, only=only, settings={"eps": eps})
+    yield Draft(
+        "0 / 0", ("EPSILON_ZERO", "ZERO_GRADIENT"), w, np.zeros((2, 3)), only=only,
+        settings={"eps": 0.0}, result="acceptable", plain=True,
+    )  # fmt: skip
+    state = moments(draw, 3)
+    state["exp_avg_sq"][0, 0] = np.nan
+    yield Draft("NaN in a state", ("NAN",), w, g, only=only, state=state, result="acceptable")
+
+
+def moments(draw: Drawer, step: int, size: float = 1.0) -> Slots:
+    """Adam's state after `step` updates."""
+    m, v = draw("m", 2, 3, size=0.3 * size), draw("v", 2, 3, size=0.5 * size)
+    f = draw.number
+    fresh = step == 0
+    v = np.maximum(f.round(v * v), f.smallest_normal if not fresh else 0.0)
+    return {
+        "exp_avg": m * (not fresh),
+        "exp_avg_sq": f.round(v) * (not fresh),
+        "step": step,
+    }
+
+
+def of_layers(draw: Drawer) -> Iterator[Draft]:
+    """Decay, floors and bounds of the rules that take norms."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    yield Draft("g = -w / 2", ("WEIGHT_DECAY",), w, -w / 2, only=LAYERWISE)
+    settings = {"norm_bound": 1.0}
+    yield Draft("grows", ("NORM_BOUND",), w, -w, only=("fromage",), settings=settings)
+    yield Draft("shrinks", ("NORM_BOUND",), w, w, only=("fromage",), settings=settings)
+    settings = {"norm_bound": 2.0}
+    twice = (np.stack([-w, -w, g]), (1.0, 3.0, 0.1))
+    yield Draft("grows twice", ("NORM_BOUND",), w, *twice, only=("fromage",), settings=settings)
+
+
+def sequences(draw: Drawer) -> Iterator[Draft]:
+    """Several steps: fresh starts, and the middle of a run."""
+    g = np.stack([draw(f"g{k}", 2, 3, size=size) for k, size in enumerate(SIZES)])
+    yield Draft("four steps", ("SEQUENCE",), draw("w", 2, 3), g, RATES)
+    b = np.stack([draw(f"b{k}", 3, size=size) for k, size in enumerate(SIZES)])
+    yield Draft("four steps of a bias", ("SEQUENCE", "BIAS"), draw("w", 3), b, RATES, kind="bias")
+    zeros = np.stack([draw("z0", 4), np.zeros(4), draw("z1", 4), draw("z2", 4)])
+    yield Draft("zero at first", ("SEQUENCE", "ZERO_PARAMETER"), np.zeros(4), zeros, RATES)
+    if draw.number.precision >= 24:
+        for n in (8, 64):
+            g = np.stack([draw(f"t{k}", 3) for k in range(n)])
+            rates = tuple(0.1 / (1 + k % 5) for k in range(n))
+            yield Draft(f"{n} steps", ("TRAJECTORY",), draw("t", 3), g, rates)
+
+
+def middle(rule: str, settings: dict[str, Any], draw: Drawer) -> Iterator[Draft]:
+    """One step from a state that is given."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    yield Draft("one step", ("ORDINARY", "FIRST_STEP"), w, g)
+    if rule == "adam":
+        yield Draft("from a state", ("ORDINARY",), w, g, state=moments(draw, 9))
+    elif settings.get("momentum"):
+        v = draw("velocity", 2, 3, size=0.3)
+        yield Draft("from a state", ("ORDINARY",), w, g, state={"momentum": v, "step": 9})
+
+
+def cases() -> Iterator[Case]:
+    """All cases of the updates, numbered from 1."""
+    number = 0
+    for rule, choices in SETTINGS.items():
+        for f in FORMATS.values():
+            draw = Drawer(f)
+            for draft, settings in drafts(rule, choices, f, draw):
+                number += 1
+                yield finished(number, rule, f, draft, settings)
+
+
+def drafts(
+    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
+) -> Iterator[tuple[Draft, dict[str, Any]]]:
+    """Every draft with the settings it is asked under."""
+    for settings in choices:
+        for draft in (*middle(rule, settings, draw), *sequences(draw)):
+            yield draft, settings
+    general = [*edges(f, draw), *of_adam(f, draw), *of_layers(draw)]
+    for draft in general:
+        if draft.only and rule not in draft.only:
+            continue
+        for settings in choices[: 1 if draft.plain or draft.settings else 2]:
+            yield draft, {**settings, **draft.settings}
+
+
+def finished(number: int, rule: str, f: Format, draft: Draft, settings: dict[str, Any]) -> Case:
+    """The case of a draft."""
+    w = f.round(np.asarray(draft.w, dtype=float))
+    rates = draft.lr if isinstance(draft.lr, tuple) else (draft.lr,)
+    gradients = f.round(np.asarray(draft.g, dtype=float)).reshape((len(rates), *w.shape))
+    steps = tuple(Step(g, float(lr)) for g, lr in zip(gradients, rates, strict=True))
+    return Case(
+        number, draft.comment, draft.flags, rule, f.name, settings, w, steps,
+        state=draft.state, kind=draft.kind, result=draft.result,
+    )  # fmt: skip

@@ -1,0 +1,236 @@
+"""Adam and its relatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Slots
+from npdrt.conform.dialects.rule import COMMON, Arithmetic, Dialect, Rule, largest
+
+CLAUSES: dict[str, dict[str, str]] = {
+    "epsilon": {
+        "after the corrected root": "sqrt(v / (1 - beta2^t)) + eps",
+        "epsilon-hat": "sqrt(v) + eps, with lr sqrt(1 - beta2^t) / (1 - beta1^t)",
+        "inside the root": "sqrt(v / (1 - beta2^t) + eps)",
+        "inside the root, before correction": "sqrt((v + eps) / (1 - beta2^t))",
+        "ignored": "sqrt(v / (1 - beta2^t))",
+    },
+    "bias correction": {
+        "both moments": "m / (1 - beta1^t), v / (1 - beta2^t)",
+        "none": "m and v as they are",
+        "first moment only": "v as it is",
+        "second moment only": "m as it is",
+        "t of before": "t counts from 0, first corrected at the second step",
+        "t too large": "t counts from 2",
+        "betas exchanged": "m / (1 - beta2^t), v / (1 - beta1^t)",
+    },
+    "precision": {
+        "float64": "1 - beta^t in float64",
+        "dtype": "1 - beta^t in the tensor's dtype",
+    },
+    "second moment": {
+        "mean of squares": "beta2 v + (1 - beta2) g^2",
+        "largest mean of squares": "the largest v so far (AMSGrad)",
+        "largest corrected": "the largest v / (1 - beta2^t) so far (AMSGrad in optax)",
+        "largest absolute value": "max(beta2 v, |g|), no root (Adamax)",
+        "centred": "beta2 v + (1 - beta2) (g - m)^2 (AdaBelief)",
+        "without g^2 weight": "beta2 v + g^2",
+    },
+    "first moment": {
+        "mean": "beta1 m + (1 - beta1) g",
+        "nesterov": "beta1 m + (1 - beta1) g once more (NAdam without its schedule)",
+        "without g weight": "beta1 m + g",
+        "of before": "the step uses the m of before",
+    },
+    "weight decay": {
+        "as set": "g + wd w, or w (1 - lr wd) where decoupled",
+        "always in the gradient": "g + wd w",
+        "always decoupled": "w (1 - lr wd)",
+        "decoupled, after the step": "(1 - lr wd) times the new parameter",
+        "decoupled, without lr": "w (1 - wd)",
+        "opposite sign": "g - wd w, or w (1 + lr wd)",
+        "after the moments": "m / c1 + wd w over the root",
+        "ignored": "none",
+    },
+    **COMMON,
+}
+
+
+def step(
+    c: dict[str, str], w: Any, g: Any, slots: Slots, h: dict[str, Any], a: Arithmetic
+) -> tuple[Any, Slots, Any]:
+    """Algorithm 1 of Kingma and Ba under the choices c."""
+    lr, (beta1, beta2) = h["lr"], h["betas"]
+    start, shrunk, g, after = decayed(c, w, g, h)
+    slots = dict(slots)
+    old_m, old_v = slots.get("exp_avg", g * 0), slots.get("exp_avg_sq", g * 0)
+    m = a.note("m", first_moment(c, old_m, g, beta1))
+    v = a.note("v", second_moment(c, old_v, g, m, beta2))
+    slots["exp_avg"], slots["exp_avg_sq"] = m, v
+    c1, c2 = corrections(c, slots, beta1, beta2, a)
+    used = {"nesterov": beta1 * m + (1 - beta1) * g, "of before": old_m}
+    m = used.get(c["first moment"], m)
+    v_hat = v / c2
+    if c["second moment"] in ("largest mean of squares", "largest corrected"):
+        v, v_hat = maximal(c, v, v_hat, c2, slots)
+    root = a.note("denominator", denominator(c, v, v_hat, c2, h["eps"]))
+    d = a.note("m_hat / denominator", (m / c1 + after * w) / root)
+    new = start * shrunk - h["sign"] * lr * d
+    if c["weight decay"] == "decoupled, after the step":
+        new = new * (1 - lr * h.get("weight_decay", 0) * bool(h.get("decoupled")))
+    size = (np.abs(beta1 * old_m) + np.abs((1 - beta1) * g)) / c1 + np.abs(after * w)
+    scale = largest(w, amplification(c, slots, a) * lr * size / root, lr * d)
+    return a.note("w", new), slots, scale
+
+
+def decayed(c: dict[str, str], w: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """(parameter, its factor, gradient, share of w in the step) by the clause "weight decay"."""
+    wd, lr = h.get("weight_decay", 0), h["lr"]
+    decoupled = bool(h.get("decoupled"))
+    match c["weight decay"]:
+        case "always in the gradient":
+            decoupled = False
+        case "always decoupled":
+            decoupled = True
+        case "ignored":
+            return w, 1, g, 0
+        case "after the moments":
+            return w, 1, g, wd
+        case "opposite sign":
+            wd = -wd
+        case "decoupled, without lr" if decoupled:
+            return w, 1 - wd, g, 0
+        case "decoupled, after the step" if decoupled:
+            return w, 1, g, 0
+    return (w, 1 - lr * wd, g, 0) if decoupled else (w, 1, g + wd * w, 0)
+
+
+def first_moment(c: dict[str, str], m: Any, g: Any, beta: Any) -> Any:
+    """The running mean of the gradient."""
+    return beta * m + (g if c["first moment"] == "without g weight" else (1 - beta) * g)
+
+
+def second_moment(c: dict[str, str], v: Any, g: Any, m: Any, beta: Any) -> Any:
+    """The running mean of its square."""
+    match c["second moment"]:
+        case "largest absolute value":
+            return np.maximum(beta * v, np.abs(g))
+        case "centred":
+            return beta * v + (1 - beta) * (g - m) * (g - m)
+        case "without g^2 weight":
+            return beta * v + g * g
+    return beta * v + (1 - beta) * g * g
+
+
+def corrections(c: dict[str, str], slots: Slots, beta1: Any, beta2: Any, a: Arithmetic) -> Any:
+    """1 - beta1^t and 1 - beta2^t; moves the powers in `slots` on."""
+    before = [slots.get("beta1_power", a.real(1.0)), slots.get("beta2_power", a.real(1.0))]
+    now = [before[0] * beta1, before[1] * beta2]
+    slots["beta1_power"], slots["beta2_power"] = now
+    match c["bias correction"]:
+        case "t of before":
+            now = before if slots["step"] else [beta1 * 0, beta2 * 0]
+        case "t too large":
+            now = [now[0] * beta1, now[1] * beta2]
+        case "betas exchanged":
+            now = now[::-1]
+    if c["precision"] == "dtype" and a.format.name != "float64":
+        single = [a.rounded(float(b), a.format.name) for b in (beta1, beta2)]
+        now = [b ** (slots["step"] + 1) for b in single]
+    one = 1 - beta1 * 0
+    c1, c2 = 1 - now[0], 1 - now[1]
+    match c["bias correction"]:
+        case "none":
+            return one, one
+        case "first moment only":
+            return c1, one
+        case "second moment only":
+            return one, c2
+    return a.note("1 - beta1^t", c1), a.note("1 - beta2^t", c2)
+
+
+def maximal(c: dict[str, str], v: Any, v_hat: Any, c2: Any, slots: Slots) -> tuple[Any, Any]:
+    """AMSGrad's largest second moment, and the same corrected."""
+    if c["second moment"] == "largest mean of squares":
+        slots["largest"] = np.maximum(v, slots.get("largest", v * 0))
+        return slots["largest"], slots["largest"] / c2
+    slots["largest"] = np.maximum(v_hat, slots.get("largest", v * 0))
+    return slots["largest"] * c2, slots["largest"]
+
+
+def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any) -> Any:
+    """The corrected root with epsilon, by the clause "epsilon"."""
+    if c["second moment"] == "largest absolute value":
+        return v + eps
+    match c["epsilon"]:
+        case "epsilon-hat":
+            return (np.sqrt(v) + eps) / np.sqrt(c2)
+        case "inside the root":
+            return np.sqrt(v_hat + eps)
+        case "inside the root, before correction":
+            return np.sqrt((v + eps) / c2)
+        case "ignored":
+            return np.sqrt(v_hat)
+    return np.sqrt(v_hat) + eps
+
+
+def amplification(c: dict[str, str], slots: Slots, a: Arithmetic) -> float:
+    """How much larger than a rounding of the tensor's dtype the error of 1 - beta^t can be.
+
+    A relative error u of beta^t is one of u beta^t / (1 - beta^t) of the difference: of no account
+    where that is computed in a wider format than the tensor's.
+    """
+    if c["precision"] == "float64" and a.format.name != "float64":
+        return 1.0
+    unit = 2.0**-a.format.precision
+    powers = [min(float(slots[f"beta{k}_power"]), 1 - unit) for k in (1, 2)]
+    return 1.0 + sum(p / (1 - p) for p in powers)
+
+
+ADAM = Rule(
+    "adam",
+    CLAUSES,
+    step,
+    (
+        Dialect(
+            "published",
+            "Kingma and Ba 2015, Algorithm 1; torch/optim/adam.py, adamw.py; optax adam, adamw",
+            {},
+        ),
+        Dialect(
+            "AdamW",
+            "Loshchilov and Hutter 2019, Algorithm 2; torch/optim/adamw.py",
+            {"weight decay": "always decoupled"},
+        ),
+        Dialect(
+            "epsilon-hat",
+            "Kingma and Ba 2015, end of section 2; TensorFlow and Keras Adam; ONNX "
+            "ai.onnx.preview.training Adam",
+            {"epsilon": "epsilon-hat"},
+        ),
+        Dialect(
+            "AMSGrad",
+            "Reddi et al. 2018; torch/optim/adam.py amsgrad=True",
+            {"second moment": "largest mean of squares"},
+            scope=False,
+        ),
+        Dialect(
+            "AMSGrad, corrected",
+            "optax amsgrad",
+            {"second moment": "largest corrected"},
+            scope=False,
+        ),
+        Dialect(
+            "Adamax",
+            "Kingma and Ba 2015, Algorithm 2",
+            {
+                "second moment": "largest absolute value",
+                "bias correction": "first moment only",
+            },
+            scope=False,
+        ),
+        Dialect("AdaBelief", "Zhuang et al. 2020", {"second moment": "centred"}, scope=False),
+    ),
+)

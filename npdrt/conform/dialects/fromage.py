@@ -1,0 +1,169 @@
+"""Fromage, and the same without its prefactor (lars_lesion)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Slots
+from npdrt.conform.dialects.rule import COMMON, NORMS, Arithmetic, Dialect, Rule, largest
+
+CLAUSES: dict[str, dict[str, str]] = {
+    "zero norm": {
+        "plain step": "lr * g where either norm is not > 0",
+        "floor 1e-6": "norms are at least 1e-6",
+        "floor 1e-5": "norms are at least 1e-5",
+        "epsilon 1e-8": "1e-8 is added to the gradient's norm, nothing is guarded",
+        "unguarded": "0/0, or a zero parameter that never moves",
+        "no step": "no step where either norm is not > 0",
+        "step of length lr": "a ratio of 1 / |g| where the parameter is zero",
+    },
+    "prefactor": {
+        "divided": "(w - s g) / sqrt(1 + lr^2)",
+        "absent": "w - s g",
+        "squared": "(w - s g) / (1 + lr^2)",
+        "multiplied": "(w - s g) * sqrt(1 + lr^2)",
+        "on the weight": "w / sqrt(1 + lr^2) - s g",
+        "on the step": "w - s g / sqrt(1 + lr^2)",
+        "of lr": "(w - s g) / sqrt(1 + lr)",
+        "not at zero norm": "absent where either norm is not > 0",
+    },
+    "ratio": {
+        "|w| / |g|": "the norm of the parameter over that of the gradient",
+        "|g| / |w|": "upside down",
+        "1 / |g|": "without the parameter's norm",
+        "|w|": "without the gradient's norm",
+        "sqrt(|w| / |g|)": "the root of the ratio",
+    },
+    "norm bound": {
+        "initial norm": "norm_bound * |w| of the first parameter",
+        "absolute": "norm_bound itself",
+        "ignored": "no bound",
+        "of this step": "norm_bound * |w| of the parameter before the step",
+    },
+    **COMMON,
+    **NORMS,
+}
+FLOORS = {"floor 1e-6": 1e-6, "floor 1e-5": 1e-5}
+
+
+def step(
+    c: dict[str, str], w: Any, g: Any, slots: Slots, h: dict[str, Any], a: Arithmetic
+) -> tuple[Any, Slots, Any]:
+    """w <- (w - lr |w| / |g| g) / sqrt(1 + lr^2), then the norm bound."""
+    limit = bound(c, w, slots, h, a)
+    nw, ng = a.note("|w|", a.norm(w)), a.note("|g|", a.norm(g))
+    s = a.note("s", relative_rate(c, nw, ng, h["lr"], a))
+    plain = (nw > 0) & (ng > 0)
+    new = a.note("w - s g", prefactored(c, w, h["sign"] * s * g, h["lr"], plain))
+    scale = largest(w, s * g, new)
+    if limit is None:
+        return new, slots, scale
+    size = a.norm(new)
+    factor = np.where(size > limit, limit / np.where(size > limit, size, size * 0 + 1), 1)
+    return new * factor, {**slots, "max_norm": slots.get("max_norm", limit)}, scale
+
+
+def relative_rate(c: dict[str, str], nw: Any, ng: Any, lr: Any, a: Arithmetic) -> Any:
+    """lr |w| / |g|, with what the clauses say of zero norms."""
+    usable, one = (nw > 0) & (ng > 0), nw * 0 + 1
+    match c["zero norm"]:
+        case "floor 1e-6" | "floor 1e-5":
+            floor = a.real(FLOORS[c["zero norm"]])
+            return lr * ratio(c, np.maximum(nw, floor), np.maximum(ng, floor))
+        case "epsilon 1e-8":
+            return lr * ratio(c, nw, ng + a.real(1e-8))
+        case "unguarded":
+            return lr * ratio(c, nw, ng)
+    safe = lr * ratio(c, np.where(usable, nw, one), np.where(usable, ng, one))
+    match c["zero norm"]:
+        case "no step":
+            return np.where(usable, safe, safe * 0)
+        case "step of length lr":
+            other = np.where(ng > 0, lr / np.where(ng > 0, ng, one), lr)
+            return np.where(usable, safe, other)
+    s = np.where(usable, safe, lr)
+    return a.representable(s, s, lr)
+
+
+def ratio(c: dict[str, str], nw: Any, ng: Any) -> Any:
+    """The ratio of the norms."""
+    match c["ratio"]:
+        case "|g| / |w|":
+            return ng / nw
+        case "1 / |g|":
+            return 1 / ng
+        case "|w|":
+            return nw
+        case "sqrt(|w| / |g|)":
+            return np.sqrt(nw / ng)
+    return nw / ng
+
+
+def prefactored(c: dict[str, str], w: Any, change: Any, lr: Any, usable: Any) -> Any:
+    """(w - change) / sqrt(1 + lr^2), by the clause "prefactor"."""
+    p = np.sqrt(1 + lr * lr)
+    match c["prefactor"]:
+        case "absent":
+            return w - change
+        case "squared":
+            return (w - change) / (1 + lr * lr)
+        case "multiplied":
+            return (w - change) * p
+        case "on the weight":
+            return w / p - change
+        case "on the step":
+            return w - change / p
+        case "of lr":
+            return (w - change) / np.sqrt(1 + lr)
+        case "not at zero norm":
+            return (w - change) / np.where(usable, p, p * 0 + 1)
+    return (w - change) / p
+
+
+def bound(c: dict[str, str], w: Any, slots: Slots, h: dict[str, Any], a: Arithmetic) -> Any:
+    """The largest norm allowed, or None."""
+    setting = h.get("norm_bound")
+    if setting is None or c["norm bound"] == "ignored":
+        return None
+    match c["norm bound"]:
+        case "absolute":
+            return setting
+        case "of this step":
+            return setting * a.norm(w)
+    return slots["max_norm"] if "max_norm" in slots else setting * a.norm(w)
+
+
+FROMAGE = Rule(
+    "fromage",
+    CLAUSES,
+    step,
+    (
+        Dialect(
+            "published",
+            "Bernstein et al. 2020, Algorithm 1; zero norms as in the authors' code (jxbz/fromage)",
+            {},
+            "also kozistr's pytorch_optimizer and NVlabs imaginaire",
+        ),
+        Dialect(
+            "optax",
+            "optax/_src/alias.py fromage, optax/_src/transform.py scale_by_trust_ratio",
+            {"zero norm": "floor 1e-6"},
+            "no norm bound",
+        ),
+        Dialect(
+            "nfnets",
+            "deepmind-research nfnets, optim.py Fromage",
+            {"zero norm": "floor 1e-5"},
+            "its weight decay, inside the normalised gradient, is not asked for",
+        ),
+    ),
+)
+LARS_LESION = Rule(
+    "lars_lesion",
+    {clause: options for clause, options in CLAUSES.items() if clause != "norm bound"},
+    step,
+    (Dialect("published", "Bernstein et al. 2020, Equation 5 and Figure 2 (right)", {}),),
+    published={"prefactor": "absent"},
+)

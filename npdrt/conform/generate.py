@@ -1,0 +1,233 @@
+"""Makes the vector files: `python -m npdrt.conform.generate [FOLDER] [--check]`.
+
+The same version gives the same bytes on any machine. Needs mpmath (extra `vectors`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform import norms, page, primitives, steps
+from npdrt.conform.case import Answer, Case, Slots
+from npdrt.conform.cases import FLAGS, cases
+from npdrt.conform.dialects import RULES, run
+from npdrt.conform.formats import Format, Values
+from npdrt.conform.judge import accepted, ulps_away
+from npdrt.conform.vectors import FOLDER, VERSION, Expected, Vector, settings_json, vector_json
+from npdrt.errors import Diverged, Unavailable
+
+BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
+TAKES_NORMS = ("lars", "lars_lesion", "fromage")
+NUMBERS = {"norms": 100_000, "primitives": 200_000, "steps": 300_000}  # first tcId, less one
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def mp_context() -> Any:
+    """mpmath with a precision of its own."""
+    try:
+        import mpmath
+    except ImportError as error:
+        raise Unavailable('vectors need mpmath: pip install "npdrt[vectors]"') from error
+    context = mpmath.mp.clone()
+    context.prec = BITS
+    return context
+
+
+def rounded(x: Any, number: Format) -> float:
+    """An mpmath number rounded once to a format, to nearest even."""
+    if not math.isfinite(float(x)) and not x.context.isfinite(x):
+        return float(x)
+    if x == 0:
+        return 0.0
+    exponent = max(x.context.frexp(x)[1] - 1, 1 - number.emax) - (number.precision - 1)
+    whole = int(x.context.nint(x.context.ldexp(x, -exponent)))
+    if abs(whole) * 2.0 ** min(exponent, 0) > number.largest and exponent <= 0:
+        return math.copysign(math.inf, whole)
+    value = x.context.ldexp(x.context.mpf(whole), exponent)
+    return math.copysign(math.inf, whole) if abs(value) > number.largest else float(value)
+
+
+def exact(case: Case, context: Any) -> list[tuple[Values, Values]]:
+    """The parameter after every step, and the scale, in real arithmetic, rounded once."""
+
+    def real(x: Any) -> Any:
+        if np.ndim(x) == 0 and not hasattr(x, "dtype"):
+            return context.mpf(x)
+        found = np.empty(np.shape(x), dtype=object)
+        for index, value in np.ndenumerate(np.asarray(x)):
+            found[index] = context.mpf(float(value))
+        return found
+
+    def down(x: Any) -> Values:
+        found = np.broadcast_to(np.asarray(x, dtype=object), case.w.shape)
+        values = [rounded(context.mpf(v), case.number) for v in found.reshape(-1)]
+        return np.array(values, dtype=np.float64).reshape(case.w.shape)
+
+    return [(down(e.w), down(e.scale)) for e in run(RULES[case.rule], {}, case, real)]
+
+
+def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]:
+    """The answer of docs/updates.md after every step, and the norms before it."""
+    state: dict[str, Any] = {"step": 0}
+    for name, value in (case.state or {}).items():
+        state[name] = value.reshape(-1).tolist() if np.ndim(value) else value
+    w = case.w.reshape(-1).tolist()
+    for step in case.steps:
+        g = step.g.reshape(-1).tolist()
+        sizes = (page.norm(w), page.norm(g)) if case.rule in TAKES_NORMS else None
+        w = page.step(case.rule, w, g, state, step.lr, case.format, **case.settings)
+        slots: Slots = {
+            k: np.reshape(v, case.w.shape) if isinstance(v, list) else v for k, v in state.items()
+        }
+        yield Answer(np.reshape(w, case.w.shape), slots), sizes
+
+
+def answered(case: Case, context: Any) -> Vector:
+    """The test of a case. Where the published sequence itself, in this dtype, is further from the
+    exact answer than a right implementation may be, the test is acceptable, not gated."""
+    case = with_powers(case)
+    if case.result == "error":
+        return Vector(case, (), 0.0)
+    sequence = list(canonical(case))
+    try:
+        real = exact(case, context)
+    except ZeroDivisionError:  # IEEE has an answer, the real numbers have none
+        real = [(a.w, np.abs(a.w)) for a, _ in sequence]
+    expected = tuple(
+        Expected(w, scale, answer, sizes)
+        for (w, scale), (answer, sizes) in zip(real, sequence, strict=True)
+    )
+    test = Vector(case, expected, accepted(case))
+    if ulps_away(test, [a for a, _ in sequence]) > test.ulps:
+        return replace(test, case=replace(case, result="acceptable"))
+    return test
+
+
+def with_powers(case: Case) -> Case:
+    """The case with Adam's beta powers in its state."""
+    if case.rule != "adam" or case.state is None:
+        return case
+    powers = {
+        f"beta{k}_power": page.power(beta, case.state["step"])
+        for k, beta in enumerate(case.settings["betas"], start=1)
+    }
+    return replace(case, state={**case.state, **powers})
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def update_files() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file a rule and format."""
+    context = mp_context()
+    for (rule, form), found in groupby(cases(), key=lambda case: (case.rule, case.format)):
+        tests = [answered(case, context) for case in found]
+        yield (
+            f"{rule}_{form}",
+            document(
+                f"Updates of {rule} in {form}; rules: docs/updates.md",
+                update_groups(rule, form, tests),
+                sorted({flag for test in tests for flag in test.case.flags}),
+            ),
+        )
+
+
+def update_groups(rule: str, form: str, tests: list[Vector]) -> list[dict[str, Any]]:
+    """The tests by their settings."""
+    by_settings: dict[str, dict[str, Any]] = {}
+    for test in tests:
+        settings = settings_json(test.case.settings)
+        group = {
+            "type": "OptimizerStep",
+            "rule": rule,
+            "dialect": "published",
+            "format": form,
+            "settings": settings,
+            "scalars": "float64, rounded once to the format",
+            "accumulation": "float64",
+            "tests": [],
+        }
+        key = json.dumps(settings)
+        by_settings.setdefault(key, group)["tests"].append(vector_json(test))
+    return list(by_settings.values())
+
+
+def document(title: str, groups: list[dict[str, Any]], flags: list[str]) -> dict[str, Any]:
+    """A vector file."""
+    return {
+        "npdrtVectors": VERSION,
+        "title": title,
+        "numberOfTests": sum(len(group["tests"]) for group in groups),
+        "notes": {f: dict(zip(("bugType", "description"), FLAGS[f], strict=True)) for f in flags},
+        "testGroups": groups,
+    }
+
+
+def numbered(groups: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+    """The groups with tcIds from first + 1 on."""
+    for group in groups:
+        for test in group["tests"]:
+            first += 1
+            test["tcId"] = first
+    return groups
+
+
+def all_files() -> dict[str, bytes]:
+    """Every file by its name, SHA256SUMS last."""
+    documents = dict(update_files())
+    for name, module in (("norms", norms), ("primitives", primitives), ("steps", steps)):
+        groups = numbered(module.groups(), NUMBERS[name])
+        documents[name] = document(str(module.TITLE), groups, [])
+        documents[name]["notes"] = module.NOTES
+    found = {f"{name}.json": text(content) for name, content in documents.items()}
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in found.items()]
+    return {**found, "SHA256SUMS": "".join(lines).encode()}
+
+
+def text(content: dict[str, Any]) -> bytes:
+    """JSON with one test a line, so that a change can be read."""
+    groups, head = content["testGroups"], {k: v for k, v in content.items() if k != "testGroups"}
+    parts = []
+    for group in groups:
+        bare = json.dumps({k: v for k, v in group.items() if k != "tests"})
+        tests = ",\n".join(json.dumps(t, separators=(",", ":")) for t in group["tests"])
+        parts.append(f'{bare[:-1]}, "tests": [\n{tests}]}}')
+    opening = json.dumps(head, indent=1)[:-2]
+    body = ",\n".join(parts)
+    return f'{opening},\n "testGroups": [\n{body}]}}\n'.encode()
+
+
+def main(arguments: list[str]) -> None:
+    """Write the files, or with --check compare them with those that are there."""
+    places = [Path(a) for a in arguments if a != "--check"]
+    folder, found = (places[0] if places else FOLDER), all_files()
+    if "--check" in arguments:
+        odd = [n for n, d in found.items() if not same(folder / n, d)]
+        if odd:
+            raise Diverged(f"{folder}: not what is generated: {', '.join(odd)}")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in found.items():
+            (folder / name).write_bytes(data)
+    print(f"{folder}: {len(found)} files, {sum(map(len, found.values())):,} bytes")
+
+
+def same(path: Path, data: bytes) -> bool:
+    """Whether the file holds these bytes."""
+    return path.is_file() and path.read_bytes() == data
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,130 @@
+"""The judge: how far answers are from the vectors, by level.
+
+C0: the bits of docs/updates.md. C1: at most k ulps from the exact answer, counted at the scale of
+the operands. C2: norms. C3: many steps; reported, and gated in float64 alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Answer, Case, Failure, Outcome
+from npdrt.conform.formats import Format, Values
+from npdrt.conform.vectors import Vector
+
+# Accepted error at level C1 in ulps at the scale of the operands: the roundings of any order of
+# the operations, each at most one ulp there. Layerwise rules add those of two norms of n elements.
+ULPS = {"sgd": 8.0, "adam": 16.0, "lars": 12.0, "lars_lesion": 10.0, "fromage": 12.0}
+LAYERWISE = ("lars", "lars_lesion", "fromage")
+
+
+def accepted(case: Case) -> float:
+    """The accepted error of a case in ulps at scale."""
+    norms = case.w.size + 2 if case.rule in LAYERWISE else 0
+    return (ULPS[case.rule] + norms) * len(case.steps)
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Where an answer is furthest from the exact one. ulps: inf where one is not finite and the
+    other is not the same. step, index: from 0; index into the flattened array."""
+
+    ulps: float
+    step: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One test with its verdict.
+
+    bits: level C0 holds (parameter alone). accurate: C1 (C3 where there are several steps) holds.
+    worst: the largest error. failure: why there was no answer.
+    """
+
+    test: Vector
+    outcome: Outcome
+    bits: bool
+    accurate: bool
+    worst: Worst
+    slots: tuple[str, ...] = ()  # of other bits than the canonical ones
+    failure: Failure | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the verdict depends on it."""
+        case = self.test.case
+        if case.result != "valid":
+            return False
+        return len(case.steps) == 1 or case.format == "float64"
+
+    @property
+    def level(self) -> str:
+        """C1 or C3: which level its accuracy belongs to."""
+        return "C1" if len(self.test.case.steps) == 1 else "C3"
+
+
+def judge(test: Vector, outcome: Outcome) -> Judged:
+    """The verdict on one outcome. A test whose result is "error" holds where it was refused."""
+    if isinstance(outcome, Failure):
+        refused = test.case.result == "error" and outcome.kind == "raised"
+        return Judged(test, outcome, refused, refused, Worst(math.inf), failure=outcome)
+    if test.case.result == "error":
+        return Judged(test, outcome, False, False, Worst(math.inf))
+    worst = furthest(test, outcome)
+    same = all(same_bits(a.w, e.canonical.w) for a, e in zip(outcome, test.expected, strict=True))
+    return Judged(test, outcome, same, worst.ulps <= test.ulps, worst, odd_slots(test, outcome))
+
+
+def odd_slots(test: Vector, outcome: Sequence[Answer]) -> tuple[str, ...]:
+    """The slots whose bits are not the canonical ones after some step."""
+    odd = {
+        name
+        for answer, expected in zip(outcome, test.expected, strict=True)
+        for name, value in answer.slots.items()
+        if name in expected.canonical.slots and not same_bits(value, expected.canonical.slots[name])
+    }
+    return tuple(sorted(odd))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Equal numbers, zeros of one sign, NaN at the same places."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    nan = np.isnan(a) & np.isnan(b)
+    return bool(np.all(nan | ((a == b) & (np.signbit(a) == np.signbit(b)))))
+
+
+def ulps_away(test: Vector, answers: Sequence[Answer]) -> float:
+    """The largest error of answers in ulps at scale."""
+    return furthest(test, answers).ulps
+
+
+def furthest(test: Vector, answers: Sequence[Answer]) -> Worst:
+    """The largest error of answers, and where."""
+    worst = Worst(0.0)
+    for k, (answer, expected) in enumerate(zip(answers, test.expected, strict=True)):
+        errors = distances(answer.w, expected.exact, expected.scale, test.case.number)
+        if errors.size:
+            at = int(np.argmax(errors))
+            if errors[at] > worst.ulps:
+                worst = Worst(float(errors[at]), k, at)
+    return worst
+
+
+def distances(got: Any, exact: Any, scale: Any, number: Format) -> Values:
+    """|got - exact| / ulp(scale) of every element, flattened; 0 where both are NaN or the same
+    infinity, inf where only one is. An exact answer within k ulps of overflow may be infinite."""
+    got, exact, scale = (
+        np.asarray(x, dtype=np.longdouble).reshape(-1)
+        for x in np.broadcast_arrays(got, exact, scale)
+    )
+    with np.errstate(all="ignore"):
+        steps = np.abs(got - exact) / number.ulp(scale)
+        same = (got == exact) | (np.isnan(got) & np.isnan(exact))
+        finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
+        return np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)

@@ -1,0 +1,99 @@
+"""Vectors of the norm alone, so that an implementer can test the reduction apart from the rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.conform.vectors import array, hexed, unhexed
+from npdrt.errors import FileRefused
+from npdrt.random import Random
+
+TITLE = "Norms: the square root of the sum of squares, float64"
+NOTES = {
+    "ORDINARY": {"bugType": "BASIC", "description": "normal numbers"},
+    "EMPTY": {"bugType": "EDGE_CASE", "description": "no element"},
+    "NORM_OVERFLOW": {"bugType": "EDGE_CASE", "description": "squares above the largest number"},
+    "NORM_UNDERFLOW": {"bugType": "EDGE_CASE", "description": "squares below the smallest number"},
+    "LONG": {"bugType": "BASIC", "description": "the error of a sum grows with its length"},
+    "SUBNORMAL": {"bugType": "EDGE_CASE", "description": "subnormal elements"},
+}
+LENGTHS = (0, 1, 2, 5, 255, 256, 257, 1000)
+
+
+def groups() -> list[dict[str, Any]]:
+    """A group a format."""
+    return [
+        {"type": "Norm", "format": f.name, "tests": [vector(f, *row) for row in rows(f)]}
+        for f in FORMATS.values()
+    ]
+
+
+def rows(f: Format) -> Iterator[tuple[str, str, Values]]:
+    """Comment, flag and elements of every test of a format."""
+    stream = Random(2020, "vectors").of(f"norm {f.name}")
+    for n in LENGTHS:
+        flag = "EMPTY" if n == 0 else "LONG" if n > 200 else "ORDINARY"
+        yield f"{n} elements", flag, f.round(np.asarray(stream.of(str(n)).normal(n)))
+    x = np.asarray(stream.of("extreme").normal(9))
+    half = f.emax // 2
+    if f.name != "float64":
+        yield "large elements", "NORM_OVERFLOW", f.round(x * 2.0 ** (half + 2))
+        yield "small elements", "NORM_UNDERFLOW", f.round(x * 2.0 ** (-half - 8))
+    yield "subnormal elements", "SUBNORMAL", np.round(x * 4) * f.smallest
+
+
+def vector(f: Format, comment: str, flag: str, x: Values) -> dict[str, Any]:
+    """A test with the exact norm, rounded once to float64."""
+    return {
+        "tcId": 0,
+        "comment": comment,
+        "flags": [flag],
+        "result": "acceptable" if flag == "SUBNORMAL" else "valid",
+        "shape": [x.size],
+        "x": f.bits(x),
+        "norm": hexed(exact(x)),
+        "tolerance": hexed(tolerance(f, x.size)),
+    }
+
+
+def exact(x: Values) -> float:
+    """sqrt(sum x^2) of the rational numbers, rounded once to float64."""
+    total = sum((Fraction(v) ** 2 for v in x.tolist()), Fraction(0))
+    if total == 0:
+        return 0.0
+    shift = 2 * ((128 - total.numerator.bit_length() + total.denominator.bit_length()) // 2)
+    root = math.isqrt(int(total * Fraction(2) ** shift))  # at least 63 bits, truncated
+    return float(Fraction(2 * root + 1, 2) / Fraction(2) ** (shift // 2))
+
+
+def tolerance(f: Format, n: int) -> float:
+    """The accepted relative error: (n / 2 + 2) units of rounding of the format.
+
+    That is the bound of a sum of n squares in any order in the format, halved by the root. In
+    float64 accumulation the error is below one unit of float64.
+    """
+    return (n / 2 + 2) * 2.0**-f.precision
+
+
+def judge(
+    group: Mapping[str, Any], test: Mapping[str, Any], answer: Mapping[str, Any]
+) -> tuple[bool, float, str]:
+    """(passed, error over tolerance, where) of an answer {"norm": 16 hex digits}."""
+    if "norm" not in answer:
+        raise FileRefused(f"test {test['tcId']}: expected a norm; got {sorted(answer)}")
+    got, expected = unhexed(answer["norm"]), unhexed(test["norm"])
+    limit = unhexed(test["tolerance"]) * expected
+    error = abs(got - expected)
+    ratio = 0.0 if error == 0 else error / limit if limit > 0 else math.inf
+    return ratio <= 1, ratio, "norm"
+
+
+def elements(group: Mapping[str, Any], test: Mapping[str, Any]) -> Values:
+    """The array of a test."""
+    return array(test["x"], test["shape"], FORMATS[group["format"]])

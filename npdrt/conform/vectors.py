@@ -1,0 +1,322 @@
+"""The vector files: JSON with floats as hex bit patterns, read strictly, and the responses to them.
+
+`npdrt/conform/vectors/README.md` describes the format for implementers; `schema.json` there is its
+JSON Schema. Exact answers are computed in real arithmetic and rounded once; canonical answers are
+the bits of docs/updates.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Answer, Case, Failure, Outcome, Slots, Step
+from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.errors import Error, FileRefused
+
+VERSION = 1  # of the format
+FOLDER = Path(str(files("npdrt.conform"))) / "vectors"
+DOUBLE = FORMATS["float64"]
+LIMIT = 64 << 20  # bytes of a response
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The answers after one step.
+
+    exact: real arithmetic from the first step on, rounded once. scale: the size of the operands of
+    the last sum; ulps are counted there. canonical: the bits of docs/updates.md, with its slots.
+    norms: |w| and |g| before the step on the canonical way, or None where the rule takes none.
+    """
+
+    exact: Values
+    scale: Values
+    canonical: Answer
+    norms: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A case with its answers. ulps: the accepted error of a right implementation, level C1."""
+
+    case: Case
+    expected: tuple[Expected, ...]
+    ulps: float
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def hexed(value: float) -> str:
+    """A float64 as 16 hex digits."""
+    return DOUBLE.bits(value)
+
+
+def unhexed(text: Any) -> float:
+    """The float64 of 16 hex digits."""
+    if not isinstance(text, str) or len(text) != 16:
+        raise FileRefused(f"expected a float64 as 16 hex digits; got {text!r}")
+    return float(DOUBLE.values(text)[0])
+
+
+def array(text: Any, shape: Sequence[int], number: Format) -> Values:
+    """The array of a text of bit patterns, in C order."""
+    if not isinstance(text, str):
+        raise FileRefused(f"expected a text of hex digits; got {text!r}")
+    values, n = number.values(text), int(np.prod(shape, dtype=int))
+    if values.size != n:
+        raise FileRefused(f"expected {n} {number.name} numbers; got {values.size}")
+    return values.reshape(tuple(shape))
+
+
+def settings_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with numbers as bit patterns."""
+
+    def one(value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        return [hexed(x) for x in value] if isinstance(value, tuple) else hexed(value)
+
+    return {name: one(value) for name, value in settings.items()}
+
+
+def settings_from(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of such a text."""
+
+    def one(value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        return tuple(unhexed(x) for x in value) if isinstance(value, list) else unhexed(value)
+
+    return {name: one(value) for name, value in found.items()}
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def slots_json(slots: Slots, number: Format) -> dict[str, Any]:
+    """A state: arrays in the format, 0-d numbers as float64, the step as an integer."""
+    return {
+        name: int(value) if name == "step"
+        else hexed(value) if np.ndim(value) == 0 and isinstance(value, float)
+        else number.bits(value)
+        for name, value in slots.items()
+    }  # fmt: skip
+
+
+def slots_from(found: Mapping[str, Any], shape: Sequence[int], number: Format) -> Slots:
+    """The state of such a text."""
+    scalars = ("max_norm", "beta1_power", "beta2_power")
+    return {
+        name: value if name == "step"
+        else unhexed(value) if name in scalars
+        else array(value, shape, number)
+        for name, value in found.items()
+    }  # fmt: skip
+
+
+def prompt_json(case: Case) -> dict[str, Any]:
+    """What is asked, without answers."""
+    number = case.number
+    return {
+        "tcId": case.id,
+        "comment": case.comment,
+        "flags": list(case.flags),
+        "result": case.result,
+        "kind": case.kind,
+        "shape": list(case.w.shape),
+        "w": number.bits(case.w),
+        "state": None if case.state is None else slots_json(case.state, number),
+        "steps": [{"lr": hexed(s.lr), "g": number.bits(s.g)} for s in case.steps],
+    }
+
+
+def vector_json(test: Vector) -> dict[str, Any]:
+    """What is asked, with the answers."""
+    number, found = test.case.number, prompt_json(test.case)
+    for step, expected in zip(found["steps"], test.expected, strict=False):  # none to "error"
+        if expected.norms is not None:
+            step["norms"] = [hexed(x) for x in expected.norms]
+    found["ulps"] = test.ulps
+    found["expected"] = [
+        {
+            "exact": number.bits(e.exact),
+            "scale": number.bits(e.scale),
+            "canonical": number.bits(e.canonical.w),
+            "slots": slots_json(e.canonical.slots, number),
+        }
+        for e in test.expected
+    ]
+    return found
+
+
+def case_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Case:
+    """The case of a test in its group."""
+    number, shape = FORMATS[group["format"]], found["shape"]
+    state = found["state"]
+    return Case(
+        found["tcId"],
+        found["comment"],
+        tuple(found["flags"]),
+        group["rule"],
+        number.name,
+        settings_from(group["settings"]),
+        array(found["w"], shape, number),
+        tuple(
+            Step(array(s["g"], shape, number), unhexed(s["lr"])) for s in found["steps"]
+        ),
+        None if state is None else slots_from(state, shape, number),
+        found["kind"],
+        found["result"],
+    )  # fmt: skip
+
+
+def vector_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Vector:
+    """The test of an object in a vector file."""
+    number, shape = FORMATS[group["format"]], found["shape"]
+    expected = []
+    for step, e in zip(found["steps"], found["expected"], strict=False):
+        norms = tuple(unhexed(x) for x in step["norms"]) if "norms" in step else None
+        canonical = Answer(
+            array(e["canonical"], shape, number), slots_from(e["slots"], shape, number)
+        )
+        exact, scale = (array(e[name], shape, number) for name in ("exact", "scale"))
+        expected.append(Expected(exact, scale, canonical, norms))  # type: ignore[arg-type]
+    return Vector(case_from(group, found), tuple(expected), found["ulps"])
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a vector file. Raises `FileRefused` where its digest is not the listed one."""
+    data = path.read_bytes()
+    listed = sums(path.parent).get(path.name)
+    if listed != hashlib.sha256(data).hexdigest():
+        raise FileRefused(f"{path}: its SHA-256 is not that of SHA256SUMS; install npdrt again")
+    found: dict[str, Any] = json.loads(data)
+    return found
+
+
+def sums(folder: Path = FOLDER) -> dict[str, str]:
+    """SHA256SUMS: file name -> digest."""
+    lines = (folder / "SHA256SUMS").read_text(encoding="ascii").splitlines()
+    return {name: digest for digest, name in (line.split("  ") for line in lines)}
+
+
+def groups(
+    kind: str, *, rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)
+) -> Iterator[dict[str, Any]]:
+    """The groups of a type ("OptimizerStep", "Norm", "Primitive", "TrainingStep")."""
+    for name in sums():
+        if rule and not name.startswith(f"{rule}_f") and not name.startswith(f"{rule}_b"):
+            continue
+        for group in read(FOLDER / name)["testGroups"]:
+            if group["type"] == kind and group.get("format", formats[0]) in formats:
+                yield group
+
+
+def load(rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)) -> list[Vector]:
+    """The vectors of updates: of one rule or all, in some formats or all."""
+    return [
+        vector_from(group, found)
+        for group in groups("OptimizerStep", rule=rule, formats=formats)
+        for found in group["tests"]
+    ]
+
+
+# --- prompts and responses ------------------------------------------------------------------------
+
+ANSWERS = ("expected", "norms", "ulps", "norm", "tolerance")
+
+
+def prompts(
+    kinds: Sequence[str], rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)
+) -> dict[str, Any]:
+    """Everything that is asked, and no answer: what `npdrt vectors export` writes."""
+
+    def bare(test: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in test.items() if k not in ANSWERS}
+        if "steps" in kept:
+            steps = kept["steps"]
+            kept["steps"] = [{k: v for k, v in s.items() if k not in ANSWERS} for s in steps]
+        return kept
+
+    found = [
+        {**group, "tests": [bare(test) for test in group["tests"]]}
+        for kind in kinds
+        for group in groups(kind, rule=rule, formats=formats)
+    ]
+    return {"npdrtVectors": VERSION, "testGroups": found}
+
+
+def read_response(path: Path) -> tuple[str, dict[int, Any]]:
+    """The name of an implementation and its answers by tcId, from a response file.
+
+    {"npdrtVectors": 1, "implementation": "...", "answers": [{"tcId": 1, ...}, ...]}
+
+    Raises `FileRefused` where the file is not of that form, or answers a test twice.
+    """
+    found = _json(path)
+    if not isinstance(found, dict) or found.get("npdrtVectors") != VERSION:
+        raise FileRefused(f'{path}: expected an object with "npdrtVectors": {VERSION}')
+    answers = found.get("answers")
+    if not isinstance(answers, list):
+        raise FileRefused(f'{path}: expected a list under "answers"')
+    by_id: dict[int, Any] = {}
+    for answer in answers:
+        number = answer.get("tcId") if isinstance(answer, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise FileRefused(f"{path}: an answer without an integer tcId: {str(answer)[:60]}")
+        if number in by_id:
+            raise FileRefused(f"{path}: two answers to test {number}")
+        by_id[number] = answer
+    return str(found.get("implementation", path.stem)), by_id
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise Error(f"{path}: no such file")
+    if path.stat().st_size > LIMIT:
+        raise FileRefused(f"{path}: larger than {LIMIT >> 20} MiB")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FileRefused(f"{path}: not JSON: {error}") from error
+
+
+def outcome(case: Case, answer: Any) -> Outcome:
+    """The outcome in an answer: {"steps": [{"w": bits, "slots": {name: bits}}, ...]}, or
+    {"error": text} where the implementation refused; None where there is no answer.
+
+    Raises `FileRefused` where a bit pattern or a number of elements does not fit.
+    """
+    if answer is None:
+        return Failure("missing", "no answer")
+    if "error" in answer:
+        return Failure("raised", str(answer["error"])[:500])
+    try:
+        steps = answer["steps"]
+        if len(steps) != len(case.steps):
+            raise FileRefused(f"expected {len(case.steps)} steps; got {len(steps)}")
+        return tuple(_answer(case, step) for step in steps)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileRefused(
+            f"test {case.id}: expected steps with w and slots; {type(error).__name__}: {error}"
+        ) from error
+    except FileRefused as error:
+        raise FileRefused(f"test {case.id}: {error}") from error
+
+
+def _answer(case: Case, step: Any) -> Answer:
+    shape, number = case.w.shape, case.number
+    names = ("momentum", "exp_avg", "exp_avg_sq")
+    slots = {k: array(v, shape, number) for k, v in step.get("slots", {}).items() if k in names}
+    return Answer(array(step["w"], shape, number), slots)

@@ -1,0 +1,570 @@
+"""Vectors of the primitives and of training steps: complete, right for npdrt and for PyTorch,
+the same at every generation, and able to see a fault."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+from npdrt import autodiff
+from npdrt.autodiff import PRIMITIVES
+from npdrt.conform import primitives, steps
+from npdrt.conform.dual import Dual, elementwise, mpmath, pull_back, rounded, variables
+from npdrt.conform.formats import FORMATS
+from npdrt.errors import FileRefused
+
+try:
+    import torch
+except ImportError:  # a second opinion, not a requirement
+    torch = MagicMock()
+
+F = torch.nn.functional
+needs_torch = pytest.mark.skipif(isinstance(torch, MagicMock), reason="PyTorch is not installed")
+
+MODULES: dict[str, Any] = {"primitives": primitives, "steps": steps}
+
+
+@cache
+def groups(kind: str) -> list[dict[str, Any]]:
+    """The groups of a kind, generated once."""
+    return list(MODULES[kind].groups())
+
+
+def every(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every (group, test) of a kind."""
+    return ((group, test) for group in groups(kind) for test in group["tests"])
+
+
+def answers(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], Any]]:
+    return ((g, t, MODULES[kind].answer(g, t)) for g, t in every(kind))
+
+
+def arrays_in(record: Any) -> Iterator[dict[str, Any]]:
+    """Every array within a record."""
+    if isinstance(record, dict) and "dtype" in record:
+        yield record
+    elif isinstance(record, dict | list):
+        for item in record.values() if isinstance(record, dict) else record:
+            yield from arrays_in(item)
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+def test_every_primitive_has_vectors_a_reference_and_a_tolerance() -> None:
+    covered = {(g["operation"], t["cotangent"]["dtype"]) for g, t in every("primitives")}
+    assert covered == {(name, dtype) for name in PRIMITIVES for dtype in ("float32", "float64")}
+    assert set(primitives.REFERENCES) == set(primitives.UNITS) == set(PRIMITIVES)
+    for name in PRIMITIVES:
+        flags = {f for g, t in every("primitives") if g["operation"] == name for f in t["flags"]}
+        assert "ORDINARY" in flags or "BROADCAST" in flags
+        assert len(flags) > 1, f"{name} has no edge case"
+
+
+def test_every_rule_and_model_has_a_step() -> None:
+    assert {g["optimizer"]["rule"] for g in groups("steps")} == set(steps.RULES)
+    assert {g["model"]["kind"] for g in groups("steps")} == set(steps.MODELS)
+    assert set(steps.UPDATES) == set(steps.RULES)
+    assert set(steps.FORWARDS) == set(steps.MODELS)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_form(kind: str) -> None:
+    tests = [t for _, t in every(kind)]
+    assert [t["tcId"] for t in sorted(tests, key=lambda t: t["tcId"])] == [
+        *range(1, len(tests) + 1)
+    ]
+    assert {f for t in tests for f in t["flags"]} == set(MODULES[kind].NOTES)
+    assert {t["result"] for t in tests} <= {"valid", "acceptable"}
+    for group, test in every(kind):
+        assert test["comment"]
+        assert 0 <= test["tolerance"] < math.inf
+        found = list(arrays_in([group, test]))
+        assert found
+        for a in found:
+            n = math.prod(a["shape"])
+            if "bits" in a:
+                assert len(a["bits"]) == n * FORMATS[a["dtype"]].width // 4
+            else:
+                assert len(a["values"]) == n
+    assert json.loads(json.dumps(groups(kind))) == groups(kind)
+
+
+def test_form_of_primitives() -> None:
+    for group, test in every("primitives"):
+        assert set(group["settings"]) == set(
+            primitives.Case(group["operation"], "", ()).full_settings()
+        )
+        n = len(test["arguments"])
+        vjp = test["expected"]["vjp"]
+        assert [i for i in range(n) if vjp[i] is None] == test["constant"]
+        assert test["cotangent"]["shape"] == test["expected"]["value"]["shape"]
+        for a, g in zip(test["arguments"], vjp, strict=True):
+            assert g is None or (g["shape"], g["dtype"]) == (a["shape"], a["dtype"])
+
+
+def test_comments_name_a_case() -> None:
+    """They name its random numbers too."""
+    names = [(row.operation, row.comment) for row in primitives.CASES]
+    assert len(set(names)) == len(names)
+    assert len({(row.rule, row.comment) for row in steps.ROWS}) == len(steps.ROWS)
+
+
+def test_size() -> None:
+    compact = [len(json.dumps(g, separators=(",", ":"))) for g in map(groups, MODULES)]
+    assert sum(compact) < 600_000
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_two_generations_are_equal(kind: str) -> None:
+    assert json.dumps(MODULES[kind].groups()) == json.dumps(groups(kind))
+
+
+def test_a_part_keeps_the_numbers() -> None:
+    whole = [g for g in groups("primitives") if g["operation"] in ("tanh", "where")]
+    assert primitives.groups({"tanh", "where"}) == whole
+
+
+def test_ordinary_steps_move_every_layer() -> None:
+    for _, test in every("steps"):
+        if test["flags"] == ["ORDINARY"]:
+            for g in test["expected"]["grads"].values():
+                assert np.any(primitives.read_array(g, "") != 0)
+
+
+# --- npdrt passes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_npdrt_passes(kind: str) -> None:
+    """Acceptable tests too: npdrt keeps to its own conventions."""
+    failed = {}
+    for group, test, response in answers(kind):
+        passed, _, where = MODULES[kind].judge(group, test, response)
+        if not passed:
+            failed[where] = (group.get("operation"), test["comment"])
+    assert not failed
+
+
+# --- and so does PyTorch -----------------------------------------------------------------------
+
+
+def reduced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction of PyTorch with NumPy's settings."""
+
+    def reduction(x: Any, axis: Any, keepdims: bool, **settings: Any) -> Any:
+        if axis is None:
+            axis = tuple(range(x.ndim))
+        return function(x, dim=axis, keepdim=keepdims, **settings)
+
+    return reduction
+
+
+def torch_cross_entropy(z: Any, labels: Any, label_smoothing: float) -> Any:
+    rows = z.reshape(-1, z.shape[-1])
+    return F.cross_entropy(rows, labels.reshape(-1), label_smoothing=label_smoothing)
+
+
+def torch_take(x: Any, indices: Any, axis: int) -> Any:
+    axis %= x.ndim
+    indices = indices % x.shape[axis]
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, indices.reshape(-1)).reshape(shape)
+
+
+def torch_index(x: Any, index: Any) -> Any:
+    """PyTorch has no negative steps."""
+    return x.flip(0) if index == slice(None, None, -1) else x[index]
+
+
+def like(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both as tensors."""
+    if not isinstance(a, torch.Tensor):
+        a = torch.tensor(a, dtype=b.dtype)
+    return a, b if isinstance(b, torch.Tensor) else torch.tensor(b, dtype=a.dtype)
+
+
+TORCH: dict[str, Callable[..., Any]] = {
+    "absolute": torch.abs,
+    "add": torch.add,
+    "broadcast_to": lambda x, shape: x.broadcast_to(shape),
+    "clip": lambda x, low, high: x.clip(low, high),
+    "concat": lambda *xs, axis: torch.cat(xs, axis),
+    "divide": lambda a, b: a / b,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "gather": torch_take,
+    "gelu": F.gelu,
+    "getitem": torch_index,
+    "hinge": lambda s, y: F.relu(1 - y * s).mean(),
+    "leaky_relu": lambda x, a: F.leaky_relu(x, a),
+    "linear": F.linear,
+    "log": torch.log,
+    "log_softmax": lambda x, axis: x.log_softmax(axis),
+    "logsumexp": reduced(torch.logsumexp),
+    "matmul": torch.matmul,
+    "max": reduced(torch.amax),
+    "maximum": lambda a, b: torch.maximum(*like(a, b)),
+    "mean": reduced(torch.mean),
+    "minimum": lambda a, b: torch.minimum(*like(a, b)),
+    "multiply": torch.mul,
+    "negative": torch.neg,
+    "pad": lambda x, widths, value: F.pad(x, [n for w in widths[::-1] for n in w], value=value),
+    "power": torch.pow,
+    "relu": F.relu,
+    "reshape": lambda x, shape: x.reshape(shape),
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x, axis: x.softmax(axis),
+    "softmax_cross_entropy": torch_cross_entropy,
+    "softplus": lambda x: F.softplus(x, threshold=40.0),
+    "spectral_normalise": lambda w, u, v: w / (u @ w @ v),
+    "sqrt": torch.sqrt,
+    "squared_error": F.mse_loss,
+    "subtract": lambda a, b: a - b,
+    "sum": reduced(torch.sum),
+    "tanh": torch.tanh,
+    "transpose": lambda x, axes: x.permute(axes or tuple(reversed(range(x.ndim)))),
+    "var": reduced(torch.var),
+    "where": torch.where,
+}
+
+
+def torch_answer(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+    arguments = [
+        primitives.decode(a)
+        if "scalar" in a
+        else torch.tensor(primitives.read_array(a, "argument"))
+        for a in test["arguments"]
+    ]
+    wanted = [a.requires_grad_() for i, a in enumerate(arguments) if i not in test["constant"]]
+    settings = {name: primitives.decode(v) for name, v in group["settings"].items()}
+    value = TORCH[group["operation"]](*arguments, **settings)
+    cotangent = torch.tensor(primitives.read_array(test["cotangent"], "cotangent"))
+    found = torch.autograd.grad(value, wanted, cotangent, materialize_grads=True)
+    grads = iter(found)
+    number = FORMATS[test["cotangent"]["dtype"]]
+    return {
+        "value": primitives.array(value.detach().numpy(), number),
+        "vjp": [
+            None if i in test["constant"] else primitives.array(next(grads).numpy(), number)
+            for i in range(len(arguments))
+        ],
+    }
+
+
+# (operation, comment) -> why PyTorch fails a gated test; it must
+TORCH_FAILS = {
+    ("logsumexp", "large: nothing overflows"): "its slope exp(x - y) takes y after rounding",
+    ("logsumexp", "very negative: nothing underflows"): "its slope exp(x - y) takes y rounded",
+}
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:var")  # of no slices
+def test_torch_passes() -> None:
+    """Every test that is gated."""
+    failed = {}
+    for group, test in every("primitives"):
+        if group["operation"] in TORCH and test["result"] == "valid":
+            passed, _, where = primitives.judge(group, test, torch_answer(group, test))
+            if not passed:
+                failed[where] = (group["operation"], test["comment"])
+    assert set(failed.values()) == set(TORCH_FAILS), failed
+
+
+PHI: dict[str, Callable[[Any], Any]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "leaky_relu": F.leaky_relu,
+    "softplus": lambda z: F.softplus(z, threshold=40.0),
+}
+
+
+def torch_mlp(model: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
+    for layer in range(model["depth"]):
+        name, last = f"layers/{layer:02d}", layer == model["depth"] - 1
+        z = F.linear(x, params[f"{name}/weight"], params.get(f"{name}/bias"))
+        out = PHI[model["nonlinearity"]](z) if model["output_nonlinearity"] or not last else z
+        x = x + out if model["residual"] and not last and x.shape == z.shape else out
+    return x
+
+
+def torch_optimizer(params: list[Any], rule: str, lr: float, settings: dict[str, Any]) -> Any:
+    """Of the rules that PyTorch has; None for others."""
+    if rule == "sgd":
+        return torch.optim.SGD(params, lr=lr, **settings)
+    if rule == "adam":
+        decoupled = settings.pop("decoupled")
+        return (torch.optim.AdamW if decoupled else torch.optim.Adam)(params, lr=lr, **settings)
+    return None
+
+
+def torch_step(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+    """PyTorch's answer; the expected parameters where it has not got the rule."""
+    params = {
+        name: torch.tensor(primitives.read_array(w, name)).requires_grad_()
+        for name, w in test["params"].items()
+    }
+    x, y = (torch.tensor(primitives.read_array(test[name], name)) for name in "xy")
+    optimizer = torch_optimizer(
+        list(params.values()),
+        group["optimizer"]["rule"],
+        steps.unhexed(group["optimizer"]["lr"]),
+        steps.settings_from(group["optimizer"]["settings"]),
+    )
+    loss = F.cross_entropy(torch_mlp(group["model"], params, x), y)
+    loss.backward()
+    number = FORMATS[test["x"]["dtype"]]
+    grads = {n: primitives.array(w.grad.numpy(), number) for n, w in params.items()}
+    new = test["expected"]["params"]
+    if optimizer is not None:
+        optimizer.step()
+        new = {n: primitives.array(w.detach().numpy(), number) for n, w in params.items()}
+    return {"loss": primitives.array(loss.item(), number), "grads": grads, "params": new}
+
+
+@needs_torch
+def test_torch_passes_the_steps() -> None:
+    for group, test in every("steps"):
+        passed, error, where = steps.judge(group, test, torch_step(group, test))
+        assert passed, (error, where)
+
+
+# --- faults are seen ---------------------------------------------------------------------------
+
+
+def faulty_tanh(x: Any) -> Any:
+    y = np.tanh(x)
+    return y, lambda g: g * (1.0 - y)
+
+
+def faulty_multiply(a: Any, b: Any) -> Any:
+    return a * b, (lambda g: g * b, lambda g: g * a * np.float32(1 + 2e-6))
+
+
+def unshifted_softmax(x: Any, *, axis: int) -> Any:
+    y = np.exp(x) / np.exp(x).sum(axis=axis, keepdims=True)
+    return y, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))
+
+
+def relu_of_nan(x: Any) -> Any:
+    return np.where(x > 0, x, x.dtype.type(0)), lambda g: g * (x > 0)
+
+
+def naive_softplus(x: Any) -> Any:
+    return np.log(1 + np.exp(x)), lambda g: g / (1 + np.exp(-x))
+
+
+def naive_sigmoid(x: Any) -> Any:
+    y = np.exp(x) / (1 + np.exp(x))
+    return y, lambda g: g * y * (1 - y)
+
+
+def coarse_log(x: Any) -> Any:
+    return (np.log(x) * (1 + 8 * np.finfo(x.dtype).eps)).astype(x.dtype), lambda g: g / x
+
+
+PLANTED = {  # operation -> (a fault, the flag of a test that must see it)
+    "tanh": (faulty_tanh, "ORDINARY"),
+    "multiply": (faulty_multiply, "BROADCAST"),
+    "softmax": (unshifted_softmax, "LARGE_LOGITS"),
+    "relu": (relu_of_nan, "NAN"),
+    "softplus": (naive_softplus, "OVERFLOW"),
+    "sigmoid": (naive_sigmoid, "OVERFLOW"),
+    "log": (coarse_log, "ORDINARY"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, flag = PLANTED[name]
+    monkeypatch.setitem(PRIMITIVES, name, PRIMITIVES[name])  # put back what `primitive` replaces
+    fault.__name__ = name
+    autodiff.primitive(fault)
+    failed = {
+        flag
+        for group, test in every("primitives")
+        if group["operation"] == name
+        and not primitives.judge(group, test, primitives.answer(group, test))[0]
+        for flag in test["flags"]
+    }
+    assert flag in failed
+
+
+def changed(response: Any, name: str, change: Callable[[Any], Any]) -> Any:
+    """A copy of a response with an array changed; name: "value", "vjp 0", "grads w", ..."""
+    response = copy.deepcopy(response)
+    kind, *item = name.split()
+    holder: Any = response[kind] if item else response
+    key: Any = (int(item[0]) if item[0].isdigit() else item[0]) if item else kind
+    record = holder[key]
+    values = change(primitives.read_array(record, name))
+    holder[key] = primitives.array(values, FORMATS[record["dtype"]])
+    return response
+
+
+def find(kind: str, comment: str, **wanted: Any) -> tuple[Any, Any]:
+    return next(
+        (group, test)
+        for group, test in every(kind)
+        if test["comment"] == comment and all(group[k] == v for k, v in wanted.items())
+    )
+
+
+@pytest.mark.parametrize("name", ["value", "vjp 0", "vjp 1", "vjp 2"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: a * (1 + 1e-5), lambda a: -a, lambda a: a * np.nan, lambda a: a[..., :-1]],
+    ids=["scaled", "negated", "NaN", "cut"],
+)
+def test_a_changed_array_fails(name: str, change: Callable[[Any], Any]) -> None:
+    group, test = find("primitives", "with a bias", operation="linear")
+    response = primitives.answer(group, test)
+    assert primitives.judge(group, test, response)[0]
+    passed, error, where = primitives.judge(group, test, changed(response, name, change))
+    assert not passed
+    assert error > 1
+    assert name in where
+
+
+@pytest.mark.parametrize("name", ["loss", "grads layers/00/weight", "params layers/02/weight"])
+def test_a_changed_step_fails(name: str) -> None:
+    group, test = find("steps", "three layers")
+    response = steps.answer(group, test)
+    passed, error, where = steps.judge(group, test, changed(response, name, lambda a: a * 1.00001))
+    assert not passed
+    assert error > 1
+    assert name in where
+
+
+def test_what_is_not_finite_must_match() -> None:
+    group, test = find("primitives", "infinite", operation="exp")  # [0, inf] and [0, inf]
+    response = primitives.answer(group, test)
+    assert primitives.judge(group, test, response) == (
+        True, 0.0, f"test {test['tcId']}, value[0]: np.float64(0.0) for np.float64(0.0)"
+    )  # fmt: skip
+    for wrong in (math.nan, -math.inf, 1e30):
+        for name in ("value", "vjp 0"):
+            other = changed(response, name, lambda a, w=wrong: np.array([0, w], a.dtype))
+            assert primitives.judge(group, test, other)[1] == math.inf
+
+
+def test_the_sign_of_zero_is_not_looked_at() -> None:
+    group, test = find("primitives", "infinite", operation="exp")
+    response = primitives.answer(group, test)
+    other = changed(response, "value", lambda a: np.array([-0.0, math.inf], a.dtype))
+    assert primitives.judge(group, test, other)[0]
+
+
+MALFORMED: dict[str, Callable[[Any], Any]] = {
+    "expected a value and 1 vjps; got None": lambda r: None,
+    "expected a value and 1 vjps; got {'value'": lambda r: {"value": r["value"]},
+    "expected a value and 1 vjps; got {'value': 1, 'vjp'": lambda r: {"value": 1, "vjp": []},
+    r"value: expected an array; got \[1\.0\]": lambda r: {**r, "value": [1.0]},
+    "vjp 0: expected an array; got None": lambda r: {**r, "vjp": [None]},
+    "value: expected an array; got .*float8": lambda r: {**r, "value": {**r["value"],
+                                                                        "dtype": "float8"}},
+    "bit patterns": lambda r: {**r, "value": {**r["value"], "bits": "xyz"}},
+    "elements do not fill": lambda r: {**r, "value": {**r["value"], "shape": [7]}},
+    r"elements do not fill the shape \[-1\]": lambda r: {**r, "value": {**r["value"],
+                                                                         "shape": [-1]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_a_malformed_response_is_refused(message: str) -> None:
+    group, test = find("primitives", "ordinary values", operation="tanh")
+    response = MALFORMED[message](primitives.answer(group, test))
+    with pytest.raises(FileRefused, match=message):
+        primitives.judge(group, test, response)
+
+
+def test_a_malformed_step_is_refused() -> None:
+    group, test = find("steps", "three layers")
+    with pytest.raises(FileRefused, match=r"expected a loss, grads and params; got \[\]"):
+        steps.judge(group, test, [])
+    response = steps.answer(group, test)
+    del response["grads"]["layers/00/weight"]
+    with pytest.raises(FileRefused, match=r"expected grads of layers/00/weight, .*; got layers/01"):
+        steps.judge(group, test, response)
+
+
+def test_another_dtype_is_an_error() -> None:
+    group, test = find("primitives", "ordinary values", operation="tanh")  # float32
+    response = primitives.answer(group, test)
+    values = primitives.read_array(response["value"], "value")
+    other = {**response, "value": primitives.array(values, FORMATS["float64"])}
+    passed, error, where = primitives.judge(group, test, other)
+    assert (passed, error) == (False, math.inf)
+    assert "value: float64(3, 4) for float32(3, 4)" in where
+
+
+# --- the reference itself ----------------------------------------------------------------------
+
+SMOOTH = ("erf", "exp", "gelu", "log", "sigmoid", "softplus", "sqrt", "tanh")
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("at", [0.25, 1.0, 3.5, 12.0])
+def test_slopes_against_differences(name: str, at: float) -> None:
+    """mpmath's numerical derivative of the reference's own value."""
+    m = mpmath()
+    with m.workdps(300):
+
+        def value(x: Any) -> Any:
+            return primitives.REFERENCES[name](np.array([Dual(x)]))[0].value
+
+        y = primitives.REFERENCES[name](variables(np.array([at]), "x"))
+        slope = pull_back(y, np.ones(1), "x", (1,))[0][0]
+        assert abs(slope - m.diff(value, at)) <= 1e-25 * abs(slope)
+
+
+def test_dual_arithmetic() -> None:
+    x, y = (variables(np.array([v]), v)[0] for v in (3.0, 5.0))
+    z = (2 - x) * y / (x + 1) - -y / 4 + 7 / y
+    with mpmath().workdps(30):
+        assert float(z.value) == pytest.approx(-1.25 + 1.25 + 1.4)
+        assert float(z.slopes[3.0, 0]) == pytest.approx(5 * -3 / 16)
+        assert float(z.slopes[5.0, 0]) == pytest.approx(-0.25 + 0.25 - 7 / 25)
+
+
+def test_a_condition_says_how_much_cancels() -> None:
+    square = elementwise(lambda x: x * x, lambda x: 2 * x)
+    y = square(np.broadcast_to(variables(np.array([3.0]), "x"), (2,)))
+    slope, condition = pull_back(y, np.array([1.0, -0.5]), "x", (1,))
+    assert (float(slope[0]), float(condition)) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding(dtype: str) -> None:
+    """To nearest even, subnormals and overflow too."""
+    number, m = FORMATS[dtype], mpmath()
+    ulp = number.ulp(1.0).item()
+    with m.workdps(400):
+        cases = {
+            1 + m.mpf(ulp) / 2: 1.0,
+            1 + 3 * m.mpf(ulp) / 2: 1 + 2 * ulp,
+            m.mpf(number.smallest) / 2: 0.0,
+            m.mpf(number.smallest) * 3 / 2: 2 * number.smallest,
+            -m.mpf(number.smallest) * m.mpf("0.51"): -number.smallest,
+            m.mpf(number.smallest_normal) * (1 - m.mpf(2) ** -60): number.smallest_normal,
+            m.mpf(number.largest) * (1 + m.mpf(2) ** -60): number.largest,
+            m.mpf(number.largest) * 2: math.inf,
+            -(m.mpf(10) ** 500): -math.inf,
+            m.exp(-(m.mpf(10) ** 30)): 0.0,
+            m.inf: math.inf,
+        }
+        assert rounded(list(cases), number).tolist() == list(cases.values())
+        assert np.isnan(rounded([m.nan], number)).all()
+        x = np.random.default_rng(0).standard_normal(200) * 10.0 ** np.arange(-50, 50, 0.5)
+        assert np.array_equal(rounded(x, number), number.round(x))
