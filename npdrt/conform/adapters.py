@@ -1,0 +1,570 @@
+"""Other people's optimizers behind one interface: a case in, its answers or a failure out.
+
+This module runs in the child process that `npdrt.conform.targets` starts: what an optimizer
+prints, changes, breaks or never finishes stays there. An adapter has `info`, what is known once
+it is loaded, and `run(case)`, the answers of every step from the case's start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from npdrt.conform.case import Answer, Case, Failure, Outcome
+from npdrt.conform.formats import FORMATS, Values
+from npdrt.errors import Error
+
+ARRAY_SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
+NUMPY_FORMATS = ("float16", "float32", "float64")
+LONGEST = 300  # characters of a message
+OURS = ("lr", "name", "step")  # keywords of the protocol that are no settings
+
+
+@dataclass(frozen=True)
+class Info:
+    """What an adapter knows of its target.
+
+    offers: the settings that it takes, None for any. required: those without a default.
+    formats: the formats it runs.
+    """
+
+    offers: frozenset[str] | None
+    required: frozenset[str]
+    formats: tuple[str, ...]
+
+
+class Adapter(Protocol):
+    """What `serve` asks."""
+
+    info: Info
+    files: tuple[str, ...]  # whose lines are the target's own; empty: the innermost line is named
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case. Raises `Refused`, or whatever the target raises."""
+        ...
+
+
+class Refused(Exception):
+    """The target answered, but not as its protocol says."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.failure = Failure(kind, message)
+
+
+# --- the child's loop -------------------------------------------------------------------------
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Answer requests on a connection until it closes; end with the parent, whatever happens.
+
+    The first request is (kind, source, overrides); its reply is ("ready", Info) or ("error",
+    message). Every other is (number, Case), and its reply (number, Outcome).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    connection: Connection[Any, Any] = Connection(descriptor)
+    adapter = load(connection)
+    while adapter is not None:
+        try:
+            number, case = connection.recv()
+        except EOFError:
+            return
+        connection.send((number, outcome(adapter, case)))
+
+
+def end_with(parent: int) -> None:
+    """Kill this process and those that it started once `parent` is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.killpg(0, signal.SIGKILL)
+
+
+def load(connection: Connection[Any, Any]) -> Adapter | None:
+    """The adapter that the first request names; None, and the reason sent, where it cannot be."""
+    kind, source, overrides = connection.recv()
+    try:
+        adapter = ADAPTERS[kind](source, overrides)
+    except Error as error:
+        connection.send(("error", str(error)))
+    except BaseException as error:  # a target that is imported may raise anything
+        path = source.rpartition(":")[0]
+        connection.send(("error", f"{source}: {described(error, (path,))}"))
+    else:
+        connection.send(("ready", adapter.info))
+        return adapter
+    return None
+
+
+def outcome(adapter: Adapter, case: Case) -> Outcome:
+    """What a target makes of a case, which it is given twice."""
+    first = attempt(adapter, case)
+    if isinstance(first, Failure):
+        return first
+    second = attempt(adapter, case)
+    if isinstance(second, Failure):
+        why = f"the second run from the same start gave no answer: {second.message}"
+        return Failure("nondeterministic", why)
+    where = difference(first, second)
+    return Failure("nondeterministic", where) if where else first
+
+
+def attempt(adapter: Adapter, case: Case) -> tuple[Answer, ...] | Failure:
+    """The answers, or a failure in place of every exception, SystemExit included."""
+    try:
+        return tuple(adapter.run(case))
+    except Refused as refused:
+        return refused.failure
+    except BaseException as error:
+        message = described(error, adapter.files)
+        if isinstance(error, ValueError) and "read-only" in str(error):
+            return Failure("mutated", f"w and g may not be changed in place: {message}")
+        return Failure("raised", message)
+
+
+def described(error: BaseException, files: Sequence[str]) -> str:
+    """Type, message and place of an exception in one line; the place is the innermost in `files`,
+    or innermost where those are none."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not files or name in files:
+            places.append(f"{Path(name).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename in files:
+        places.append(f"{Path(error.filename or '').name}:{error.lineno}")
+        error = type(error)(error.msg)  # without the place that it would add itself
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # its own __str__ may raise
+        text = "no message"
+    text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    where = f" ({places[-1]})" if places else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def difference(first: Sequence[Answer], second: Sequence[Answer]) -> str:
+    """Where two runs of a case part, or ""."""
+    for k, (a, b) in enumerate(zip(first, second, strict=True), 1):
+        if a.slots.keys() != b.slots.keys():
+            return f"two runs from the same start differ in the slots they have after step {k}"
+        pairs = {"w": (a.w, b.w)} | {name: (a.slots[name], b.slots[name]) for name in a.slots}
+        for name, (x, y) in pairs.items():
+            same = (x.view(np.uint64) == y.view(np.uint64)) | (np.isnan(x) & np.isnan(y))
+            if not same.all():
+                at = int(np.argmin(same.reshape(-1)))
+                values = f"{x.reshape(-1)[at]!s} and {y.reshape(-1)[at]!s}"
+                return (
+                    f"two runs from the same start differ after step {k}: element {at} of {name} "
+                    f"is {values}"
+                )
+    return ""
+
+
+# --- what adapters share ----------------------------------------------------------------------
+
+
+def library(name: str) -> Any:
+    """A module, as Any so that no type checker reads it."""
+    return importlib.import_module(name)
+
+
+def dtype(name: str) -> Any:
+    """NumPy's dtype of a format; that of ml_dtypes for bfloat16, which NumPy lacks."""
+    return library("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def wide(array: Any) -> Values:
+    """A copy of an array on the host as float64, in C order."""
+    return np.array(array, order="C").astype(np.float64)
+
+
+def checked(w: Any, shape: tuple[int, ...], name: str, k: int) -> Any:
+    """`w`, if it is an array of that shape and dtype."""
+    if not hasattr(w, "dtype") or not hasattr(w, "shape"):
+        raise Refused(
+            "shape", f"step {k}: returned {type(w).__name__} as w; expected an array of {name}"
+        )
+    if tuple(w.shape) != shape:
+        raise Refused("shape", f"step {k}: returned shape {tuple(w.shape)} for a w of {shape}")
+    found = str(getattr(w.dtype, "name", w.dtype)).removeprefix("torch.")
+    if found != name:
+        raise Refused("dtype", f"step {k}: returned {found} for a w of {name}")
+    return w
+
+
+def betas(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with `betas`, where it is there, as two Python floats."""
+    pair = {"betas": tuple(map(float, settings["betas"]))} if "betas" in settings else {}
+    return {**settings, **pair}
+
+
+def accepts(call: Callable[..., Any], name: str, overrides: Mapping[str, Any]) -> None:
+    """Raise Error where `call` has no parameter of an override's name."""
+    known = inspect.signature(call).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for key in overrides:
+        if key not in known:
+            raise Error(f"{name} has no {key!r}; it has {', '.join(known)}")
+
+
+# --- torch.optim ------------------------------------------------------------------------------
+
+
+class Torch:
+    """A class of torch.optim, stepped on a parameter of its own, on the CPU."""
+
+    files: tuple[str, ...] = ()
+
+    def __init__(self, source: str, overrides: Mapping[str, Any]):
+        self.torch = library("torch")
+        self.make = getattr(self.torch.optim, source.rpartition(".")[2])
+        accepts(self.make, source, overrides)
+        self.overrides = dict(overrides)
+        self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
+        one = self.torch.zeros(1, requires_grad=True)  # the first step imports half of torch
+        self.torch.optim.SGD([one], lr=0.0).step()
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case, through `step()` with the learning rate set in the group."""
+        w = self.tensor(case.w, case).requires_grad_()
+        offered = {k: v for k, v in betas(case.settings).items() if k in (self.info.offers or ())}
+        offered.pop("decoupled", None)
+        optimizer = self.make([w], lr=case.steps[0].lr, **{**offered, **self.overrides})
+        if state := self.state(case):
+            optimizer.state[w] = state
+        answers = []
+        for k, step in enumerate(case.steps, 1):
+            optimizer.param_groups[0]["lr"] = step.lr
+            w.grad = self.tensor(step.g, case)
+            optimizer.step()
+            checked(w, case.w.shape, case.format, k)
+            answers.append(Answer(self.values(w), self.slots(optimizer.state.get(w, {}))))
+        return answers
+
+    def tensor(self, values: Values, case: Case) -> Any:
+        """Numbers of the case's format, exactly, as a tensor."""
+        return self.torch.tensor(values).to(getattr(self.torch, case.format))
+
+    def values(self, tensor: Any) -> Values:
+        """A copy of a tensor as float64."""
+        return wide(tensor.detach().to(self.torch.float64).numpy())
+
+    def state(self, case: Case) -> dict[str, Any]:
+        """The optimizer's state of a parameter at the case's start; {} for its own."""
+        given = case.state or {}
+        step = float(given.get("step", 0))
+        found = {k: self.tensor(given[k], case) for k in ARRAY_SLOTS if k in given}
+        if not found and not step:
+            return {}
+        zero = self.tensor(np.zeros_like(case.w), case)
+        if case.rule == "sgd":
+            return {"momentum_buffer": found.get("momentum", zero)}
+        state = {"step": self.torch.tensor(step, dtype=self.torch.float32)}  # as torch has it
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = found.get(name, zero.clone())
+        if self.overrides.get("amsgrad"):  # no case has it: the largest so far is as at the start
+            state["max_exp_avg_sq"] = zero.clone()
+        return state
+
+    def slots(self, state: Mapping[str, Any]) -> dict[str, Values]:
+        """The array slots by npdrt's names."""
+        named = {"momentum" if k == "momentum_buffer" else k: v for k, v in state.items()}
+        return {k: self.values(named[k]) for k in ARRAY_SLOTS if named.get(k) is not None}
+
+
+# --- optax ------------------------------------------------------------------------------------
+
+FIELDS = {"momentum": "trace", "exp_avg": "mu", "exp_avg_sq": "nu", "step": "count"}
+
+
+class Optax:
+    """A transformation of optax, made anew at every step with the step's learning rate.
+
+    Operations run one at a time, not compiled into one. JAX has 64-bit types for float64 cases
+    only: with them the bias correction of a float32 parameter is computed in float64.
+    """
+
+    files: tuple[str, ...] = ()
+
+    def __init__(self, source: str, overrides: Mapping[str, Any]):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
+        self.name = source.rpartition(".")[2]
+        self.make = getattr(self.optax, self.name)
+        accepts(self.make, source, overrides)
+        self.overrides = dict(overrides)
+        self.sign = -1.0 if self.name == "lars" else 1.0  # its velocity points to the new w
+        self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
+        self.jnp.zeros(1).block_until_ready()
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case, through `update` and `apply_updates`."""
+        new = hasattr(self.jax, "enable_x64")
+        switch = (self.jax if new else library("jax.experimental")).enable_x64
+        with switch(case.format == "float64"):
+            return self.steps(case)
+
+    def steps(self, case: Case) -> list[Answer]:
+        """The answers of a case under the present precision."""
+        w = self.array(case.w, case)
+        state = self.start(case, self.transform(case, case.steps[0].lr).init(w))
+        answers = []
+        for k, step in enumerate(case.steps, 1):
+            transform = self.transform(case, step.lr)
+            updates, state = transform.update(self.array(step.g, case), state, w)
+            w = checked(self.optax.apply_updates(w, updates), case.w.shape, case.format, k)
+            answers.append(Answer(wide(w), self.slots(state)))
+        return answers
+
+    def array(self, values: Values, case: Case) -> Any:
+        """Numbers of the case's format as an array; converted on the host, as XLA's conversion
+        makes subnormal numbers zero."""
+        return self.jnp.asarray(values.astype(dtype(case.format)))
+
+    def transform(self, case: Case, lr: float) -> Any:
+        """The transformation with the case's settings."""
+        settings = {k: v for k, v in case.settings.items() if k in (self.info.offers or ())}
+        settings.pop("decoupled", None)
+        if "betas" in settings:
+            settings["b1"], settings["b2"] = map(float, settings.pop("betas"))
+        if self.name == "sgd":
+            settings["momentum"] = settings["momentum"] or None  # as one asks for none
+        return self.make(lr, **{**settings, **self.overrides})
+
+    def start(self, case: Case, state: Any) -> Any:
+        """`state` with the case's slots in it; what the case leaves out stays."""
+        given = case.state or {}
+        values = {FIELDS[k]: v for k, v in given.items() if k in FIELDS}
+        if "trace" in values:
+            values["trace"] = self.sign * values["trace"]
+
+        def put(old: Any, name: str) -> Any:
+            if name not in values:
+                return replaced(old, put)
+            return self.jnp.asarray(np.asarray(values[name]).astype(old.dtype))
+
+        return replaced(state, put)
+
+    def slots(self, state: Any) -> dict[str, Values]:
+        """The array slots by npdrt's names."""
+        fields = dict(named(state))
+        found = {k: wide(fields[FIELDS[k]]) for k in ARRAY_SLOTS if FIELDS[k] in fields}
+        if "momentum" in found:
+            found["momentum"] = np.asarray(self.sign * found["momentum"])
+        return found
+
+
+def replaced(state: Any, put: Callable[[Any, str], Any]) -> Any:
+    """A tree of (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    if hasattr(state, "_fields"):
+        return type(state)(*(put(x, name) for name, x in zip(state._fields, state, strict=True)))
+    return tuple(replaced(x, put) for x in state) if isinstance(state, tuple) else state
+
+
+def named(state: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of all named tuples in a tree of tuples."""
+    if isinstance(state, tuple):
+        yield from zip(getattr(state, "_fields", ()), state, strict=False)
+        for x in state:
+            yield from named(x)
+
+
+# --- the file protocol ------------------------------------------------------------------------
+
+
+class File:
+    """A callable in a Python file that follows docs/audit-protocol.md."""
+
+    def __init__(self, source: str, overrides: Mapping[str, Any]):
+        path, _, name = source.rpartition(":")
+        self.files: tuple[str, ...] = (path,)
+        self.update = imported(Path(path), name)
+        self.overrides = dict(overrides)
+        names, self.any = keywords(self.update, name)
+        self.named = frozenset(names)
+        for key in overrides:
+            if key not in names and not self.any:
+                raise Error(f"{name} has no {key!r}; it has {', '.join(names) or 'none'}")
+        own = {n: needed for n, needed in names.items() if n not in (*OURS, *overrides)}
+        self.info = Info(
+            None if self.any else frozenset(own),
+            frozenset(n for n, needed in own.items() if needed),
+            formats(self.update, name),
+        )
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case; each call is given arrays of its own."""
+        w = readonly(case.w, case.format)
+        state = start(case)
+        before = int((case.state or {}).get("step", 0))
+        answers = []
+        for k, step in enumerate(case.steps, 1):
+            g = readonly(step.g, case.format)
+            given = self.keywords(case, step.lr, before + k - 1)
+            watched = [(label, x, bits(x)) for label, x in arrays({"w": w, "g": g, "state": state})]
+            result = self.update(w, g, state, **given)
+            for label, x, held in watched:
+                if bits(x) != held:
+                    raise Refused("mutated", f"step {k}: {label} was changed in place")
+            new, state = pair(result, k)
+            values = wide(checked(new, case.w.shape, case.format, k))
+            answers.append(Answer(values, slots(state, values.shape)))
+            w = readonly(values, case.format)
+        return answers
+
+    def keywords(self, case: Case, lr: float, step: int) -> dict[str, Any]:
+        """The keyword arguments of a call."""
+        wanted = self.info.offers
+        settings = betas(case.settings)
+        given = {k: v for k, v in settings.items() if wanted is None or k in wanted}
+        ours = {"name": case.kind, "step": step}
+        given |= {k: v for k, v in ours.items() if k in self.named}
+        return {"lr": float(lr), **given, **self.overrides}
+
+
+def imported(path: Path, name: str) -> Any:
+    """The callable of that name in a file, which is run; no bytecode is read or left behind."""
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(path.parent))  # as `python file.py` has it
+    module = types.ModuleType("npdrt_audit_target")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    found = getattr(module, name, None)
+    if not callable(found):
+        have = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        what = "is not callable" if hasattr(module, name) else "is not there"
+        raise Error(f"{path}: {name!r} {what}; it has {', '.join(have) or 'no callable'}")
+    return found
+
+
+def keywords(update: Any, name: str) -> tuple[dict[str, bool], bool]:
+    """Keyword -> whether it has no default, and whether any other is taken too."""
+    form = f"{name}(w, g, state, *, lr, ...)"
+    try:
+        parameters = list(inspect.signature(update).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise Error(f"{name}: Python cannot tell its arguments; wrap it as {form}") from error
+    first = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    rest = [p for p in parameters if p.kind is p.KEYWORD_ONLY or p in first[3:]]
+    names = {p.name: p.default is p.empty for p in rest if p.kind is not p.POSITIONAL_ONLY}
+    fits = (len(first) >= 3 or more) and ("lr" in names or every)
+    if not fits or any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in first[3:]):
+        shown = inspect.signature(update)
+        raise Error(f"{name}{shown} does not fit the protocol: it is called as {form}")
+    return names, every
+
+
+def formats(update: Any, name: str) -> tuple[str, ...]:
+    """The formats that a callable says it runs in its attribute `formats`."""
+    found = tuple(getattr(update, "formats", NUMPY_FORMATS))
+    for form in found:
+        if form not in FORMATS:
+            raise Error(f"{name}.formats: {form!r} is unknown; use {', '.join(FORMATS)}")
+    if "bfloat16" in found:
+        try:
+            dtype("bfloat16")
+        except ImportError:
+            return tuple(form for form in found if form != "bfloat16")
+    return found
+
+
+def readonly(values: Values, name: str) -> Any:
+    """A copy of numbers of a format in NumPy's dtype, that refuses to be written."""
+    array = np.array(values, dtype=np.float64).astype(dtype(name))
+    array.flags.writeable = False
+    return array
+
+
+def start(case: Case) -> dict[str, Any]:
+    """The state before the first step: {}, or the case's with its arrays in the case's dtype."""
+    given = case.state or {}
+    return {
+        k: np.asarray(v).astype(dtype(case.format)) if k in ARRAY_SLOTS else v
+        for k, v in given.items()
+    }
+
+
+def arrays(value: Any, label: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The arrays in nested dicts, lists and tuples, each with where it is."""
+    items: Any = ()
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        yield label, value
+    elif isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    if depth < 8:  # a state may hold itself
+        for key, item in list(items):
+            yield from arrays(item, f"{label}[{key!r}]" if label else str(key), depth + 1)
+
+
+def bits(array: Any) -> bytes:
+    """The bytes of an array; none where NumPy cannot read it."""
+    with suppress(Exception):
+        return np.asarray(array).tobytes()
+    return b""
+
+
+def pair(result: Any, k: int) -> tuple[Any, dict[str, Any]]:
+    """What a call returned as (w, state)."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
+        found = f"{type(result).__name__}{many}"
+        raise Refused("shape", f"step {k}: returned {found}; expected (w, state)")
+    w, state = result
+    if not isinstance(state, dict):
+        raise Refused("shape", f"step {k}: returned {type(state).__name__} as state, not a dict")
+    return w, state
+
+
+def slots(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Values]:
+    """The array slots of a state that have npdrt's names and the parameter's shape."""
+    found = {}
+    for name in ARRAY_SLOTS:
+        if getattr(state.get(name), "shape", None) == shape:
+            with suppress(TypeError, ValueError):
+                found[name] = wide(state[name])
+    return found
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+ADAPTERS: dict[str, Callable[[str, Mapping[str, Any]], Adapter]] = {
+    "torch": Torch,
+    "optax": Optax,
+    "file": File,
+}
+_ADAM = frozenset({"betas", "eps"})
+_LARS = frozenset({"momentum", "weight_decay", "trust_coefficient", "eps"})
+# class or function -> the settings that it offers, by npdrt's names
+KNOWN: dict[str, frozenset[str]] = {
+    "torch.optim.SGD": frozenset({"momentum", "dampening", "nesterov", "weight_decay"}),
+    "torch.optim.Adam": _ADAM | {"weight_decay"},
+    "torch.optim.AdamW": _ADAM | {"weight_decay", "decoupled"},
+    "optax.sgd": frozenset({"momentum", "nesterov"}),
+    "optax.adam": _ADAM,
+    "optax.adamw": _ADAM | {"weight_decay", "decoupled"},
+    "optax.amsgrad": _ADAM,
+    "optax.fromage": frozenset(),
+    "optax.lars": _LARS,
+}

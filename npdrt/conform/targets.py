@@ -1,0 +1,375 @@
+"""Asking somebody else's optimizer: finding it, and running cases through it in a child process.
+
+All code of a target runs in one child (`npdrt.conform.adapters`), with a time limit for every
+case, away from this process's output, and ended with it. That keeps mistakes away, not malice: a
+target may do whatever the user who runs it may do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib import metadata
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from npdrt.conform.adapters import KNOWN, Info
+from npdrt.conform.case import Case, Failure, Outcome
+from npdrt.conform.formats import FORMATS
+from npdrt.errors import Error, Unavailable
+
+START = 120.0  # seconds to import a target
+LOSSES = 3  # children that a target may take with it
+COUNTER = 2**31 - 1  # where optax stops counting
+RULE = {
+    "SGD": "sgd", "Adam": "adam", "AdamW": "adam",
+    "sgd": "sgd", "adam": "adam", "adamw": "adam", "amsgrad": "adam",
+    "fromage": "fromage", "lars": "lars",
+}  # fmt: skip
+PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "dampening", "nesterov", "weight_decay"),
+    "adam": ("betas", "eps", "weight_decay", "decoupled"),
+    "lars": ("momentum", "weight_decay", "trust_coefficient", "eps"),
+    "lars_lesion": (),
+    "fromage": ("norm_bound",),
+}
+# rule -> setting -> the value that an implementation without the setting has
+ABSENT: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0, "dampening": 0, "nesterov": False, "weight_decay": 0},
+    "adam": {"weight_decay": 0, "decoupled": False},
+    "lars": {"momentum": 0, "weight_decay": 0, "eps": 0},
+    "fromage": {"norm_bound": None},
+}
+# setting -> the setting without which it does nothing
+MOOT = {"dampening": "momentum", "nesterov": "momentum", "decoupled": "weight_decay"}
+_BOOT = "import sys; sys.path[:] = {!r}; sys.argv[1:] = []; "
+_CALL = "from npdrt.conform.adapters import serve; serve({}, {})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An optimizer that can be asked.
+
+    spec: as the user named it. name: for reports, with the overrides. kind: "torch", "optax" or
+    "file". rule: a name in `npdrt.optim.RULES`, None where the user has not said it of a file.
+    offers: the settings it takes by npdrt's names, None for any. formats: those it runs.
+    versions: package -> version. overrides: extra keyword arguments of every call. required:
+    settings that it cannot be called without. fixed: settings of which it has one value only.
+    source: what the child is told to load.
+    """
+
+    spec: str
+    name: str
+    kind: str
+    rule: str | None
+    offers: frozenset[str] | None
+    formats: tuple[str, ...]
+    versions: dict[str, str]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+    fixed: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+# --- finding ----------------------------------------------------------------------------------
+
+
+def find(spec: str, overrides: Mapping[str, Any] | None = None, rule: str | None = None) -> Target:
+    """The target of that name: a class of torch.optim, a function of optax, or
+    "path/to/file.py:callable" with a callable of the protocol in docs/audit-protocol.md.
+
+    overrides: keyword arguments that every call gets besides npdrt's settings. rule: the rule
+    that a file has; of the others it is known. A file is imported, in a child process, and so is
+    a library where there are overrides to check.
+
+    Raises Error for what is unknown, does not fit or does not import, and Unavailable where a
+    library is not installed.
+    """
+    overrides = dict(overrides or {})
+    if rule is not None and rule not in SETTINGS:
+        raise Error(f"unknown rule {rule!r}; use one of {', '.join(SETTINGS)}")
+    kind = spec.partition(".")[0]
+    target = _known(spec, kind, rule) if kind in PACKAGES and ":" not in spec else _file(spec, rule)
+    _check(overrides, target)
+    shown = ", ".join(f"{k}={v}" for k, v in overrides.items())
+    name = f"{target.name}({shown})" if overrides else target.name
+    target = replace(target, overrides=overrides, name=name)
+    if target.kind != "file" and not overrides:
+        return target
+    with _Child(target) as child:
+        info = child.info
+    return replace(target, offers=info.offers, required=info.required, formats=info.formats)
+
+
+def _known(spec: str, kind: str, rule: str | None) -> Target:
+    """A target in one of the libraries."""
+    if spec not in KNOWN:
+        names = [name for name in KNOWN if name.startswith(kind)]
+        close = get_close_matches(spec, names, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise Error(
+            f"{spec!r} is not known; {hint}npdrt asks {', '.join(names)}; anything else by a "
+            "file of your own, path/to/file.py:callable (docs/audit-protocol.md)"
+        )
+    own = RULE[spec.rpartition(".")[2]]
+    if rule not in (own, None):
+        raise Error(f"{spec} is {own}, not {rule}")
+    fixed = {"decoupled": True} if "decoupled" in KNOWN[spec] else {}
+    versions = {package: _version(package) for package in PACKAGES[kind]}
+    return Target(
+        spec, spec, kind, own, KNOWN[spec], tuple(FORMATS), versions, fixed=fixed, source=spec
+    )
+
+
+def _version(package: str) -> str:
+    """The version of an installed package, which is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise Unavailable(f"{package} is not installed; install it with pip install {package}")
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _file(spec: str, rule: str | None) -> Target:
+    """A target in a file; what it offers is not known yet."""
+    path, colon, name = spec.rpartition(":")
+    if not colon and Path(spec).is_file():
+        raise Error(f"{spec}: name the callable in it too, as in {spec}:update")
+    if not colon or not name.isidentifier():
+        raise Error(
+            f"{spec!r} is not a target; use one of {', '.join(KNOWN)}, or path/to/file.py:callable"
+        )
+    if not Path(path).is_file():
+        raise Error(f"{path}: there is no such file")
+    versions = {"python": sys.version.split()[0], "numpy": metadata.version("numpy")}
+    source = f"{Path(path).resolve()}:{name}"
+    shown = f"{Path(path).name}:{name}"
+    return Target(spec, shown, "file", rule, None, (), versions, source=source)
+
+
+def _check(overrides: Mapping[str, Any], target: Target) -> None:
+    """Refuse overrides of what the cases set."""
+    rules = [target.rule] if target.rule else list(SETTINGS)
+    taken = {"lr", "w", "g", "state", "name", "step"}
+    taken.update(name for rule in rules for name in SETTINGS[rule])
+    if target.kind == "optax":
+        taken |= {"learning_rate", "b1", "b2"}
+    if target.kind == "torch":
+        taken.add("params")
+    for key in overrides:
+        if key in taken:
+            hint = "" if target.rule else "; where the rule has no such setting, name the rule"
+            raise Error(f"{key} is set by the cases and cannot be given{hint}")
+
+
+# --- what is not asked ------------------------------------------------------------------------
+
+
+def lacks(target: Target, case: Case) -> Failure | None:
+    """Why a target cannot run a case, which is no fault of its; None where it can."""
+    why = _lacks(target, case)
+    return Failure("not offered", why) if why else None
+
+
+def _lacks(target: Target, case: Case) -> str:
+    if target.rule not in (case.rule, None):
+        return f"it is {target.rule}, not {case.rule}"
+    if case.format not in target.formats:
+        return f"it runs {', '.join(target.formats) or 'no format'}; not {case.format}"
+    if missing := sorted(target.required - set(case.settings)):
+        return f"it needs {', '.join(missing)}, which {case.rule} has not"
+    if target.kind == "optax" and (case.state or {}).get("step", 0) > COUNTER:
+        return f"it counts steps up to {COUNTER}"
+    absent = ABSENT.get(case.rule, {})
+    for name, value in case.settings.items():
+        if name in MOOT and not case.settings.get(MOOT[name]):
+            continue
+        if name in target.fixed and value != target.fixed[name]:
+            return f"it has {name}={target.fixed[name]} only"
+        offered = target.offers is None or name in target.offers
+        if not offered and (name not in absent or value != absent[name]):
+            return f"it has no {name}; {value} is asked for"
+    return ""
+
+
+# --- asking -----------------------------------------------------------------------------------
+
+
+def answers(
+    target: Target,
+    cases: Sequence[Case],
+    *,
+    limit: float = 10.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """The outcome of every case, in order.
+
+    limit: seconds for a case, which is run twice. A child that hangs or dies is replaced; after
+    three, the cases that are left get the last failure. progress(done, total) is called after
+    every case. Never raises what a target does.
+    """
+    outcomes: list[Outcome] = []
+    with _Children(target, limit) as children:
+        for case in cases:
+            outcomes.append(lacks(target, case) or children.ask(case))
+            if progress is not None:
+                progress(len(outcomes), len(cases))
+    return outcomes
+
+
+class _Lost(Exception):
+    """A child is of no more use."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.failure = Failure(kind, message)
+
+
+class _Children:
+    """The child of the moment. A context manager that leaves none behind."""
+
+    def __init__(self, target: Target, limit: float):
+        self._target, self._limit = target, limit
+        self._child: _Child | None = None
+        self._lost: list[Failure] = []
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._end()
+
+    def ask(self, case: Case) -> Outcome:
+        """The outcome of a case; that of the last lost child, where there were too many."""
+        if len(self._lost) >= LOSSES:
+            last = self._lost[-1]
+            return Failure(last.kind, f"{last.message}; the cases after it were not run")
+        try:
+            if self._child is None:
+                self._child = _Child(self._target)
+            return self._child.ask(case, self._limit)
+        except _Lost as lost:
+            self._lost.append(lost.failure)
+            self._end()
+            return lost.failure
+        except Error as error:  # what could be loaded before cannot be now
+            self._end()
+            self._lost = [Failure("raised", str(error))] * LOSSES
+            return self._lost[-1]
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+        self._child = None
+
+
+class _Child:
+    """A process that has loaded a target. A context manager that ends it.
+
+    It is started with `python -c`, so that the main module is not run again, in a session of its
+    own, so that Ctrl-C does not reach it and what it starts ends with it.
+    """
+
+    def __init__(self, target: Target):
+        ours, theirs = Pipe()
+        self._connection: Connection[Any, Any] = ours
+        self._number = 0
+        code = _BOOT.format(sys.path) + _CALL.format(theirs.fileno(), os.getpid())
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            self.info = self._load(target)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.stop()
+
+    def _load(self, target: Target) -> Info:
+        try:
+            request = (target.kind, target.source, target.overrides)
+            what, content = self._exchange(request, START)
+        except _Lost as lost:
+            raise Error(f"{target.spec} does not load: {lost.failure.message}") from lost
+        if what == "error":
+            raise Error(f"{target.spec} does not load: {content}")
+        info: Info = content
+        return info
+
+    def ask(self, case: Case, limit: float) -> Outcome:
+        """The outcome of a case. Raises `_Lost` where the child is of no more use."""
+        self._number += 1
+        plain = replace(case, settings=dict(case.settings))
+        number, outcome = self._exchange((self._number, plain), limit)
+        if number != self._number:
+            raise _Lost("died", "its answers came out of order, as when it forks")
+        found: Outcome = outcome
+        return found
+
+    def _exchange(self, request: Any, limit: float) -> tuple[Any, Any]:
+        try:
+            self._connection.send(request)
+            arrived = self._connection.poll(limit)
+        except OSError as error:  # nobody is there
+            raise _Lost("died", self._how_it_ended()) from error
+        if not arrived:
+            raise _Lost("hung", f"no answer within {limit:g} s")
+        try:
+            first, second = self._connection.recv()
+        except Exception as error:  # the connection is closed, or holds no answer of `serve`
+            raise _Lost("died", self._how_it_ended()) from error
+        return first, second
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return f"exit code {code}" if code >= 0 else f"killed by {_signal(-code)}"
+
+    def stop(self) -> None:
+        """End the process, and those it has started."""
+        self._connection.close()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+__all__ = ["Target", "answers", "find", "lacks"]
