@@ -13,7 +13,7 @@ from npdrt.cli import train
 from npdrt.cli.common import Name, json_option, print_json, table
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Audit, Comparison, Problem, audit
 from npdrt.errors import Error
-from npdrt.train.config import Config, build_model, resolve
+from npdrt.train.config import Config, build_model, example_shape, resolve
 
 # The options of `train` that decide the loss; its batch size and dtype have other defaults here.
 SHARED = (
@@ -113,7 +113,7 @@ def _problem(config: Config, dataset: data.Dataset, model: Any) -> Problem:
         raise Error(f"{config.data}: y holds targets; the audited loss needs integer labels")
     start = {"seed": config.seed, "dtype": config.dtype}
     buffers = model.buffers(**start) if hasattr(model, "buffers") else {}
-    x = dataset.x[:rows].reshape(rows, -1).astype(config.dtype)
+    x = dataset.x[:rows].reshape(rows, *example_shape(model, dataset)).astype(config.dtype)
     return Problem(model, model.init(**start), buffers, x, dataset.y[:rows])
 
 

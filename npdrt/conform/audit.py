@@ -62,8 +62,11 @@ class Audit:
         """A key of PASSES."""
         if self.failures or not self.gated:
             return "no verdict"
-        if self.finding.kind in ("published", "unknown") and self.holds("accurate"):
-            return "agrees to the bit" if self.holds("bits") else "agrees"
+        if self.finding.kind in ("published", "unknown"):
+            if self.holds("bits"):  # also where the dtype is too coarse for the exact answer
+                return "agrees to the bit"
+            if self.holds("accurate"):
+                return "agrees"
         kinds = {"published": "unknown", "deviation": "deviates"}
         return kinds.get(self.finding.kind, self.finding.kind)
 

@@ -23,10 +23,22 @@ ULPS = {"sgd": 8.0, "adam": 16.0, "lars": 12.0, "lars_lesion": 10.0, "fromage": 
 LAYERWISE = ("lars", "lars_lesion", "fromage")
 
 
+MEMORY = 10  # steps whose errors a state still holds
+ORDERED = 64  # elements up to which a norm may be added in any order; sums of more are blocked
+
+
 def accepted(case: Case) -> float:
-    """The accepted error of a case in ulps at scale."""
-    norms = case.w.size + 2 if case.rule in LAYERWISE else 0
-    return (ULPS[case.rule] + norms) * len(case.steps)
+    """The accepted error of a case in ulps at scale.
+
+    Of a sequence that of all its steps. Of recorded steps, each judged from the recorded parameter
+    before it, that of one step, or of as many as the rule's state remembers.
+    """
+    n, steps = case.w.size, len(case.steps)
+    if "RECORDED" in case.flags:
+        remembers = case.rule == "adam" or case.settings.get("momentum")
+        steps = min(steps, MEMORY) if remembers else 1
+    norms = min(n, ORDERED + math.isqrt(n)) + 2 if case.rule in LAYERWISE else 0
+    return (ULPS[case.rule] + norms) * steps
 
 
 @dataclass(frozen=True)
@@ -59,14 +71,14 @@ class Judged:
     def gated(self) -> bool:
         """Whether the verdict depends on it."""
         case = self.test.case
-        if case.result != "valid":
-            return False
-        return len(case.steps) == 1 or case.format == "float64"
+        return case.result == "valid" and (self.level == "C1" or case.format == "float64")
 
     @property
     def level(self) -> str:
-        """C1 or C3: which level its accuracy belongs to."""
-        return "C1" if len(self.test.case.steps) == 1 else "C3"
+        """C1 or C3: which level its accuracy belongs to. Recorded steps are judged each from the
+        recorded parameter before it."""
+        case = self.test.case
+        return "C1" if len(case.steps) == 1 or "RECORDED" in case.flags else "C3"
 
 
 def judge(test: Vector, outcome: Outcome) -> Judged:

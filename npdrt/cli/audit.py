@@ -1,0 +1,255 @@
+"""`npdrt audit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from npdrt.cli.common import Bars, Name, json_option, on_terminal, print_json, table
+from npdrt.conform import recorded, report, report_html, targets
+from npdrt.conform.adapters import KNOWN
+from npdrt.conform.audit import Audit, audit, audit_recorded
+from npdrt.conform.dialects import RULES
+from npdrt.conform.formats import FORMATS
+from npdrt.errors import Error, Unavailable
+from npdrt.optim import RULES as OPTIMIZERS
+from npdrt.store import atomic
+
+RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
+DEFAULT = ("float32", "float64")
+WORDS = {"True": True, "False": False, "true": True, "false": False, "None": None, "none": None}
+
+
+@click.command("audit")
+@click.argument("target", required=False)
+@click.option(
+    "--rule", type=Name(list(RULES)), help="The rule to hold it to.  [default: what it is, or fits]"
+)
+@click.option(
+    "--format",
+    "formats",
+    type=Name(list(FORMATS)),
+    multiple=True,
+    help="Number format; may be repeated.  [default: float32, float64]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of every call; of a recording, a setting of its rule. May be repeated.",
+)
+@click.option("--dialect", metavar="NAME", help="Pass where it is this dialect.")
+@click.option("--lr", type=float, help="Learning rate of a recording that has none.")
+@click.option("--parameter", metavar="NAME", help="The one tensor of a recording to look at.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    help="Seconds a test may take.  [default: 10]",
+)
+@click.option(
+    "--html", "html", type=click.Path(path_type=Path, dir_okay=False), help="Web page to write."
+)
+@click.option(
+    "--junit", "junit", type=click.Path(path_type=Path, dir_okay=False), help="JUnit XML to write."
+)
+@click.option("--force", is_flag=True, help="Replace these files if they exist.")
+@click.option("--list", "listing", is_flag=True, help="List known targets and dialects; no audit.")
+@json_option
+def command(
+    target: str | None, rule: str | None, formats: tuple[str, ...], settings: tuple[str, ...],
+    dialect: str | None, lr: float | None, parameter: str | None, limit: float,
+    html: Path | None, junit: Path | None, force: bool, listing: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Hold an implementation of an update rule against the rules; name its dialect.
+
+    TARGET is torch.optim.SGD, optax.adam, ... (--list), path/to/file.py:callable of your own
+    (docs/audit-protocol.md), whose code is run, or a recording of steps in .npz, .safetensors
+    or .h5, which needs --rule.
+
+    Exit code 0 where it agrees with the published rule; with --dialect NAME where that dialect
+    explains all its answers, differences of mere arithmetic (the norm accumulation) aside. 1
+    where not, or where there is no verdict. 4 where the library is not installed.
+
+    \b
+    --json prints one object:
+      name, rule, verdict, passes, sentence
+      dialect, also, clauses  what it is, what else it may be, where it differs
+      levels                a list: level, format, passed, total, worst
+      smallest              the smallest disagreeing test, or null: expected and
+                            got as bits, parting: the first operation
+      failing_flags, failures, not_asked, tests, versions
+    """
+    if listing:
+        _list(as_json)
+        return
+    if target is None:
+        raise click.UsageError("Missing argument 'TARGET'.")
+    outputs(force, html, junit)
+    given = values(settings)
+    if Path(target).suffix.lower() in RECORDED:
+        _vectors_only(formats)
+        known_dialect(dialect, rule)
+        found = _recorded(Path(target), rule, given, lr, parameter)
+    else:
+        found = _asked(target, rule, given, formats or DEFAULT, limit, dialect, lr, parameter)
+    write(html, lambda: report_html.html(found, dialect))
+    write(junit, lambda: report.junit(found, dialect))
+    if as_json:
+        print_json(report.as_json(found, dialect))
+    else:
+        click.echo(report.text(found))
+    if not report.passes(found, dialect):
+        raise SystemExit(1)
+
+
+def _asked(
+    spec: str, rule: str | None, given: Mapping[str, Any], formats: Sequence[str],
+    limit: float, dialect: str | None, lr: float | None, parameter: str | None,
+) -> Audit:  # fmt: skip
+    """The audit of something that can be asked."""
+    for name, value in (("--lr", lr), ("--parameter", parameter)):
+        if value is not None:
+            raise click.UsageError(f"{name} is for recordings: files of {', '.join(RECORDED)}.")
+    target = targets.find(spec, given, rule)
+    known_dialect(dialect, target.rule)
+    with Bars(show=on_terminal()) as bars:
+
+        def progress(done: int, total: int) -> None:
+            bars.progress("audit", done, total)
+
+        return audit(target, formats, limit=limit, progress=progress)
+
+
+def _recorded(
+    path: Path, rule: str | None, given: Mapping[str, Any], lr: float | None, parameter: str | None
+) -> Audit:
+    """The audit of a recording."""
+    if rule is None:
+        raise click.UsageError("A recording needs --rule.")
+    if not path.is_file():
+        raise Error(f"{path}: there is no such file")
+    settings = settings_of(rule, given)
+    answered: list[Any] = []
+    for recording in recorded.load(path, lr=lr, parameter=parameter):
+        answered += recorded.cases(recording, rule, settings, first=len(answered) + 1)
+    return audit_recorded(path.name, answered)
+
+
+def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a rule but lr, as npdrt's own optimizer of the rule takes them."""
+    known = targets.SETTINGS[rule]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+            )
+            raise Error(f"{rule} has no setting {name!r}; {hint}")
+    try:
+        settings = OPTIMIZERS[rule](lr=0.0, **given).settings
+    except (TypeError, ValueError) as error:
+        shown = " ".join(f"--set {name}={value}" for name, value in given.items())
+        raise Error(f"{shown}: {error}") from error
+    return {name: settings[name] for name in known}
+
+
+def _vectors_only(formats: tuple[str, ...]) -> None:
+    if formats:
+        raise click.UsageError("--format is not for recordings, which have one.")
+
+
+def known_dialect(name: str | None, rule: str | None) -> None:
+    """Refuse the name of a dialect that the rule does not have."""
+    rules = [RULES[rule]] if rule else list(RULES.values())
+    names = list(dict.fromkeys(d.name for r in rules for d in r.dialects))
+    if name is not None and name not in names:
+        close = get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+        raise Error(f"unknown dialect {name!r}{f' of {rule}' if rule else ''}; {hint}")
+
+
+def values(pairs: Sequence[str]) -> dict[str, Any]:
+    """--set NAME=VALUE as a dict; a value is TOML, True, False or None, or else text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            toml = tomllib.loads(f"value = {value}")
+            found[name] = toml["value"] if len(toml) == 1 else value
+        except tomllib.TOMLDecodeError:
+            found[name] = WORDS.get(value, value)
+    return found
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def outputs(force: bool, *paths: Path | None) -> None:
+    """Refuse, before any work, files that exist and folders that do not."""
+    for path in paths:
+        if path is not None and path.exists() and not force:
+            raise Error(f"{path} already exists; give --force to replace it")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise Error(f"{path.parent}: no such folder")
+
+
+def write(path: Path | None, content: Any) -> None:
+    """Write what `content()` gives to a file that was asked for."""
+    if path is not None:
+        atomic.replace(path, content())
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+
+def _list(as_json: bool) -> None:
+    """What can be asked, and what it may turn out to be."""
+    if as_json:
+        print_json({"targets": _targets(), "dialects": _dialects()})
+        return
+    rows = [("target", "rule", "version")]
+    rows += [(t["target"], t["rule"], t["version"] or "not installed") for t in _targets()]
+    lines = [table(rows), "path/to/file.py:callable: docs/audit-protocol.md", ""]
+    named = [("rule", "dialect", "source, and how it differs from the published rule")]
+    for d in _dialects():
+        named.append((d["rule"], _name(d), d["source"]))
+        named += [("", "", f"  {clause}: {choice}") for clause, choice in d["choices"].items()]
+    click.echo("\n".join([*lines, table(named)]))
+
+
+def _name(dialect: Mapping[str, Any]) -> str:
+    return f"{dialect['dialect']}{'' if dialect['in_scope'] else ' (out of scope)'}"
+
+
+def _targets() -> list[dict[str, Any]]:
+    found = []
+    for name in KNOWN:
+        try:
+            target = targets.find(name)
+            version = ", ".join(f"{k} {v}" for k, v in target.versions.items())
+        except Unavailable:
+            version = None
+        rule = targets.RULE[name.rpartition(".")[2]]
+        found.append({"target": name, "rule": rule, "version": version})
+    return found
+
+
+def _dialects() -> list[dict[str, Any]]:
+    return [
+        {
+            "rule": rule.name, "dialect": d.name, "source": d.source, "note": d.note,
+            "in_scope": d.scope, "choices": dict(d.choices),
+        }
+        for rule in RULES.values()
+        for d in rule.dialects
+    ]  # fmt: skip
