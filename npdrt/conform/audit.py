@@ -65,7 +65,7 @@ class Audit:
         if self.finding.kind in ("published", "unknown"):
             if self.holds("bits"):  # also where the dtype is too coarse for the exact answer
                 return "agrees to the bit"
-            if self.holds("accurate"):
+            if self.holds("accurate") and (self.finding.kind == "published" or self.steady):
                 return "agrees"
         kinds = {"published": "unknown", "deviation": "deviates"}
         return kinds.get(self.finding.kind, self.finding.kind)
@@ -74,6 +74,11 @@ class Audit:
     def gated(self) -> list[Judged]:
         """The tests that the verdict depends on."""
         return [j for j in self.judged if j.gated]
+
+    @property
+    def steady(self) -> bool:
+        """Whether sequences hold too, gated or not: a fault can show in the second step alone."""
+        return all(j.accurate for j in self.judged if j.test.case.result == "valid")
 
     def holds(self, level: str) -> bool:
         """Whether every gated test has "bits" (C0) or is "accurate" (C1, C3)."""

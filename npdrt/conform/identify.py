@@ -121,18 +121,25 @@ def single_changes(rule: Rule) -> Iterator[Choices]:
                 yield {clause: alternative}
 
 
-def explains(rule: Rule, choices: Choices, answered: Sequence[Answered]) -> bool:
-    """Whether every answer is what the rule gives under the choices, within rounding."""
-    return all(error(rule, choices, case, answers) <= 1.0 for case, answers in answered)
+def explains(rule: Rule, choices: Choices, answered: list[Answered]) -> bool:
+    """Whether every answer is what the rule gives under the choices, within rounding. A case that
+    refutes them moves to the front: it may refute the next candidate too."""
+    for k, (case, answers) in enumerate(answered):
+        if not error(rule, choices, case, answers) <= 1.0:
+            answered.insert(0, answered.pop(k))
+            return False
+    return True
 
 
 def error(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
     """The largest error of the answers under the choices, over the accepted one."""
-    limit, worst = EASE * accepted(case), 0.0
-    for step, answer in zip(run(rule, choices, case, answers=answers), answers, strict=True):
-        away = distances(answer.w, as_format(step.w, case), step.scale, case.number)
-        worst = max(worst, float(np.max(away, initial=0.0)) / limit)
-    return worst
+    steps = run(rule, choices, case, answers=answers)
+    shape = (len(steps), *case.w.shape)
+    found, scale = np.empty(shape, np.longdouble), np.empty(shape, np.longdouble)
+    for k, step in enumerate(steps):
+        found[k], scale[k] = step.w, step.scale
+    away = distances([a.w for a in answers], as_format(found, case), scale, case.number)
+    return float(np.max(away, initial=0.0)) / (EASE * accepted(case))
 
 
 def as_format(w: Any, case: Case) -> Any:
@@ -148,11 +155,11 @@ def parts(
     """The smallest case that tells the choices from the published rule, and the first value."""
     if not differences:
         return None, None
-    odd = [a for a in answered if error(rule, {}, *a) > 1.0]
-    for case, answers in sorted(odd, key=lambda a: (len(a[0].steps), a[0].w.size, a[0].id)):
-        parting = first_difference(rule, differences, case, answers)
-        if parting:
-            return case, parting
+    for case, answers in sorted(answered, key=lambda a: (len(a[0].steps), a[0].w.size, a[0].id)):
+        if error(rule, {}, case, answers) > 1.0:
+            parting = first_difference(rule, differences, case, answers)
+            if parting:
+                return case, parting
     return None, None
 
 
@@ -179,11 +186,12 @@ def close(a: Any, b: Any) -> bool:
 
 
 def twins(
-    rule: Rule, differences: Choices, dialect: Dialect | None, answered: Sequence[Answered]
+    rule: Rule, differences: Choices, dialect: Dialect | None, answered: list[Answered]
 ) -> tuple[str, ...]:
-    """The other named dialects that explain the same answers."""
+    """The other named dialects that explain the same answers, in the same arithmetic."""
+    profile = {k: v for k, v in differences.items() if k in PROFILES}
     others = (d for d in rule.dialects if d is not dialect)
-    return tuple(d.name for d in others if explains(rule, d.choices, answered))
+    return tuple(d.name for d in others if explains(rule, {**d.choices, **profile}, answered))
 
 
 def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:

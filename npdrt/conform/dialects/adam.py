@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, Arithmetic, Dialect, Rule, largest
+from npdrt.conform.dialects.rule import COMMON, Arithmetic, Dialect, Rule, largest, limited
+from npdrt.conform.formats import FORMATS
 
 CLAUSES: dict[str, dict[str, str]] = {
     "epsilon": {
@@ -29,6 +30,7 @@ CLAUSES: dict[str, dict[str, str]] = {
     "precision": {
         "float64": "1 - beta^t in float64",
         "dtype": "1 - beta^t in the tensor's dtype",
+        "float32": "1 - beta^t in float32 for every tensor",
     },
     "second moment": {
         "mean of squares": "beta2 v + (1 - beta2) g^2",
@@ -50,7 +52,8 @@ CLAUSES: dict[str, dict[str, str]] = {
         "always decoupled": "w (1 - lr wd)",
         "decoupled, after the step": "(1 - lr wd) times the new parameter",
         "decoupled, without lr": "w (1 - wd)",
-        "opposite sign": "g - wd w, or w (1 + lr wd)",
+        "opposite sign in the gradient": "g - wd w",
+        "opposite sign, decoupled": "w (1 + lr wd)",
         "after the moments": "m / c1 + wd w over the root",
         "ignored": "none",
     },
@@ -63,7 +66,8 @@ def step(
 ) -> tuple[Any, Slots, Any]:
     """Algorithm 1 of Kingma and Ba under the choices c."""
     lr, (beta1, beta2) = h["lr"], h["betas"]
-    start, shrunk, g, after = decayed(c, w, g, h)
+    start, shrunk, used_g, after = decayed(c, w, g, h)
+    gross, g = np.abs(g) + np.abs(used_g - g), used_g
     slots = dict(slots)
     old_m, old_v = slots.get("exp_avg", g * 0), slots.get("exp_avg_sq", g * 0)
     m = a.note("m", first_moment(c, old_m, g, beta1))
@@ -75,12 +79,13 @@ def step(
     v_hat = v / c2
     if c["second moment"] in ("largest mean of squares", "largest corrected"):
         v, v_hat = maximal(c, v, v_hat, c2, slots)
-    root = a.note("denominator", denominator(c, v, v_hat, c2, h["eps"]))
+    root = a.note("denominator", denominator(c, v, v_hat, c2, h["eps"], a))
     d = a.note("m_hat / denominator", (m / c1 + after * w) / root)
     new = start * shrunk - h["sign"] * lr * d
     if c["weight decay"] == "decoupled, after the step":
         new = new * (1 - lr * h.get("weight_decay", 0) * bool(h.get("decoupled")))
-    size = (np.abs(beta1 * old_m) + np.abs((1 - beta1) * g)) / c1 + np.abs(after * w)
+    share = np.abs((1 - beta2) * g * m) / np.where(v > 0, v, v * 0 + 1)  # of a rounding of g in v
+    size = (np.abs(beta1 * old_m) + (1 - beta1 + share) * gross) / c1 + np.abs(after * w)
     scale = largest(w, amplification(c, slots, a) * lr * size / root, lr * d)
     return a.note("w", new), slots, scale
 
@@ -98,8 +103,10 @@ def decayed(c: dict[str, str], w: Any, g: Any, h: dict[str, Any]) -> tuple[Any, 
             return w, 1, g, 0
         case "after the moments":
             return w, 1, g, wd
-        case "opposite sign":
-            wd = -wd
+        case "opposite sign in the gradient":
+            wd = wd if decoupled else -wd
+        case "opposite sign, decoupled":
+            wd = -wd if decoupled else wd
         case "decoupled, without lr" if decoupled:
             return w, 1 - wd, g, 0
         case "decoupled, after the step" if decoupled:
@@ -136,9 +143,9 @@ def corrections(c: dict[str, str], slots: Slots, beta1: Any, beta2: Any, a: Arit
             now = [now[0] * beta1, now[1] * beta2]
         case "betas exchanged":
             now = now[::-1]
-    if c["precision"] == "dtype" and a.format.name != "float64":
-        single = [a.rounded(float(b), a.format.name) for b in (beta1, beta2)]
-        now = [b ** (slots["step"] + 1) for b in single]
+    narrow = {"dtype": a.format.name, "float32": "float32"}.get(c["precision"], "float64")
+    if narrow != "float64":
+        now = [a.rounded(float(b), narrow) ** (slots["step"] + 1) for b in (beta1, beta2)]
     one = 1 - beta1 * 0
     c1, c2 = 1 - now[0], 1 - now[1]
     match c["bias correction"]:
@@ -160,7 +167,7 @@ def maximal(c: dict[str, str], v: Any, v_hat: Any, c2: Any, slots: Slots) -> tup
     return slots["largest"] * c2, slots["largest"]
 
 
-def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any) -> Any:
+def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any, a: Arithmetic) -> Any:
     """The corrected root with epsilon, by the clause "epsilon"."""
     if c["second moment"] == "largest absolute value":
         return v + eps
@@ -172,7 +179,7 @@ def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any) -> Any
         case "inside the root, before correction":
             return np.sqrt((v + eps) / c2)
         case "ignored":
-            return np.sqrt(v_hat)
+            return np.sqrt(limited(v_hat, a.format))
     return np.sqrt(v_hat) + eps
 
 
@@ -180,13 +187,15 @@ def amplification(c: dict[str, str], slots: Slots, a: Arithmetic) -> float:
     """How much larger than a rounding of the tensor's dtype the error of 1 - beta^t can be.
 
     A relative error u of beta^t is one of u beta^t / (1 - beta^t) of the difference: of no account
-    where that is computed in a wider format than the tensor's.
+    where that is computed in a wider format than the tensor's. A narrow beta^t has t roundings.
     """
     if c["precision"] == "float64" and a.format.name != "float64":
         return 1.0
-    unit = 2.0**-a.format.precision
-    powers = [min(float(slots[f"beta{k}_power"]), 1 - unit) for k in (1, 2)]
-    return 1.0 + sum(p / (1 - p) for p in powers)
+    narrow = FORMATS["float32"] if c["precision"] == "float32" else a.format
+    roundings = 1 if c["precision"] == "float64" else slots["step"] + 1
+    units = 2.0 ** (a.format.precision - narrow.precision)
+    powers = [min(float(slots[f"beta{k}_power"]), 1 - 2.0**-narrow.precision) for k in (1, 2)]
+    return 1.0 + units * roundings * sum(p / (1 - p) for p in powers)
 
 
 ADAM = Rule(

@@ -15,6 +15,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "floor 1e-6": "norms are at least 1e-6",
         "floor 1e-5": "norms are at least 1e-5",
         "epsilon 1e-8": "1e-8 is added to the gradient's norm, nothing is guarded",
+        "epsilon 1e-8, guarded": "1e-8 is added to the gradient's norm; the plain step at zero",
         "unguarded": "0/0, or a zero parameter that never moves",
         "no step": "no step where either norm is not > 0",
         "step of length lr": "a ratio of 1 / |g| where the parameter is zero",
@@ -76,6 +77,8 @@ def relative_rate(c: dict[str, str], nw: Any, ng: Any, lr: Any, a: Arithmetic) -
             return lr * ratio(c, nw, ng + a.real(1e-8))
         case "unguarded":
             return lr * ratio(c, nw, ng)
+        case "epsilon 1e-8, guarded":
+            ng = ng + np.where(usable, a.real(1e-8), 0)
     safe = lr * ratio(c, np.where(usable, nw, one), np.where(usable, ng, one))
     match c["zero norm"]:
         case "no step":

@@ -27,6 +27,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ratio 1, no decay": "r = 1, and g without decay",
         "trust coefficient": "r = tc",
         "unguarded": "0/0, or a zero parameter that never moves",
+        "unguarded but for overflow": "r = 1 where lr r is not finite",
         "no step": "r = 0",
     },
     "trust ratio": {
@@ -81,10 +82,12 @@ def step(
     nw, ng, nd = a.note("|w|", a.norm(w)), a.note("|g|", a.norm(measured)), a.norm(d)
     usable = (nw > 0) & ((nd if c["denominator"] == "norm of the sum" else ng) > 0)
     adapts = not skipped and (c["adapts"] != "only with weight decay" or bool(wd))
-    r = a.note("r", trust_ratio(c, nw, ng, nd, usable, h) if adapts else nw * 0 + 1)
+    r = a.note("r", trust_ratio(c, nw, ng, nd, usable, h) if adapts else a.real(1.0))
     kept = np.where(usable, 1, 0) if c["zero norm"] == "ratio 1, no decay" else 1
     decay = kept * wd * w
-    k = 1 if velocity_scaled else a.representable(lr * r, r, 1)
+    k = 1 if velocity_scaled else r
+    if not velocity_scaled and c["zero norm"] != "unguarded":
+        k = a.representable(lr * r, r, 1)
     change = a.note("d", scaled(c, g, decay, k))
     shrunk = 1 - lr * wd if c["weight decay"] == "decoupled" else 1
     inside = {"inside the velocity": 1, "inside, negative": -1}.get(c["learning rate"], 0)
@@ -118,7 +121,7 @@ def trust_ratio(
     c: dict[str, str], nw: Any, ng: Any, nd: Any, usable: Any, h: dict[str, Any]
 ) -> Any:
     """The trust ratio with what the clauses say of zero norms."""
-    guarded = c["zero norm"] != "unguarded"
+    guarded = not c["zero norm"].startswith("unguarded")
     size = denominator(c, nw, ng, nd, h)
     size = np.where(usable, size, size * 0 + 1) if guarded else size
     tc = 1 if c["trust ratio"] == "without trust coefficient" else h["trust_coefficient"]

@@ -38,6 +38,7 @@ NORMS: dict[str, dict[str, str]] = {
     "norm accumulation": {
         "wide": "the sum of squares neither overflows nor underflows",
         "dtype": "squares and their sum in the tensor's dtype",
+        "dtype, guarded": "the same, and rates that are not finite are replaced",
     },
 }
 PROFILES = ("norm accumulation", "precision")  # arithmetic, not rule
@@ -116,9 +117,9 @@ class Arithmetic:
         return x if self.choices["norm accumulation"] == "wide" else limited(x, self.format)
 
     def representable(self, rate: Any, value: Any, otherwise: Any) -> Any:
-        """`value` where the rate is a number of the format, else `otherwise`; an implementation
-        whose norms overflow does not look."""
-        guarded = self.choices["norm accumulation"] == "wide"
+        """`value` where the rate is a number of the format, else `otherwise`; most
+        implementations whose norms overflow do not look."""
+        guarded = self.choices["norm accumulation"] != "dtype"
         return np.where(rate <= self.format.largest, value, otherwise) if guarded else value
 
     def rounded(self, value: float, name: str) -> Any:

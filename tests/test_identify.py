@@ -1,0 +1,572 @@
+"""Whether the audit names what it is shown: dialects, other arithmetic, planted bugs, riddles."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import standins
+from standins import NARROW, NORMS, RIGHT, STANDINS, Standin, Ways
+
+from npdrt.conform import identify as identification
+from npdrt.conform import page, targets
+from npdrt.conform.audit import audit, concluded
+from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
+from npdrt.conform.dialects import RULES, run
+from npdrt.conform.formats import FORMATS
+from npdrt.conform.identify import Finding, identify
+from npdrt.conform.judge import accepted, distances
+from npdrt.conform.vectors import Vector, load
+
+OTHER_OPTIMIZERS = ("AMSGrad", "AMSGrad, corrected", "Adamax", "AdaBelief")
+ONE_BY_ONE = {s.name: s for s in STANDINS}
+
+
+@cache
+def vectors(rule: str, formats: Sequence[str] = ("float32", "float64")) -> list[Vector]:
+    """The vectors that an implementation of a rule is held to."""
+    return load(rule, formats)
+
+
+def finding(rule: str, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> Finding:
+    """What `npdrt audit` finds in outcomes."""
+    pairs = zip(cases, outcomes, strict=True)
+    answered = [(c, o) for c, o in pairs if not isinstance(o, Failure) and c.result != "error"]
+    assert len(answered) > 10
+    return identify(RULES[rule], answered)
+
+
+def asked(standin: Standin, cases: Sequence[Case], ways: Ways = standins.PLAIN) -> Finding:
+    """What is found in a stand-in's answers, of which none may be a failure of the stand-in."""
+    outcomes = standins.outcomes(standin, cases, ways)
+    odd = [o for o in outcomes if isinstance(o, Failure) and o.kind != "not offered"]
+    assert not odd, odd[0]
+    return finding(standin.rule, cases, outcomes)
+
+
+def expected(standin: Standin, ways: Ways, cases: Sequence[Case]) -> dict[str, str]:
+    """The choices of clauses that a stand-in makes, other arithmetic included."""
+    rule = RULES[standin.rule]
+    dialect = next(d for d in rule.dialects if d.name == standin.dialect)
+    choices = dict(rule.differences(dialect.choices))
+    single = any(c.format == "float32" for c in cases)
+    if single and ways.norm in NARROW and "norm accumulation" in rule.clauses and not ways.wide:
+        choices["norm accumulation"] = "dtype"
+    if single and not standin.precise and not ways.wide:
+        choices["precision"] = "dtype"
+    return choices
+
+
+# --- stand-ins for public implementations -------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["float64", "pairwise"])
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_stand_ins_are_what_they_are(name: str, norm: str) -> None:
+    standin, ways = ONE_BY_ONE[name], Ways(norm=norm)
+    cases = [v.case for v in vectors(standin.rule)]
+    found = asked(standin, cases, ways)
+    assert found.choices == expected(standin, ways, cases)
+    assert found.dialect is not None
+    assert (found.dialect.name, found.also) == (standin.dialect, ())
+    assert (found.kind == "out of scope") == (standin.dialect in OTHER_OPTIMIZERS)
+    assert not [c for c in found.beyond if c not in identification.PROFILES]
+    assert (found.parting is None) == (not found.choices)
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_the_rule_of_a_stand_in_is_found_too(name: str) -> None:
+    """It is asked the cases of every rule that its settings allow."""
+    standin, answered = ONE_BY_ONE[name], {}
+    for rule in RULES:
+        cases = [v.case for v in vectors(rule, ("float32",)) if v.case.result != "error"]
+        outcomes = standins.outcomes(standin, cases, known=False)
+        pairs = zip(cases, outcomes, strict=True)
+        answered[rule] = [(c, o) for c, o in pairs if not isinstance(o, Failure)]
+    found = identification.identify_any(answered)
+    assert found.rule.name == standin.rule
+    assert found.choices == expected(standin, standins.PLAIN, cases)
+
+
+# --- 200 runs at random -------------------------------------------------------------------------
+
+SHAPES = ((), (1,), (3,), (2, 3), (4, 2), (5,), (2, 1, 3), (17,))
+
+
+def settings_at_random(rule: str, pick: random.Random) -> dict[str, Any]:
+    """Settings that a case of a rule may have."""
+    momentum = pick.choice((0.0, 0.5, 0.9, 0.99))
+    decay = pick.choice((0.0, 1e-4, 0.01, 0.1))
+    match rule:
+        case "sgd":
+            dampening = pick.choice((0.0, 0.3)) if momentum else 0.0
+            nesterov = bool(momentum and not dampening and pick.random() < 0.5)
+            return {
+                "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
+                "weight_decay": decay,
+            }  # fmt: skip
+        case "adam":
+            return {
+                "betas": pick.choice(((0.9, 0.999), (0.5, 0.9), (0.9, 0.95), (0.0, 0.99))),
+                "eps": pick.choice((1e-8, 1e-6, 1e-3)),
+                "weight_decay": decay,
+                "decoupled": pick.random() < 0.5,
+            }
+        case "lars":
+            return {
+                "momentum": momentum,
+                "weight_decay": decay,
+                "trust_coefficient": pick.choice((1e-3, 0.02, 1.0)),
+                "eps": pick.choice((0.0, 1e-8, 1e-3)),
+            }
+        case "fromage":
+            return {"norm_bound": pick.choice((None, None, 0.9, 1.0, 3.0))}
+    return {}
+
+
+def state_at_random(case: Case, draw: np.random.Generator, pick: random.Random) -> Case:
+    """The case from the middle of a run."""
+    number, shape = case.number, case.w.shape
+
+    def normal(size: float) -> Any:
+        return number.round(size * draw.normal(size=shape))
+
+    size = 10 ** pick.uniform(-3, 1)
+    if case.rule == "adam":
+        t, betas = pick.choice((1, 2, 5, 30, 1000)), case.settings["betas"]
+        powers = {f"beta{k}_power": page.power(b, t) for k, b in enumerate(betas, 1)}
+        v = np.maximum(number.round(normal(size) ** 2), number.round(np.float64(1e-6 * size**2)))
+        slots = {"exp_avg": normal(size), "exp_avg_sq": v, "step": t, **powers}
+    elif case.settings.get("momentum"):
+        slots = {"momentum": normal(size), "step": 3}
+    else:
+        return case
+    return replace(case, state=slots)
+
+
+def case_at_random(rule: str, form: str, seed: int, steps: int = 1) -> Case:
+    """An ordinary case with values of any usual size."""
+    pick, draw, number = random.Random(seed), np.random.default_rng(seed), FORMATS[form]
+    shape = pick.choice(SHAPES)
+
+    def normal(low: float, high: float) -> Any:
+        return number.round(10 ** pick.uniform(low, high) * draw.normal(size=shape))
+
+    w = normal(-2, 2) * (pick.random() > 0.05)
+    taken = tuple(
+        Step(normal(-4, 2) * (pick.random() > 0.05), 10 ** pick.uniform(-4, 0))
+        for _ in range(steps)
+    )
+    case = Case(
+        1_000_000 + seed, "at random", ("ORDINARY",), rule, form, settings_at_random(rule, pick), w,
+        taken, kind=pick.choice(("weight", "bias")),
+    )  # fmt: skip
+    return state_at_random(case, draw, pick) if pick.random() < 0.5 else case
+
+
+def ways_at_random(pick: random.Random) -> Ways:
+    """Any right arithmetic."""
+    return Ways(
+        pick.choice(list(NORMS)), pick.randrange(1, 10**6), pick.random() < 0.3,
+        pick.random() < 0.15,
+    )  # fmt: skip
+
+
+def run_at_random(seed: int) -> tuple[Standin, Ways, list[Case]]:
+    """A stand-in, its arithmetic, and what it is asked: most of the vectors, and some of our own.
+
+    It may lack one of its settings.
+    """
+    pick = random.Random(f"run {seed}")
+    standin = pick.choice(STANDINS)
+    optional = sorted(standin.offers & targets.ABSENT.get(standin.rule, {}).keys())
+    if optional and pick.random() < 0.4:
+        standin = standin.without(pick.choice(optional))
+    formats = pick.choice((("float32",), ("float32",), ("float64",), ("float32", "float64")))
+    families: dict[Any, list[Case]] = {}
+    for v in vectors(standin.rule, formats):
+        families.setdefault((v.case.flags[0], v.case.format), []).append(v.case)
+    cases = []
+    for family in families.values():
+        share = pick.uniform(0.6, 1.0)
+        cases += pick.sample(family, math.ceil(share * len(family)))
+    cases += [
+        case_at_random(standin.rule, pick.choice(formats), 1000 * seed + k, pick.choice((1, 1, 3)))
+        for k in range(20)
+    ]
+    return standin, ways_at_random(pick), cases
+
+
+# Dialects that are one and the same without a setting: (rule, setting) -> groups of them.
+ALIKE: dict[tuple[str, str], tuple[set[str], ...]] = {
+    ("sgd", "momentum"): ({"published", "tensorflow", "caffe", "decoupled"},),
+    ("sgd", "weight_decay"): ({"published", "decoupled"},),
+    ("adam", "weight_decay"): ({"published", "AdamW"},),
+    ("lars", "momentum"): (
+        {"published", "torchlars"},
+        {"TF model garden", "TF model garden, classic_momentum=False"},
+    ),
+    ("lars", "weight_decay"): (
+        {"published", "optax"},
+        {"torchlars", "apex LARC, clip=False"},
+        {"lightning-bolts", "timm", "timm, trust_clip"},
+    ),
+    ("lars", "eps"): ({"optax", "TF model garden"},),
+}
+
+
+def test_two_hundred_random_runs_without_a_mistake() -> None:
+    """Any dialect in any right arithmetic, lacking a setting or not, on most of the cases."""
+    for seed in range(200):
+        standin, ways, cases = run_at_random(seed)
+        lacking = ONE_BY_ONE[standin.name].offers - standin.offers
+        found, told = asked(standin, cases, ways), f"run {seed}: {standin.name}, {ways}, {lacking}"
+        assert found.dialect is not None, told
+        names = {found.dialect.name, standin.dialect}
+        alike = [group for setting in lacking for group in ALIKE.get((standin.rule, setting), ())]
+        assert len(names) == 1 or any(names <= group for group in alike), (told, found.choices)
+        assert standin.dialect in (found.dialect.name, *found.also), told
+        beyond = set(found.beyond) - set(identification.PROFILES)
+        assert not beyond, (told, beyond)
+        if not lacking:
+            assert found.choices == expected(standin, ways, cases), told
+
+
+# --- planted bugs -------------------------------------------------------------------------------
+
+SUM = "r = trust_coefficient * nw / (ng + weight_decay * nw + eps)"
+HALF = "lr = float(np.float16(lr))"
+NARROW_NORMS = "nw, ng = (np.sqrt(np.sum(x * x)) for x in (w, g))"
+# rule, what is replaced, the clause that it breaks, how
+BROKEN: list[tuple[str, dict[str, str], str, str]] = [
+    ("sgd", {"k =": "k = 1 - dampening"}, "first step", "dampened"),
+    ("sgd", {"k =": "k = 1"}, "dampening", "ignored"),
+    ("sgd", {"k =": "k = 1 - momentum"}, "dampening", "1 - momentum"),
+    ("sgd", {"u =": "u = v"}, "nesterov", "ignored"),
+    ("sgd", {"w =": "w = w + lr * u"}, "direction", "ascent"),
+    ("sgd", {"t =": f"t = state.get('step', 0) + 1; {HALF}"}, "learning rate precision", "float16"),
+    ("sgd", {"d =": "d = g - weight_decay * w"}, "weight decay", "subtracted"),
+    ("sgd", {"d =": "d = g"}, "weight decay", "ignored"),
+    ("sgd", {"d =": "d, w = g, w * (1 - weight_decay)"}, "weight decay", "without lr"),
+    (
+        "sgd", {"d =": "d = g", "w =": "w = (w - lr * u) * (1 - lr * weight_decay)"},
+        "weight decay", "after the step",
+    ),
+    ("adam", {"root =": "root = np.sqrt(v / c2 + eps)"}, "epsilon", "inside the root"),
+    (
+        "adam", {"root =": "root = np.sqrt((v + eps) / c2)"},
+        "epsilon", "inside the root, before correction",
+    ),
+    ("adam", {"root =": "root = np.sqrt(v / c2)"}, "epsilon", "ignored"),
+    ("adam", {"c1,": "c1 = c2 = 1"}, "bias correction", "none"),
+    ("adam", {"c1,": "c1, c2 = 1 - b1**t, 1"}, "bias correction", "first moment only"),
+    ("adam", {"c1,": "c1, c2 = 1, 1 - b2**t"}, "bias correction", "second moment only"),
+    ("adam", {"c1,": "c2, c1 = 1 - b1**t, 1 - b2**t"}, "bias correction", "betas exchanged"),
+    ("adam", {"c1,": "c1, c2 = (1 - b ** (t + 1) for b in betas)"}, "bias correction",
+     "t too large"),
+    (
+        "adam", {"c1,": "c1, c2 = (1 - b ** (t - 1) if t > 1 else 1 for b in betas)"},
+        "bias correction", "t of before",
+    ),
+    ("adam", {"m =": "m = b1 * old + g"}, "first moment", "without g weight"),
+    ("adam", {"w = w - lr": "w = w - lr * (old / c1) / root"}, "first moment", "of before"),
+    (
+        "adam", {"w = w - lr": "w = w - lr * ((b1 * m + (1 - b1) * g) / c1) / root"},
+        "first moment", "nesterov",
+    ),
+    ("adam", {"v =": "v = b2 * squares + g**2"}, "second moment", "without g^2 weight"),
+    ("adam", {"w = w - lr": "w = w + lr * (m / c1) / root"}, "direction", "ascent"),
+    ("adam", {"b1,": f"b1, b2 = betas; {HALF}"}, "learning rate precision", "float16"),
+    ("adam", {"if dec": "if False:"}, "weight decay", "always in the gradient"),
+    ("adam", {"w = w *": "w = w * (1 - weight_decay)"}, "weight decay", "decoupled, without lr"),
+    (
+        "adam", {"w = w *": "w = w * (1 + lr * weight_decay)"},
+        "weight decay", "opposite sign, decoupled",
+    ),
+    (
+        "adam", {"g =": "g = g - weight_decay * w"},
+        "weight decay", "opposite sign in the gradient",
+    ),
+    (
+        "adam",
+        {"w = w *": "pass", "w = w - lr": "w = w - lr * (m / c1) / root\n"
+                                        "w = w * (1 - lr * weight_decay * decoupled)"},
+        "weight decay", "decoupled, after the step",
+    ),
+    ("lars", {"if nw": "if nw >= 0 and ng >= 0:"}, "zero norm", "unguarded but for overflow"),
+    ("lars", {"if nw": "if nw >= 0 <= ng:", "k =": "k = lr * r"}, "zero norm", "unguarded"),
+    ("lars", {"r = 1": "r = trust_coefficient"}, "zero norm", "trust coefficient"),
+    ("lars", {"r = 1": "r = 0.0"}, "zero norm", "no step"),
+    ("lars", {"if nw": "if nw > 0 < ng and weight_decay:"}, "adapts", "only with weight decay"),
+    (
+        "lars", {"old =": "old = state.get('momentum', w * 0)\n"
+                          "weight_decay *= w.ndim > 1",
+                 "if nw": "if nw > 0 < ng and w.ndim > 1:"},
+        "adapts", "matrices only",
+    ),
+    ("lars", {"r = trust": SUM.replace("trust_coefficient * ", "")}, "trust ratio",
+     "without trust coefficient"),
+    ("lars", {"r = trust": f"{SUM}\nr = r * r"}, "trust ratio", "squared"),
+    ("lars", {"r = trust": SUM.replace(" + eps", "")}, "epsilon", "ignored"),
+    ("lars", {"r = trust": SUM.replace("weight_decay * nw + ", "")}, "denominator",
+     "gradient and epsilon"),
+    ("lars", {"r = trust": "r = trust_coefficient * nw / ng"}, "denominator", "gradient"),
+    ("lars", {"k =": "k = lr * min(r / lr, 1)"}, "trust ratio", "clipped at zero norm too"),
+    (
+        "lars", {"v =": "v = momentum * old + meet(k, w) * g + meet(lr * weight_decay, w) * w"},
+        "weight decay", "unscaled",
+    ),
+    ("lars", {"d =": "d = g"}, "weight decay", "only in the ratio"),
+    ("lars", {"d =": "d = g - weight_decay * w"}, "weight decay", "subtracted"),
+    (
+        "lars", {"v =": "v = momentum * old + d", "w =": "w = w - meet(lr * r, w) * v"},
+        "ratio scales", "velocity",
+    ),
+    ("lars", {"nw,": "nw, ng = (np.sum(np.abs(x), dtype=float) for x in (w, g))"}, "norm of",
+     "1-norm"),
+    ("lars", {"old =": f"old = state.get('momentum', w * 0); {HALF}"}, "learning rate precision",
+     "float16"),
+    ("lars", {"w =": "w = w + v"}, "direction", "ascent"),
+    ("fromage", {"if nw": "if nw >= 0 and ng >= 0:"}, "zero norm", "no step"),
+    (
+        "fromage", {"if nw": "if True:", "s = meet": "s = meet(s, w)"},
+        "zero norm", "unguarded",
+    ),
+    ("fromage", {"s = lr": "s = 0"}, "zero norm", "no step"),
+    ("fromage", {"s = lr * nw": "s = lr * nw / (ng + 1e-8)"}, "zero norm", "epsilon 1e-8, guarded"),
+    ("fromage", {"p =": "p = 1"}, "prefactor", "absent"),
+    ("fromage", {"p =": "p = meet(1 + lr**2, w)"}, "prefactor", "squared"),
+    ("fromage", {"p =": "p = meet(1 / np.sqrt(1 + lr**2), w)"}, "prefactor", "multiplied"),
+    ("fromage", {"p =": "p = meet(np.sqrt(1 + lr), w)"}, "prefactor", "of lr"),
+    (
+        "fromage", {"p =": "p = meet(np.sqrt(1 + lr**2) if nw > 0 < ng else 1, w)"},
+        "prefactor", "not at zero norm",
+    ),
+    ("fromage", {"w = (w": "w = w / p - s * g"}, "prefactor", "on the weight"),
+    ("fromage", {"w = (w": "w = w - s * g / p"}, "prefactor", "on the step"),
+    ("fromage", {"w = (w": "w = (w + s * g) / p"}, "direction", "ascent"),
+    ("fromage", {"s = lr * nw": "s = lr * ng / nw"}, "ratio", "|g| / |w|"),
+    ("fromage", {"s = lr * nw": "s = lr / ng"}, "ratio", "1 / |g|"),
+    ("fromage", {"s = lr * nw": "s = lr * nw"}, "ratio", "|w|"),
+    ("fromage", {"s = lr * nw": "s = lr * np.sqrt(nw / ng)"}, "ratio", "sqrt(|w| / |g|)"),
+    ("fromage", {"most =": "most = np.inf"}, "norm bound", "ignored"),
+    ("fromage", {"most =": "most = np.inf if norm_bound is None else norm_bound"}, "norm bound",
+     "absolute"),
+    ("fromage", {"most =": "most = np.inf if norm_bound is None else norm_bound * nw"},
+     "norm bound", "of this step"),
+    ("fromage", {"nw,": f"nw, ng = size_of(w), size_of(g); {HALF}"}, "learning rate precision",
+     "float16"),
+]  # fmt: skip
+
+
+def concluded_of(standin: Standin, formats: Sequence[str] = ("float32",)) -> Any:
+    """The audit of a stand-in."""
+    tests = vectors(standin.rule, formats)
+    return concluded("", {}, tests, standins.outcomes(standin, [v.case for v in tests]))
+
+
+@pytest.mark.parametrize("form", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rule", standins.PLAIN_ONES)
+def test_without_a_bug_nothing_is_found(rule: str, form: str) -> None:
+    found = concluded_of(standins.changed(rule, {}), (form,))
+    assert found.finding.kind == "published"
+    assert form == "float16" or found.verdict in ("agrees", "agrees to the bit")
+
+
+@pytest.mark.parametrize(
+    ("rule", "edits", "clause", "how"), BROKEN, ids=[f"{b[0]}-{b[2]}-{b[3]}" for b in BROKEN]
+)
+def test_planted_bugs_are_named(rule: str, edits: dict[str, str], clause: str, how: str) -> None:
+    found = concluded_of(standins.changed(rule, edits))
+    assert found.finding.choices == {clause: how}
+    assert (found.verdict, found.finding.kind) == ("deviates", "deviation")
+    assert found.finding.smallest is not None
+    assert found.finding.parting is not None
+
+
+@pytest.mark.parametrize(("axis", "how"), [(0, "row"), (-1, "column")])
+@pytest.mark.parametrize("rule", ["lars", "fromage"])
+def test_norms_of_rows_are_named(rule: str, axis: int, how: str) -> None:
+    found = concluded_of(standins.by_rows(rule, axis))
+    assert (found.finding.kind, found.finding.choices) == ("deviation", {"norm of": how})
+
+
+# rule, what is replaced, what it makes: a dialect by name, or a profile by clause
+MADE = [
+    ("sgd", {"d =": "d, lr = lr * (g + weight_decay * w), 1"}, "caffe", "learning rate"),
+    ("sgd", {"d =": "d, w = g, w * (1 - lr * weight_decay)"}, "decoupled", "weight decay"),
+    ("adam", {"root =": "root = (np.sqrt(v) + eps) / c2**0.5"}, "epsilon-hat", "epsilon"),
+    ("adam", {"if dec": "if True:"}, "AdamW", "weight decay"),
+    ("adam", {"v =": "v = b2 * squares + (1 - b2) * (g - m) ** 2"}, "AdaBelief", "second moment"),
+    ("lars", {"nw,": "nw, ng = size_of(w), size_of(d)\neps -= weight_decay * nw"}, "optax",
+     "denominator"),
+    ("lars", {"v =": "v = momentum * old + meet(r, w) * d", "w =": "w = w - lr * v"}, "torchlars",
+     "learning rate"),
+    ("fromage", {"if nw": "if True:", "s = lr * nw": "s = lr * max(nw, 1e-6) / max(ng, 1e-6)"},
+     "optax", "zero norm"),
+    ("fromage", {"if nw": "if True:", "s = lr * nw": "s = lr * max(nw, 1e-5) / max(ng, 1e-5)"},
+     "nfnets", "zero norm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "edits", "dialect", "clause"), MADE, ids=[m[2] for m in MADE])
+def test_bugs_that_make_a_dialect(
+    rule: str, edits: dict[str, str], dialect: str, clause: str
+) -> None:
+    found = concluded_of(standins.changed(rule, edits)).finding
+    assert found.kind in ("dialect", "out of scope")
+    assert found.dialect.name == dialect
+    assert list(found.choices) == [clause]
+
+
+NARROW_POWER = "c1, c2 = (1 - float(f(b**t)) for b in betas)"
+PROFILES = [
+    # rule, what is replaced, the formats asked, the clause, how
+    ("adam", {"c1,": f"f = np.float32\n{NARROW_POWER}"}, ("float32",), "precision", "dtype"),
+    ("adam", {"c1,": f"f = w.dtype.type\n{NARROW_POWER}"}, ("float32", "float64"), "precision",
+     "dtype"),
+    ("adam", {"c1,": "f = w.dtype.type\nc1, c2 = (f(1) - f(b) ** f(t) for b in betas)"},
+     ("float32", "float64"), "precision", "dtype"),
+    ("adam", {"c1,": f"f = np.float32\n{NARROW_POWER}"}, ("float32", "float64"), "precision",
+     "float32"),
+    ("adam", {"b1,": "b1, b2 = betas = [float(np.float32(b)) for b in betas]"}, ("float32",),
+     "precision", "dtype"),
+    ("lars", {"nw,": NARROW_NORMS}, ("float32",), "norm accumulation", "dtype, guarded"),
+    ("lars", {"nw,": NARROW_NORMS}, ("float16",), "norm accumulation", "dtype, guarded"),
+    ("fromage", {"nw,": NARROW_NORMS}, ("float32",), "norm accumulation", "dtype, guarded"),
+    ("fromage", {"nw,": NARROW_NORMS}, ("float16",), "norm accumulation", "dtype, guarded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "edits", "formats", "clause", "how"), PROFILES)
+def test_other_arithmetic_is_a_profile_not_a_bug(
+    rule: str, edits: dict[str, str], formats: tuple[str, ...], clause: str, how: str
+) -> None:
+    found = concluded_of(standins.changed(rule, edits), formats)
+    assert (found.finding.kind, found.finding.choices) == ("profile", {clause: how})
+    assert found.verdict == "profile"
+
+
+# rule, what is replaced, a flag of the cases that fail; no clause has these
+RIDDLES: list[tuple[str, dict[str, str], str]] = [
+    ("sgd", {"u =": "u = d - momentum * v if nesterov else v"}, "LR_LARGE"),
+    ("sgd", {"d =": "d = np.clip(g + weight_decay * w, -1, 1)"}, "ORDINARY"),
+    ("sgd", {"w =": "w = w - lr * np.sign(u)"}, "ORDINARY"),
+    ("sgd", {"w =": "w = w - lr * abs(lr) * u"}, "LR_PRECISION"),
+    ("adam", {"root =": "root = np.sqrt(v) / c2 + eps"}, "FIRST_STEP"),
+    ("adam", {"root =": "root = np.sqrt(v / c2) + eps + eps"}, "TINY_GRADIENT"),
+    ("adam", {"root =": "root = np.maximum(np.sqrt(v / c2), eps)"}, "TINY_GRADIENT"),
+    ("adam", {"b1,": "b2, b1 = betas"}, "SECOND_STEP"),
+    ("adam", {"m =": "m = b2 * old + (1 - b2) * g"}, "FIRST_STEP"),
+    ("lars", {"nw,": "nw, ng = (np.sum(np.abs(x) ** 1.5) ** (1 / 1.5) for x in (w, g))"},
+     "ONE_ROW_LARGE"),
+    ("lars", {"nw,": "nw, ng = (np.max(np.abs(x), initial=0) for x in (w, g))"}, "ONE_ROW_LARGE"),
+    ("lars", {"k =": "k = lr * min(r, 1)"}, "TINY_GRADIENT"),
+    ("fromage", {"nw,": "nw, ng = (np.sum(np.abs(x) ** 1.5) ** (1 / 1.5) for x in (w, g))"},
+     "ONE_ROW_LARGE"),
+    ("fromage", {"s = lr * nw": "s = lr * (nw / ng) ** 1.5"}, "SMALL_NORM"),
+    ("fromage", {"s = lr * nw": "s = min(lr * nw / ng, 1)"}, "TINY_GRADIENT"),
+    ("fromage", {"p =": "p = meet(np.sqrt(1 + 2 * lr**2), w)"}, "LR_PRECISION"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "edits", "flag"), RIDDLES)
+def test_what_no_clause_describes_is_unknown(rule: str, edits: dict[str, str], flag: str) -> None:
+    found = concluded_of(standins.changed(rule, edits))
+    assert (found.finding.kind, found.verdict) == ("unknown", "unknown")
+    assert found.finding.choices is None
+    wrong, all_ = found.failing_flags()[flag]
+    assert wrong >= all_ / 2
+
+
+# --- no false alarm -----------------------------------------------------------------------------
+
+
+def test_ten_thousand_right_answers_raise_no_alarm() -> None:
+    """Any order of operations within the declared scalars, at level C1."""
+    rules = list(RIGHT)
+    for seed in range(10_000):
+        pick, rule = random.Random(seed), rules[seed % len(rules)]
+        case = case_at_random(rule, "float32" if pick.random() < 0.8 else "float64", seed)
+        if rule in ("adam", "sgd", "lars") and pick.random() < 0.1:
+            case = nearly_decayed(case, pick)
+        ways = ways_at_random(pick)
+        (answer,) = standins.answers(RIGHT[rule], case, ways)
+        (exact,) = run(RULES[rule], {}, case)
+        away = np.max(distances(answer.w, exact.w, exact.scale, case.number), initial=0.0)
+        assert away <= accepted(case), (seed, rule, ways, case.settings)
+
+
+def nearly_decayed(case: Case, pick: random.Random) -> Case:
+    """The case with a gradient that weight decay all but cancels."""
+    part = 1 + pick.choice((0.0, 1e-7, 1e-5, 1e-3)) * np.ones(case.w.shape)
+    g = case.number.round(-case.settings["weight_decay"] * case.w * part)
+    return replace(case, steps=(Step(g, case.steps[0].lr),))
+
+
+# --- every pair ---------------------------------------------------------------------------------
+
+
+def candidates() -> Iterator[tuple[str, dict[str, str]]]:
+    """All dialects, and all changes of one clause."""
+    for name, rule in RULES.items():
+        for dialect in rule.dialects:
+            yield name, dict(dialect.choices)
+        for change in identification.single_changes(rule):
+            yield name, dict(change)
+
+
+@pytest.mark.parametrize(("name", "choices"), list(candidates()))
+def test_every_choice_can_be_told_from_every_other(name: str, choices: dict[str, str]) -> None:
+    rule = RULES[name]
+    formats = ("float32", "float64") if "precision" in " ".join(choices) else ("float32",)
+    cases = [v.case for v in vectors(name, formats) if v.case.result == "valid"]
+    outcomes = [
+        tuple(Answer(c.number.round(e.w) + 0 * c.w) for e in run(rule, choices, c)) for c in cases
+    ]
+    found = finding(name, cases, outcomes)
+    assert found.choices in (rule.differences(choices), *SAME.get((name, *choices.items()), ()))
+
+
+# choices that are another choice in disguise
+SAME: dict[Any, tuple[dict[str, str], ...]] = {
+    ("adam", ("second moment", "largest absolute value")): (
+        {"second moment": "largest absolute value", "bias correction": "first moment only"},
+    ),
+}
+
+# --- PyTorch and optax --------------------------------------------------------------------------
+
+# target -> kinds, dialect, clauses of rule
+REAL: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
+    ("torch.optim.SGD", {}, ("published",), "published"),
+    ("torch.optim.Adam", {}, ("published",), "published"),
+    ("torch.optim.Adam", {"amsgrad": True}, ("out of scope",), "AMSGrad"),
+    ("torch.optim.AdamW", {}, ("published",), "published"),
+    ("optax.sgd", {}, ("published",), "published"),
+    ("optax.adam", {}, ("published", "profile"), "published"),
+    ("optax.adamw", {}, ("published", "profile"), "published"),
+    ("optax.amsgrad", {}, ("out of scope",), "AMSGrad, corrected"),
+    ("optax.fromage", {}, ("dialect",), "optax"),
+    ("optax.lars", {}, ("dialect",), "optax"),
+]
+
+
+@pytest.mark.parametrize(("spec", "overrides", "kinds", "dialect"), REAL)
+def test_real_optimizers(
+    spec: str, overrides: dict[str, Any], kinds: tuple[str, ...], dialect: str
+) -> None:
+    for package in targets.PACKAGES[spec.partition(".")[0]]:
+        pytest.importorskip(package, exc_type=ImportError)
+    found = audit(targets.find(spec, overrides), ("float32",), limit=60.0)
+    assert not found.failures
+    assert found.finding.kind in kinds
+    assert found.finding.dialect is not None
+    assert found.finding.dialect.name == dialect
+    assert set(found.finding.beyond) <= set(identification.PROFILES)
