@@ -7,12 +7,14 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import MagicMock
 
 import autograd
 import autograd.numpy as anp
 import backends
+import images
 import mpmath
 import numpy as np
 import pytest
@@ -86,7 +88,8 @@ class Case:
         return OPERATIONS[self.operation](*args, **self.settings)
 
     def analytic(self) -> bool:
-        return self.operation == "split" or PRIMITIVES[self.operation].analytic
+        composed = self.operation not in PRIMITIVES
+        return composed or PRIMITIVES[self.operation].analytic
 
     def differentiated(self) -> list[int]:
         return [
@@ -197,6 +200,136 @@ LINEAR = [
     case("spectral_normalise", lambda w, u, v: w / np.einsum("i,ij,j", u, w, v),
          lambda w, u, v: w / (u @ w @ v), normal(3, 4), positive(3), positive(4),
          constant=(1, 2)),
+]  # fmt: skip
+
+
+def standard(x: Any, axes: tuple[int, ...], eps: float) -> Any:
+    """(x - mean) / sqrt(var + eps) in NumPy."""
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+
+
+def per_channel(x: Any, gain: Any, bias: Any, eps: float) -> Any:
+    """Batch normalisation with the channels in axis 0."""
+    shape = (-1, *[1] * (x.ndim - 1))
+    return standard(x, tuple(range(1, x.ndim)), eps) * gain.reshape(shape) + bias.reshape(shape)
+
+
+def torch_per_channel(x: Any, gain: Any, bias: Any, eps: float) -> Any:
+    y = F.batch_norm(x.movedim(0, 1), None, None, gain, bias, training=True, eps=eps)
+    return y.movedim(1, 0)
+
+
+def per_channel_with(x: Any, mean: Any, var: Any, gain: Any, bias: Any, eps: float) -> Any:
+    """Channels in axis 1, with given statistics."""
+    mean, var, gain, bias = (a[:, None, None] for a in (mean, var, gain, bias))
+    return (x - mean) / np.sqrt(var + eps) * gain + bias
+
+
+def grouped(x: Any, groups: int, gain: Any = 1.0, bias: Any = 0.0, eps: float = 1e-5) -> Any:
+    """Group normalisation of (N, C, ...)."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    cut = standard(x.reshape(x.shape[0], groups, -1), (2,), eps).reshape(x.shape)
+    return cut * np.reshape(gain, shape) + np.reshape(bias, shape)
+
+
+NORMALISATIONS = [
+    case("batch_norm", lambda x, a, b: per_channel(x, a, b, 1e-5),
+         lambda x, a, b: torch_per_channel(x, a, b, 1e-5), 2 * normal(3, 2, 4, 3) + 1, normal(3),
+         normal(3), channel_axis=0),
+    case("batch_norm", lambda x, a, b: per_channel(x.T, a, b, 0.1).T,
+         lambda x, a, b: F.batch_norm(x, None, None, a, b, training=True, eps=0.1), normal(6, 4),
+         positive(4), normal(4), channel_axis=-1, eps=0.1),
+    case("batch_norm", lambda x: standard(x, (1,), 0.01),
+         lambda x: torch_per_channel(x, None, None, 0.01), normal(4, 5), channel_axis=0, eps=0.01),
+    case("batch_norm_inference",
+         lambda x, m, v, a, b: per_channel_with(x, m, v, a, b, 1e-3),
+         lambda x, m, v, a, b: F.batch_norm(x, m, v, a, b, eps=1e-3), normal(5, 3, 2, 2),
+         normal(3), positive(3), normal(3), normal(3), channel_axis=1, eps=1e-3,
+         constant=(1, 2)),
+    case("layer_norm", lambda x, a, b: standard(x, (-1,), 1e-5) * a + b,
+         lambda x, a, b: F.layer_norm(x, (6,), a, b), normal(2, 5, 6), normal(6), normal(6)),
+    case("layer_norm", lambda x, a: standard(x, (1, 2), 0.1) * a,
+         lambda x, a: F.layer_norm(x, (3, 4), a, None, 0.1), normal(5, 3, 4), normal(3, 4),
+         axes=(-1, 1), eps=0.1),
+    case("layer_norm", lambda x, a, b: standard(x, (0,), 1e-5) * a[:, None] + b[:, None],
+         lambda x, a, b: F.layer_norm(x.T, (4,), a, b).T, normal(4, 3), normal(4), normal(4),
+         axes=0),
+    case("group_norm", lambda x, a, b: grouped(x, 2, a, b, 1e-5),
+         lambda x, a, b: F.group_norm(x, 2, a, b), normal(3, 4, 2, 3), normal(4), normal(4),
+         groups=2, channel_axis=1),
+    case("group_norm", lambda x: np.moveaxis(grouped(np.moveaxis(x, 0, 1), 3, eps=0.1), 1, 0),
+         lambda x: F.group_norm(x.movedim(0, 1), 3, eps=0.1).movedim(1, 0), normal(6, 2, 3),
+         groups=3, channel_axis=0, eps=0.1),
+    case("weight_norm", lambda w: w / np.sqrt(0.1 + (w * w).sum(1, keepdims=True)),
+         lambda w: w / (0.1 + (w * w).sum(1, keepdim=True)).sqrt(), normal(4, 3), eps=0.1),
+    case("weight_norm", lambda w, g: w * (g / np.sqrt((w * w).sum((1, 2, 3))))[:, None, None, None],
+         lambda w, g: torch._weight_norm(w, g.reshape(-1, 1, 1, 1), 0), normal(4, 3, 2, 2),
+         positive(4)),
+    case("entry_norm", lambda w: w / np.sqrt(0.1 + w * w), lambda w: w / (0.1 + w * w).sqrt(),
+         normal(4, 3), eps=0.1),
+]  # fmt: skip
+
+
+def attend(
+    q: Any, k: Any, v: Any, bias: Any = 0.0, keep: Any = 1.0, scale: Any = None, rate: float = 0.0
+) -> Any:
+    """Scaled dot-product attention as its formula has it, in NumPy."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    p = np.exp(scale * np.einsum("...ld,...sd->...ls", q, k) + bias)
+    p = p / p.sum(-1, keepdims=True) * keep / (1 - rate)
+    return np.einsum("...ls,...se->...le", p, v)
+
+
+def torch_attend(q: Any, k: Any, v: Any, keep: Any, rate: float) -> Any:
+    """The same with dropout in PyTorch."""
+    p = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    return (p * keep / (1 - rate)) @ v
+
+
+def several_heads(q: Any, k: Any, v: Any, w: Any, b: Any, out: Any, c: Any) -> Any:
+    """Multi-head attention, head by head, in NumPy; two heads."""
+    size = q.shape[-1]
+    parts = [slice(i, i + size) for i in range(0, 3 * size, size)]
+    q, k, v = (x @ w[p].T + b[p] for x, p in zip((q, k, v), parts, strict=True))
+    cuts = (slice(0, size // 2), slice(size // 2, size))
+    y = np.concatenate([attend(q[..., h], k[..., h], v[..., h]) for h in cuts], -1)
+    return y @ out.T + c
+
+
+def torch_several_heads(q: Any, k: Any, v: Any, w: Any, b: Any, out: Any, c: Any) -> Any:
+    given = [x.transpose(0, 1) for x in (q, k, v)]
+    y, _ = F.multi_head_attention_forward(
+        *given, q.shape[-1], 2, w, b, None, None, False, 0.0, out, c
+    )
+    return y.transpose(0, 1)
+
+
+ALLOWED = np.arange(7) <= 2 * np.arange(4)[:, None]  # what 4 queries attend to of 7 keys
+KEEP = RNG.random((2, 3, 4, 7)) < 0.6
+TOKENS = RNG.integers(0, 5, (3, 4))
+LANGUAGE = [
+    case("attention", attend, F.scaled_dot_product_attention, normal(3, 4), normal(7, 4),
+         normal(7, 2)),
+    case("attention", lambda q, k, v, m: attend(q, k, v, np.where(m, 0, -np.inf)),
+         F.scaled_dot_product_attention, normal(2, 3, 4, 5), normal(2, 3, 7, 5),
+         normal(2, 3, 7, 5), ALLOWED),
+    case("attention", lambda q, k, v, m: attend(q, k, v, m, scale=0.7),
+         lambda *args: F.scaled_dot_product_attention(*args, scale=0.7), normal(2, 3, 4, 5),
+         normal(2, 3, 7, 5), normal(2, 3, 7, 5), normal(2, 1, 1, 7), scale=0.7),
+    case("attention", lambda q, k, v: attend(q, k, v, np.where(np.tri(4, 6), 0, -np.inf)),
+         lambda *args: F.scaled_dot_product_attention(*args, is_causal=True), normal(2, 4, 3),
+         normal(2, 6, 3), normal(2, 6, 4), causal=True),
+    case("attention", lambda q, k, v, _, keep: attend(q, k, v, 0.0, keep, rate=0.4),
+         lambda q, k, v, _, keep: torch_attend(q, k, v, keep, 0.4), normal(2, 3, 4, 5),
+         normal(2, 3, 7, 5), normal(2, 3, 7, 5), None, KEEP, rate=0.4),
+    case("multi_head_attention", several_heads, torch_several_heads, normal(3, 4, 6),
+         normal(3, 5, 6), normal(3, 5, 6), normal(18, 6), normal(18), normal(6, 6), normal(6),
+         heads=2),
+    case("dropout", lambda x, keep: x * keep / 0.75, lambda x, keep: x * keep / 0.75,
+         normal(3, 4), RNG.random((3, 4)) < 0.75, rate=0.25),
+    case("dropout", lambda x, keep: x * keep * 2, lambda x, keep: x * keep * 2, normal(2, 3, 4),
+         RNG.integers(0, 2, (3, 1)).astype("uint8"), rate=0.5),
+    case("embedding", lambda w, t: w[t], lambda w, t: F.embedding(t, w), normal(5, 3), TOKENS),
 ]  # fmt: skip
 
 
@@ -318,11 +451,48 @@ def torch_take(x: Any, indices: Any, axis: int) -> Any:
     return x.index_select(axis, indices.reshape(-1)).reshape(shape)
 
 
+def convolutions() -> list[Case]:
+    """Convolutions and pools of channel-major images."""
+    rows = []
+    for chosen, shape, weight in (
+        ({}, (3, 2, 5, 4), (4, 3, 3, 3)),
+        ({"stride": 2, "padding": 1}, (2, 3, 5, 6), (3, 2, 3, 3)),
+        ({"stride": (3, 1), "padding": (0, 2), "groups": 2}, (4, 1, 7, 3), (2, 2, 2, 4)),
+        ({"stride": 2}, (3, 2, 4, 5), (2, 3, 1, 1)),
+        ({}, (3, 2, 4, 2), (2, 3, 1, 1)),
+    ):
+        rows.append(
+            case("conv2d", partial(images.convolved, **chosen),
+                 images.turned(partial(F.conv2d, **chosen)), normal(*shape), normal(*weight),
+                 normal(weight[0]), **chosen)
+        )  # fmt: skip
+    for size, stride, padding in ((2, 2, 0), (3, 2, 1), ((2, 3), (1, 3), (1, 0))):
+        chosen = {"size": size, "stride": stride, "padding": padding}
+        rows += [
+            case("average_pool", partial(images.averaged, **chosen),
+                 images.turned(lambda x, c=chosen: F.avg_pool2d(x, *c.values())),
+                 normal(2, 2, 5, 6), **chosen),
+            case("max_pool", partial(images.largest, **chosen),
+                 images.turned(lambda x, c=chosen: F.max_pool2d(x, *c.values())),
+                 apart(2, 2, 5, 6), **chosen),
+        ]  # fmt: skip
+    rows.append(case("global_average_pool", lambda x: x.mean((2, 3)), lambda x: x.mean((2, 3)),
+                     normal(3, 2, 4, 3)))  # fmt: skip
+    return rows
+
+
 CASES = [
-    *(*ELEMENTWISE, *BROADCASTING, *SCALAR_SETTINGS, *LINEAR, *LOSSES),
-    *(*reductions(), *softmaxes(), *shapes(), *gathers()),
+    *(*ELEMENTWISE, *BROADCASTING, *SCALAR_SETTINGS, *LINEAR, *NORMALISATIONS, *LOSSES),
+    *(*reductions(), *softmaxes(), *shapes(), *gathers(), *LANGUAGE),
+    *convolutions(),
 ]
-OPERATIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, "split": split_and_join}
+COMPOSED: dict[str, Callable[..., Any]] = {
+    "split": split_and_join,
+    "group_norm": ops.group_norm,
+    "embedding": ops.embedding,
+    "multi_head_attention": ops.multi_head_attention,
+}
+OPERATIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **COMPOSED}
 every_case = pytest.mark.parametrize("row", CASES, ids=str)
 
 

@@ -8,7 +8,11 @@ they are chosen.
 
 from npdrt.ops.activation import gelu, leaky_relu, relu, softplus
 from npdrt.ops.arithmetic import add, divide, multiply, negative, power, subtract
+from npdrt.ops.attention import attention, multi_head_attention
+from npdrt.ops.convolution import conv2d
+from npdrt.ops.dropout import dropout
 from npdrt.ops.elementary import absolute, erf, exp, log, sigmoid, sqrt, tanh
+from npdrt.ops.embedding import embedding
 from npdrt.ops.linear import linear, matmul
 from npdrt.ops.loss import (
     hinge,
@@ -17,6 +21,15 @@ from npdrt.ops.loss import (
     softmax_cross_entropy,
     squared_error,
 )
+from npdrt.ops.normalisation import (
+    batch_norm,
+    batch_norm_inference,
+    entry_norm,
+    group_norm,
+    layer_norm,
+    weight_norm,
+)
+from npdrt.ops.pooling import average_pool, global_average_pool, max_pool
 from npdrt.ops.reduction import logsumexp, max, mean, sum, var
 from npdrt.ops.selection import clip, maximum, minimum, where
 from npdrt.ops.shape import (
@@ -34,16 +47,27 @@ from npdrt.ops.spectral import spectral_normalise
 __all__ = [
     "absolute",
     "add",
+    "attention",
+    "average_pool",
+    "batch_norm",
+    "batch_norm_inference",
     "broadcast_to",
     "clip",
     "concat",
+    "conv2d",
     "divide",
+    "dropout",
+    "embedding",
+    "entry_norm",
     "erf",
     "exp",
     "gather",
     "gelu",
     "getitem",
+    "global_average_pool",
+    "group_norm",
     "hinge",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log",
@@ -51,9 +75,11 @@ __all__ = [
     "logsumexp",
     "matmul",
     "max",
+    "max_pool",
     "maximum",
     "mean",
     "minimum",
+    "multi_head_attention",
     "multiply",
     "negative",
     "pad",
@@ -73,5 +99,6 @@ __all__ = [
     "tanh",
     "transpose",
     "var",
+    "weight_norm",
     "where",
 ]

@@ -136,21 +136,22 @@ def scatter_add(rows: Array, indices: Array, size: int) -> Array:
     xp, n = namespace(rows, indices), rows.shape[0]
     if n == 0:
         return xp.zeros((size, rows.shape[1]), dtype=rows.dtype)
-    zero = xp.zeros((), dtype=rows.dtype)
     keys = xp.astype(indices, xp.int64) % size  # negative ones count from the end
     order = xp.argsort(keys * n + xp.arange(n, dtype=xp.int64))  # no ties: any sort is stable
-    keys, total = xp.take(keys, order), xp.take(rows, order, axis=0)
-    reach = 1
+    # A row of zeros comes last, of no index: what to add where there is nothing to add.
+    keys = xp.concat((xp.take(keys, order), xp.full((1,), size, dtype=xp.int64)))
+    total = xp.concat(
+        (xp.take(rows, order, axis=0), xp.zeros((1, rows.shape[1]), dtype=rows.dtype))
+    )
+    places, none, reach = xp.arange(n + 1, dtype=xp.int64), xp.full((), n, dtype=xp.int64), 1
     while reach < n:
-        same = (keys[reach:] == keys[:-reach])[:, None]
-        below = total[reach:, :] + xp.where(same, total[:-reach, :], zero)
-        total = xp.concat((total[:reach, :], below))
+        before = xp.maximum(places - reach, -1)  # -1 is the row of zeros, with a key of its own
+        partner = xp.where(xp.take(keys, before % (n + 1)) == keys, before % (n + 1), none)
+        total = total + xp.take(total, partner, axis=0)
         reach *= 2
     wanted = xp.arange(size, dtype=xp.int64)
-    last = xp.searchsorted(keys, wanted, side="right") - 1
-    last = xp.where(last < 0, xp.zeros_like(last), last)
-    found = xp.take(keys, last) == wanted
-    return xp.where(found[:, None], xp.take(total, last, axis=0), zero)
+    last = (xp.searchsorted(keys, wanted, side="right") - 1) % (n + 1)
+    return xp.take(total, xp.where(xp.take(keys, last) == wanted, last, none), axis=0)
 
 
 def _tensor_getitem(self: Tensor, index: Any) -> Any:

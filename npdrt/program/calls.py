@@ -1,8 +1,9 @@
 """What a program is made of: values, and calls of array functions on them.
 
 A call names a function of the array API standard as NumPy spells it (`add`, `matmul`, `where`),
-or one of three that are no functions there: `getitem` (x[index]), `assign` (a copy of x with
-x[index] replaced) and `norm` (`npdrt.optim.norm`). `KINDS` says how each is planned.
+or one that is no function there: `getitem` (x[index]), `assign` (a copy of x with x[index]
+replaced), `norm` (`npdrt.optim.norm`), and the three products of a convolution, `convolve`,
+`convolve_input` and `convolve_weight` (`npdrt.ops.convolution`). `KINDS` says how each is planned.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ROUNDED = (
 REDUCTIONS = ("sum", "prod", "max", "min", "all", "any", "argmax", "argmin", "norm")
 VIEWS = ("reshape", "permute_dims", "matrix_transpose", "getitem", "broadcast_to", "expand_dims")
 CREATIONS = ("zeros", "ones", "full", "arange")
+CONVOLUTIONS = ("convolve", "convolve_input", "convolve_weight")
 MOVES = ("copy", "assign", "concat", "stack", "take", "argsort", "sort", "searchsorted")
 
 KINDS: dict[str, str] = {
@@ -39,6 +41,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(CREATIONS, "creation"),
     **dict.fromkeys(MOVES, "move"),
     "matmul": "product",
+    **dict.fromkeys(CONVOLUTIONS, "convolution"),
 }
 
 
@@ -123,7 +126,7 @@ class Call:
 
     @property
     def kind(self) -> str:
-        """How it is planned: elementwise, reduction, product, move, view or creation."""
+        """How it is planned: elementwise, reduction, product, convolution, move, view, creation."""
         return KINDS[self.function]
 
     @property
@@ -150,11 +153,15 @@ def c_strides(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
 
 
 def flops(call: Call, values: list[Value]) -> int:
-    """Floating-point operations of a call: 2MNK for a product, 2n for a norm, one an element of
-    an elementwise call or a reduction; none for views, moves, casts and creations."""
+    """Floating-point operations of a call: 2MNK for a product, and for each of a convolution as one
+    product; 2n for a norm, one an element of an elementwise call or a reduction; none for views,
+    moves, casts and creations."""
     result = values[call.result]
     if call.kind == "product":
         return 2 * result.size * values[call.refs[0]].shape[-1]
+    if call.kind == "convolution":
+        sizes = {"x": values[call.refs[0]], "w": values[call.refs[1]], "y": result}
+        return _convolution_flops(call.function, **sizes)
     if call.function == "norm":
         return 2 * values[call.refs[0]].size
     if call.kind == "reduction":
@@ -162,6 +169,15 @@ def flops(call: Call, values: list[Value]) -> int:
     if call.kind == "elementwise" and call.function not in ("astype", "where"):
         return result.size
     return 0
+
+
+def _convolution_flops(function: str, x: Value, w: Value, y: Value) -> int:
+    """2 O N oh ow (C / groups) kh kw, of the two arguments and the result."""
+    if function == "convolve_input":
+        y = x
+    elif function == "convolve_weight":
+        y, w = x, y
+    return 2 * y.size * w.size // max(w.shape[0], 1)
 
 
 def traffic(call: Call, values: list[Value]) -> int:

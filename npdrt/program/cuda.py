@@ -23,8 +23,9 @@ import numpy as np
 
 from npdrt.arrays import Array, on_gpu
 from npdrt.errors import Error
+from npdrt.ops import convolution
 from npdrt.optim.norm import CHUNK, LANES
-from npdrt.program.calls import Call, Value
+from npdrt.program.calls import CONVOLUTIONS, Call, Value
 from npdrt.program.fused import FUSABLE, read_by
 from npdrt.program.kernels import (
     ARITHMETIC,
@@ -400,6 +401,16 @@ def _take(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Oper
     return [(cupy.take, (x, indices), {**settings, "out": out})]
 
 
+def _convolve(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """The definition, call by call, whose result is copied."""
+    function = getattr(convolution, call.function)
+
+    def into(*args: Any) -> None:
+        cupy.copyto(out, function(*args, **call.settings))
+
+    return [(into, args, {})]
+
+
 def _allocating(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     """A CuPy function that has no `out`: its result is copied."""
     function = getattr(cupy, call.function)
@@ -415,5 +426,6 @@ _SPECIAL: dict[str, Callable[[Any, Call, tuple[Any, ...], Array], list[Operation
     **dict.fromkeys(("zeros", "ones", "full", "arange"), _create),
     **dict.fromkeys(("concat", "stack"), _join),
     **dict.fromkeys(NOT_CAPTURED, _allocating),
+    **dict.fromkeys(CONVOLUTIONS, _convolve),
     **{"where": _where, "assign": _assign, "take": _take},
 }

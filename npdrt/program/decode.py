@@ -27,7 +27,10 @@ DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
-SETTINGS = ("axis", "keepdims", "dtype", "stable", "side", "min", "max")
+SETTINGS = (
+    *("axis", "keepdims", "dtype", "stable", "side", "min", "max"),
+    *("size", "stride", "padding", "groups"),
+)
 DRAW_SETTINGS = ("low", "high", "scale", "p")
 
 
@@ -216,6 +219,8 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
         _need(isinstance(args[0], Ref), f"{what}: the first argument is no value")
     if call.kind == "elementwise":
         _need(not any(isinstance(x, tuple | slice) for x in args), f"{what}: a list as argument")
+    if call.kind == "convolution":
+        _check_convolution(call, what, values)
     if call.function == "norm":
         _need(len(args) == 1 and values[call.refs[0]].contiguous, f"{what}: norm of a layout")
     if call.function in ("getitem", "assign"):
@@ -230,6 +235,18 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
             least and len(range(*args)) == n[0] <= MAX_ARANGE,
             f"{what}: arange of other than integers, or too long",
         )
+
+
+def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
+    """Two whole values, and the settings of that function, of which there are no others."""
+    names = {"stride", "padding", "groups"} | ({"size"} if call.function != "convolve" else set())
+    whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
+    _need(whole and all(values[i].contiguous for i in call.refs), f"{what}: not of two arrays")
+    _need(set(call.settings) == names, f"{what}: settings other than {', '.join(sorted(names))}")
+    for name, x in call.settings.items():
+        numbers = (x,) if name == "groups" else x
+        pair = isinstance(numbers, tuple) and len(numbers) == (1 if name == "groups" else 2)
+        _need(pair and all(type(n) is int for n in numbers), f"{what}: {name} {x!r}"[:200])
 
 
 def _owner(call: Call, values: list[Value], form: infer.Form) -> tuple[int, int]:

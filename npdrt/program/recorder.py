@@ -225,15 +225,19 @@ class Namespace:
         """A recorded array in another dtype."""
         return self._recorder.call("astype", (x, np.dtype(dtype).name))
 
-    def record_composite(self, name: str, x: Any) -> Any:
-        """A function that a program replays with a kernel of its own; of one value it is called
-        once, and the same result serves whoever asks again."""
-        known, key = self._recorder.composites, (name, x.index)
+    def record_composite(self, name: str, *arrays: Any, **settings: Any) -> Any:
+        """A function that a program replays with a kernel of its own; of the same values it is
+        called once, and the same result serves whoever asks again."""
+        known = self._recorder.composites
+        key = (name, *(x.index for x in arrays), *sorted(settings.items()))
         if key not in known:
-            contiguous = self._recorder.values[x.index].contiguous
-            given = x if contiguous else self._recorder.call("copy", (x,))
-            known[key] = self._recorder.call(name, (given,))
+            given = tuple(map(self._contiguous, arrays))
+            known[key] = self._recorder.call(name, given, settings)
         return known[key]
+
+    def _contiguous(self, x: Any) -> Any:
+        contiguous = self._recorder.values[x.index].contiguous
+        return x if contiguous else self._recorder.call("copy", (x,))
 
     def zeros_like(self, x: Any) -> Any:
         """Zeros of the form of x."""
@@ -262,7 +266,7 @@ class Recorder:
         self.forms: list[Form] = []
         self.calls: list[Call] = []
         self.names: dict[int, str] = {}
-        self.composites: dict[tuple[str, int], Any] = {}  # by function and the value it is of
+        self.composites: dict[tuple[Any, ...], Any] = {}  # by function, values and settings
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.draws: dict[int, Draw] = {}
         self.views: dict[int, list[weakref.ref[Recorded]]] = defaultdict(list)  # by owner

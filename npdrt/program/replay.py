@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from npdrt.ops import blocked
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
-from npdrt.program.calls import EXACT, ROUNDED, Call, Ref, Value
+from npdrt.program.calls import CONVOLUTIONS, EXACT, ROUNDED, Call, Ref, Value
 from npdrt.program.plan import Group, Plan
 from npdrt.program.tree import leaves
 
@@ -281,6 +282,10 @@ def _join(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     return [(function, args, {**call.settings, "out": out})]
 
 
+def _convolve(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    return [(getattr(blocked, call.function), (*args, out), dict(call.settings))]
+
+
 def _take(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     # The default mode checks the indices and allocates; they are checked where data enters.
     x, indices, *axis = args
@@ -313,6 +318,7 @@ _SPECIAL: dict[str, Callable[[Call, tuple[Any, ...], Array], list[Operation]]] =
     "ones": _create,
     "full": _create,
     "arange": _create,
+    **dict.fromkeys(CONVOLUTIONS, _convolve),
     "concat": _join,
     "stack": _join,
     "take": _take,

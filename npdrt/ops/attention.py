@@ -1,0 +1,340 @@
+"""Scaled dot-product attention, as a primitive, and multi-head attention made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from npdrt.arrays import Array, namespace, real
+from npdrt.autodiff import primitive
+from npdrt.errors import Error
+from npdrt.ops.dropout import broadcasts, check_keep, check_rate
+from npdrt.ops.linear import linear
+from npdrt.ops.shape import getitem, reshape, transpose
+
+BLOCK = 1 << 20  # scores that are worked on at once; whole heads, at least one
+KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
+
+
+@primitive
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array = None,
+    keep: Array = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    rate: float = 0.0,
+) -> Any:
+    """softmax(scale q k^T + mask) v, the softmax over the keys, for every head.
+
+    q: (..., L, d), k: (..., S, d), v: (..., S, e), with the same leading axes (batch, heads).
+    Returns (..., L, e). scale: 1 / sqrt(d) unless given.
+    mask: broadcasts to (..., L, S). Boolean: True where a query may attend to a key. Floating:
+    added to the scores, -inf where it may not. PyTorch's `scaled_dot_product_attention` takes
+    both so; its `nn.MultiheadAttention` takes booleans the other way round.
+    causal: query i attends to keys 0 to i, also where S is not L; with a mask, where both allow.
+    A query that may attend to nothing gives zeros and gets no gradient, as in PyTorch's function
+    (its module gives NaN where it is asked for weights).
+    keep, rate: dropout of the probabilities, keep (..., L, S) as in `dropout`.
+
+    With P the softmax, M = keep / (1 - rate), and o the elementwise product,
+
+        y = (P o M) v,      dS = P o ((g v^T) o M - rowsum(g o y))
+        gq = scale dS k,    gk = scale dS^T q,    gv = (P o M)^T g,    gmask = dS (if floating)
+
+    rowsum(g o y) is the usual rowsum(dP o P), but costs L e, not L S. Nor is P divided by its row
+    sums, but y and g. The heads are taken in blocks of at most BLOCK scores, one head at least;
+    that changes no bit. Up to KEPT scores the backward pass finds the exponentials of the forward
+    pass; beyond, it makes them again, to the same bits, and no more than the scores of one block
+    are held at once. The derivative by a mask is a pass of its own and holds all scores.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1; the row sums of the
+    derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
+    """
+    heads = _heads(q, k, v, mask, keep, causal, scale, rate)
+    blocks = list(_blocks(tuple(q.shape[:-2]), heads.at_once()))
+    kept = len(blocks) == 1 or math.prod(q.shape[:-1]) * k.shape[-2] <= KEPT
+    saved: list[_Saved] = []
+    y = None
+    for at in blocks:
+        part, *statistics, e = heads.forward(at)
+        saved.append((at, *statistics, e if kept else None))
+        y = _put(y, at, part, (*q.shape[:-1], v.shape[-1]))
+
+    @_once
+    def inputs(g: Array) -> list[Array]:
+        """The cotangents of q, k and v."""
+        found: list[Any] = [None, None, None]
+        for block in saved:
+            parts = heads.backward(g, y, *block)
+            for i, x in enumerate((q, k, v)):
+                found[i] = _put(found[i], block[0], parts[i], x.shape)
+        return found
+
+    def gmask(g: Array) -> Array:
+        found = None
+        for block in saved:
+            *_, ds = heads.backward(g, y, *block)
+            found = _put(found, block[0], ds, (*q.shape[:-1], k.shape[-2]))
+        return found
+
+    boolean = mask is None or mask.dtype == namespace(mask).bool
+    return y, (
+        lambda g: inputs(g)[0],
+        lambda g: inputs(g)[1],
+        lambda g: inputs(g)[2],
+        None if boolean else gmask,
+    )
+
+
+def multi_head_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    in_weight: Any,
+    in_bias: Any,
+    out_weight: Any,
+    out_bias: Any,
+    mask: Any = None,
+    keep: Any = None,
+    *,
+    heads: int,
+    causal: bool = False,
+    rate: float = 0.0,
+) -> Any:
+    """Attention by several heads on projected queries, keys and values, projected again.
+
+        q = query Wq^T + bq,   k = key Wk^T + bk,   v = value Wv^T + bv
+        y = (heads of attention(q, k, v), side by side) Wo^T + bo
+
+    query: (N, L, E), key and value: (N, S, E), batch first. in_weight: (3E, E), Wq above Wk above
+    Wv, and in_bias: (3E,) or None; out_weight: (E, E) and out_bias: (E,) or None: the parameters
+    of PyTorch's `nn.MultiheadAttention`. Head h has the features h E / heads to (h + 1) E / heads.
+    Returns (N, L, E). mask: broadcasts to (N, heads, L, S), as in `attention` (a mask of padding,
+    True at real keys, is (N, 1, 1, S)); keep: (N, heads, L, S), from `keep_mask`.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+    _check_projections(query, key, value, in_weight, in_bias, out_weight, heads)
+    size = query.shape[-1]
+
+    def projected(x: Any, number: int) -> Any:
+        """The heads (N, heads, length, E / heads) of one projection."""
+        part = slice(number * size, (number + 1) * size)
+        bias = None if in_bias is None else getitem(in_bias, index=part)
+        rows = linear(x, getitem(in_weight, index=part), bias)
+        cut = reshape(rows, shape=(*x.shape[:-1], heads, size // heads))
+        return transpose(cut, axes=(0, 2, 1, 3))
+
+    q, k, v = (projected(x, number) for number, x in enumerate((query, key, value)))
+    y = attention(q, k, v, mask, keep, causal=causal, rate=rate)
+    y = reshape(transpose(y, axes=(0, 2, 1, 3)), shape=tuple(query.shape))
+    return linear(y, out_weight, out_bias)
+
+
+# --- blocks of heads --------------------------------------------------------------------------
+
+Index = tuple[Any, ...]  # of a block: slices of the leading axes and `...`
+_Saved = tuple[Any, ...]  # a block's index, its rows' maxima and sums, its exponentials or None
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The arguments of `attention`, masks with as many axes as the scores, boolean ones made
+    floating where they are small; `triangle`, (L, S), is the causal one."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array
+    keep: Array
+    triangle: Array
+    scale: float
+    grow: float
+
+    def at_once(self) -> int:
+        """How many heads a block has."""
+        scores: int = self.q.shape[-2] * self.k.shape[-2]
+        return max(1, BLOCK // max(1, scores))
+
+    def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
+        """The value of a block, the maxima and sums of its rows, and exp(scores - maxima)."""
+        xp, s = namespace(self.q), self._scores(at)
+        top = xp.max(real(s), axis=-1, keepdims=True)
+        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+        e = xp.exp(s - top)
+        total = xp.sum(e, axis=-1, keepdims=True)
+        total = xp.where(total == 0, xp.ones_like(total), total)  # nothing to attend to
+        return xp.matmul(self._dropped(e, at), self.v[at]) * (self.grow / total), top, total, e
+
+    def backward(
+        self, g: Array, y: Array, at: Index, top: Array, total: Array, e: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """The cotangents of a block of q, k, v and of its scores."""
+        xp = namespace(self.q)
+        e = xp.exp(self._scores(at) - top) if e is None else e
+        along = xp.sum(g[at] * y[at], axis=-1, keepdims=True) / total
+        g = g[at] * (self.grow / total)
+        gp = self._dropped(xp.matmul(g, xp.matrix_transpose(self.v[at])), at)
+        ds = e * (gp - along)
+        gq = xp.matmul(ds, self.k[at]) * self.scale
+        gk = xp.matmul(xp.matrix_transpose(ds), self.q[at] * self.scale)
+        return gq, gk, xp.matmul(xp.matrix_transpose(self._dropped(e, at)), g), ds
+
+    def _scores(self, at: Index) -> Array:
+        xp = namespace(self.q)
+        s = xp.matmul(self.q[at] * self.scale, xp.matrix_transpose(self.k[at]))
+        s = s if self.mask is None else s + _additive(_part(self.mask, at), real(self.q).dtype)
+        return s if self.triangle is None else s + self.triangle
+
+    def _dropped(self, x: Array, at: Index) -> Array:
+        """x where probabilities are kept, else 0; what is kept does not grow yet."""
+        if self.keep is None:
+            return x
+        return x * namespace(x).astype(_part(self.keep, at), x.dtype)
+
+
+def _heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    keep: Array,
+    causal: bool,
+    scale: float | None,
+    rate: float,
+) -> _Heads:
+    """The arguments of `attention`, checked and prepared."""
+    _check(q, k, v, mask, keep, rate)
+    xp, (queries, keys), dtype = namespace(q), (q.shape[-2], k.shape[-2]), real(q).dtype
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if mask is not None:
+        mask = _with_axes(mask, q.ndim)
+        small = math.prod(mask.shape) <= max(BLOCK, queries * keys)
+        mask = _additive(mask, dtype) if small else mask
+    triangle = None
+    if causal:
+        rows, columns = xp.arange(queries)[:, None], xp.arange(keys)[None, :]
+        triangle = _additive(columns <= rows, dtype)
+    keep = None if keep is None else _with_axes(keep, q.ndim)
+    return _Heads(q, k, v, mask, keep, triangle, scale, 1.0 if keep is None else 1 / (1 - rate))
+
+
+def _additive(mask: Array, dtype: Any) -> Array:
+    """A boolean mask as 0 and -inf; a floating one as it is."""
+    xp = namespace(mask)
+    if mask.dtype != xp.bool:
+        return mask
+    return xp.where(mask, xp.zeros((), dtype=dtype), xp.full((), -math.inf, dtype=dtype))
+
+
+def _with_axes(x: Array, ndim: int) -> Array:
+    """x with leading axes of length 1, `ndim` in all."""
+    return namespace(x).reshape(x, (*[1] * (ndim - x.ndim), *x.shape))
+
+
+def _blocks(lead: tuple[int, ...], count: int) -> Iterator[Index]:
+    """Indices that cut the leading axes into blocks of at most `count` heads; `(...,)` for all."""
+    inside = math.prod(lead[1:])
+    if inside * math.prod(lead[:1]) <= count:
+        yield (...,)
+    elif inside <= count:
+        step = count // inside
+        yield from ((slice(i, min(i + step, lead[0])), ...) for i in range(0, lead[0], step))
+    else:
+        for i in range(lead[0]):
+            yield from ((slice(i, i + 1), *rest) for rest in _blocks(lead[1:], count))
+
+
+def _part(mask: Array, at: Index) -> Array:
+    """The block of a mask whose axes may have length 1."""
+    axes = [slice(None) if mask.shape[axis] == 1 else chosen for axis, chosen in enumerate(at[:-1])]
+    return mask[(*axes, ...)]
+
+
+def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
+    """The array of `shape` with a block put in; None where this is the first."""
+    if at == (...,):
+        return part
+    whole = namespace(part).zeros(shape, dtype=part.dtype) if whole is None else whole
+    whole[at] = part
+    return whole
+
+
+def _once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """`function`, computed once however many rules ask for it with the same cotangent."""
+    last: list[Any] = []
+
+    def call(g: Array) -> Any:
+        if not last or last[0] is not g:
+            last[:] = [g, function(g)]
+        return last[1]
+
+    return call
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def _check(q: Array, k: Array, v: Array, mask: Array, keep: Array, rate: float) -> None:
+    """Refuse shapes and dtypes that do not fit."""
+    xp, shapes = namespace(q, k, v, mask, keep), [tuple(x.shape) for x in (q, k, v)]
+    leads = {shape[:-2] for shape in shapes}
+    if min(map(len, shapes)) < 2 or len(leads) > 1 or q.shape[-1] != k.shape[-1]:
+        raise Error(
+            "attention: expected q (..., L, d), k (..., S, d) and v (..., S, e) with the same "
+            f"leading axes; got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    if k.shape[-2] != v.shape[-2] or 0 in (k.shape[-2], k.shape[-1]):
+        raise Error(
+            "attention: expected as many values as keys, at least 1, of at least 1 number; got "
+            f"k {shapes[1]} and v {shapes[2]}"
+        )
+    floating = [x for x in (q, k, v, mask) if x is not None and x.dtype != xp.bool]
+    kinds = {x.dtype for x in floating if xp.isdtype(x.dtype, "real floating")}
+    whole = all(xp.isdtype(x.dtype, ("real floating", "complex floating")) for x in floating)
+    if len(kinds) > 1 or not whole or any(x.dtype == xp.bool for x in (q, k, v)):
+        found = ", ".join(str(x.dtype) for x in (q, k, v, mask) if x is not None)
+        raise Error(
+            "attention: expected floating-point arrays of one dtype, and a mask that is boolean "
+            f"or of the same; got {found}"
+        )
+    scores = (*shapes[0][:-1], k.shape[-2])
+    if mask is not None and not broadcasts(tuple(mask.shape), scores):
+        raise Error(
+            f"attention: the mask has shape {tuple(mask.shape)}, which does not broadcast to "
+            f"{scores}"
+        )
+    check_rate("attention", rate)
+    if keep is not None:
+        check_keep("attention", keep, scores)
+
+
+def _check_projections(
+    query: Any, key: Any, value: Any, in_weight: Any, in_bias: Any, out_weight: Any, heads: int
+) -> None:
+    """Refuse what `multi_head_attention` cannot cut into heads."""
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    size = shapes[0][-1] if shapes[0] else 0
+    if {len(shape) for shape in shapes} != {3} or {shape[-1] for shape in shapes} != {size}:
+        raise Error(
+            "multi_head_attention: expected query (N, L, E), key (N, S, E) and value (N, S, E); "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    if heads < 1 or size % heads:
+        raise Error(
+            f"multi_head_attention: {size} features cannot be cut into {heads} heads of one size"
+        )
+    found = [tuple(x.shape) for x in (in_weight, out_weight)]
+    bias = (3 * size,) if in_bias is None else tuple(in_bias.shape)
+    if found != [(3 * size, size), (size, size)] or bias != (3 * size,):
+        raise Error(
+            f"multi_head_attention: expected in_weight {(3 * size, size)}, in_bias {(3 * size,)} "
+            f"and out_weight {(size, size)} for {size} features; got {found[0]}, {bias} and "
+            f"{found[1]}"
+        )

@@ -1,0 +1,122 @@
+"""Pooling of channel-major images (C, N, H, W): see `npdrt.ops.convolution`.
+
+A window is gone through tap by tap: for every place in it one call on all windows at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from npdrt.arrays import Array, namespace
+from npdrt.autodiff import primitive
+from npdrt.errors import Error
+from npdrt.ops.window import Pair, check_fits, check_images, inside, output_size, pair
+
+Place = tuple[slice, slice]
+
+
+@primitive
+def average_pool(
+    x: Array, *, size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0
+) -> Any:
+    """The mean over windows of height and width `size`, one every `stride` pixels.
+
+    x: (C, N, H, W) -> (C, N, oh, ow) with oh = (H + 2 p - k) // s + 1. size, stride, padding: a
+    number, or a pair for height and width; stride: that of the windows' size unless given; padding
+    at most half of it. Zeros beyond the image are elements of a window: every sum is divided by
+    kh kw (PyTorch's default, count_include_pad=True). The taps are added in the order of the
+    window's rows.
+
+    Derivative: an element gets g / (kh kw) of every window that it is in.
+    """
+    size, stride, padding = _settings("average_pool", x, size, stride, padding)
+    xp, count = namespace(x), math.prod(size)
+    made = output_size(x.shape[2:], size, stride, padding)
+    total = xp.zeros((*x.shape[:2], *made), dtype=x.dtype)
+    for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+        total[:, :, *windows] = total[:, :, *windows] + x[:, :, *pixels]
+
+    def gx(g: Array) -> Array:
+        g, spread = g / count, xp.zeros(x.shape, dtype=g.dtype)
+        for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+            spread[:, :, *pixels] = spread[:, :, *pixels] + g[:, :, *windows]
+        return spread
+
+    return total / count, gx
+
+
+@primitive(analytic=False)
+def max_pool(
+    x: Array, *, size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0
+) -> Any:
+    """The maximum over windows of height and width `size`, one every `stride` pixels.
+
+    x: (C, N, H, W) -> (C, N, oh, ow) with oh = (H + 2 p - k) // s + 1. size, stride, padding: as
+    in `average_pool`; beyond the image there is nothing to compare with. A NaN in a window is its
+    maximum.
+
+    Derivative: the first of a window's largest elements, row by row, gets its whole cotangent (as
+    in PyTorch), the first NaN where there is one (there PyTorch takes the last).
+    """
+    size, stride, padding = _settings("max_pool", x, size, stride, padding)
+    xp = namespace(x)
+    made = output_size(x.shape[2:], size, stride, padding)
+    places = list(_taps(x.shape[2:], made, size, stride, padding))
+    top = xp.full((*x.shape[:2], *made), -math.inf, dtype=x.dtype)
+    for windows, pixels in places:
+        top[:, :, *windows] = xp.maximum(top[:, :, *windows], x[:, :, *pixels])
+
+    def gx(g: Array) -> Array:
+        spread = xp.zeros(x.shape, dtype=g.dtype)
+        waiting = xp.ones(g.shape, dtype=xp.bool)  # for the first of a window's largest elements
+        zero = xp.zeros((), dtype=g.dtype)
+        for windows, pixels in places:
+            seen = x[:, :, *pixels]
+            largest = (seen == top[:, :, *windows]) | (seen != seen)
+            first = largest & waiting[:, :, *windows]
+            part = xp.where(first, g[:, :, *windows], zero)
+            spread[:, :, *pixels] = spread[:, :, *pixels] + part
+            waiting[:, :, *windows] = waiting[:, :, *windows] & ~first
+        return spread
+
+    return top, gx
+
+
+@primitive
+def global_average_pool(x: Array) -> Any:
+    """The mean over all pixels: (C, N, H, W) -> (C, N); each gets g / (H W)."""
+    check_images("global_average_pool", x)
+    xp, count = namespace(x), x.shape[2] * x.shape[3]
+    flat = xp.reshape(x, (*x.shape[:2], count))
+    y = xp.sum(flat, axis=2) / count
+    return y, lambda g: xp.broadcast_to((g / count)[:, :, None, None], x.shape)
+
+
+def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[Pair, Pair, Pair]:
+    """Size, stride and padding as pairs that fit x."""
+    check_images(name, x)
+    size = pair(f"{name}: size", size, 1)
+    stride = size if stride is None else pair(f"{name}: stride", stride, 1)
+    padding = pair(f"{name}: padding", padding, 0)
+    if any(2 * p > k for p, k in zip(padding, size, strict=True)):
+        raise Error(
+            f"{name}: padding {padding} is more than half of the window {size}, so that a window "
+            "could lie outside of the image; use less padding"
+        )
+    check_fits(name, x, size, padding)
+    return size, stride, padding
+
+
+def _taps(
+    image: Pair, made: Pair, size: Pair, stride: Pair, padding: Pair
+) -> Iterator[tuple[Place, Place]]:
+    """For every place in a window, row by row: the windows in which it is inside of the image, and
+    the pixels that it is on."""
+    axes = list(zip(size, stride, padding, made, image, strict=True))
+    rows, lines = ([inside(k - p, s, m, n) for k in range(size)] for size, s, p, m, n in axes)
+    for windows, pixels in rows:
+        for others, across in lines:
+            if windows.start < windows.stop and others.start < others.stop:
+                yield (windows, others), (pixels, across)

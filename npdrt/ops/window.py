@@ -1,0 +1,237 @@
+"""Windows over channel-major images: settings, what they read, and blocks of it as matrices.
+
+What `npdrt.ops.convolution` and its faster twin on NumPy, `npdrt.ops.blocked`, have in common, and
+the settings of `npdrt.ops.pooling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from npdrt.arrays import Array, namespace
+from npdrt.errors import Error
+
+Pair = tuple[int, int]
+CHANNELS = 64  # of the input at a time in the derivative by the weight
+SHARES = 8  # of its work
+NARROW = 128  # rows of a product: with fewer, the products of the kernel's rows become one
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def pair(name: str, value: Any, least: int) -> Pair:
+    """A setting for height and width: one integer for both, or two."""
+    items = value if isinstance(value, tuple | list) else (value, value)
+    if len(items) != 2 or not all(whole(n) and n >= least for n in items):
+        raise Error(f"{name} must be an integer >= {least} or a pair of them; got {value!r}")
+    return int(items[0]), int(items[1])
+
+
+def whole(n: Any) -> bool:
+    """Whether n is an integer of Python or NumPy, and no bool."""
+    return isinstance(n, int | np.integer) and not isinstance(n, bool)
+
+
+def check_images(name: str, x: Any) -> None:
+    """Refuse what is no batch of channel-major images."""
+    namespace(x)
+    if getattr(x, "ndim", None) != 4:
+        raise Error(
+            f"{name}: expected images (C, N, H, W), channel-major; got shape "
+            f"{getattr(x, 'shape', ())}; transpose (N, C, H, W) by axes=(1, 0, 2, 3)"
+        )
+    if 0 in x.shape:
+        raise Error(
+            f"{name}: images of shape {tuple(x.shape)} (C, N, H, W) have no elements; "
+            "give at least one image of one pixel"
+        )
+    if not namespace(x).isdtype(x.dtype, ("real floating", "complex floating")):
+        raise Error(f"{name}: expected floating-point images; got {x.dtype}; convert them first")
+
+
+def check_fits(name: str, x: Array, kernel: Pair, padding: Pair) -> None:
+    """Refuse a window larger than the padded image."""
+    padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True))
+    if any(k > n for k, n in zip(kernel, padded, strict=True)):
+        raise Error(
+            f"{name}: a window of {kernel} is larger than the padded image of {padded} "
+            f"({tuple(x.shape[2:])} with padding {padding}); use a smaller one or more padding"
+        )
+
+
+# --- geometry ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a correlation reads: output (i, j) at tap (k, l) sees the image at
+    (step i + k + start, step j + l + start), 0 where that is outside."""
+
+    taps: Pair
+    step: Pair
+    start: Pair
+    size: Pair  # of the output
+    image: Pair  # the size of the input
+    whole: bool = True  # the output is an array of its own, not every second pixel of one, say
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether output (i, j) is made of pixel (i, j), in the same order."""
+        reads = (self.taps, self.step, self.start, self.size)
+        return self.whole and reads == ((1, 1), (1, 1), (0, 0), self.image)
+
+
+def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    """The height and width of a convolution's or a pool's result."""
+    h, w = ((n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(size, kernel, stride, padding, strict=True))  # fmt: skip
+    return h, w
+
+
+def forward_window(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Window:
+    """That of the convolution itself, of images of height and width `size`."""
+    made = output_size(size, kernel, stride, padding)
+    start = (-padding[0], -padding[1])
+    return Window(tuple(kernel), stride, start, made, tuple(size))  # type: ignore[arg-type]
+
+
+def phases(kernel: int, step: int, padding: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """The derivative by the input, along one axis: pixel v, v + step, v + 2 step, ... all see the
+    taps first, first + step, ... of the kernel, in descending order, from place `start` of the
+    output on. Gives (v, first, number of taps, start) for every v < step."""
+    for v in range(min(step, size)):
+        first = (v + padding) % step
+        taps = len(range(first, kernel, step))
+        yield v, first, taps, (v + padding) // step - taps + 1
+
+
+def backward_windows(
+    size: Pair, kernel: Pair, stride: Pair, padding: Pair
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Window]]:
+    """For every offset of the stride: the pixels, the taps (before they are flipped), and the
+    correlation with the cotangent, or one of no taps where nothing has seen these pixels."""
+    axes = zip(kernel, stride, padding, size, strict=True)
+    rows, lines = (list(phases(*axis)) for axis in axes)
+    image, whole = output_size(size, kernel, stride, padding), stride == (1, 1)
+    for v, a, k, i in rows:
+        for w, b, m, j in lines:
+            pixels = (slice(v, None, stride[0]), slice(w, None, stride[1]))
+            taps = (slice(a, None, stride[0]), slice(b, None, stride[1]))
+            made = (len(range(v, size[0], stride[0])), len(range(w, size[1], stride[1])))
+            yield pixels, taps, Window((k, m), (1, 1), (i, j), made, image, whole)
+
+
+def blocks(images: int, size: Pair, limit: int) -> Iterator[tuple[slice, slice]]:
+    """(images, rows of the output) of every block: rows of one image or several whole images, of
+    about `limit` positions and nearly equal size. Copies run along the images of a block, so it has
+    8 of them rather than 4; and there are at least two blocks where there are two images."""
+    area = size[0] * size[1]
+    height = -(-size[0] // max(1, round(area / limit)))
+    several = min(max(1, limit // area, min(8, 2 * limit // area)), -(-images // 2))
+    several = several if 2 * area <= limit else 1
+    several = -(-images // -(-images // several))
+    for n in range(0, images, several):
+        for r in range(0, size[0], height):
+            yield slice(n, min(n + several, images)), slice(r, min(r + height, size[0]))
+
+
+def unfolded_shape(channels: int, images: int, rows: int, window: Window) -> tuple[int, ...]:
+    """(kw, C, step, q, ow, images): `unfold`."""
+    reach = rows + (window.taps[0] - 1) // window.step[0]
+    return window.taps[1], channels, window.step[0], reach, window.size[1], images
+
+
+def unfold(to: Array, x: Array, window: Window, first: int) -> None:
+    """Fill to[l, c, a, q, j, n] = x[c, n, step (first + q) + a + start, step j + l + start].
+
+    x: (C, n, H, W), the images of a block; first: its first row. The image's rows are parted by
+    their offset `a` in the stride, so that for every tap k of a column the rows that it reads
+    follow each other: `tap`.
+    """
+    x = namespace(x).permute_dims(x, (0, 2, 3, 1))
+    for place, seen in copies(window, first, to.shape[3]):
+        to[place] = 0 if seen is None else x[seen]
+
+
+@cache
+def copies(window: Window, first: int, reach: int) -> tuple[tuple[Any, Any], ...]:
+    """What `unfold` copies: (place, what of the image) in turn, None for zeros."""
+    step, start, width = window.step, window.start, window.size[1]
+    every, found = slice(None), []
+    for j in range(window.taps[1]):
+        wide, across = inside(j + start[1], step[1], width, window.image[1])
+        for a in range(step[0]):
+            high, down = inside(first * step[0] + a + start[0], step[0], reach, window.image[0])
+            for rows, some, seen in (
+                (slice(0, high.start), slice(0, width), None),
+                (slice(high.stop, reach), slice(0, width), None),
+                (high, slice(0, wide.start), None),
+                (high, slice(wide.stop, width), None),
+                (high, wide, (every, down, across, every)),
+            ):
+                if rows.start < rows.stop and some.start < some.stop:
+                    found.append(((j, every, a, rows, some, every), seen))
+    return tuple(found)
+
+
+def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
+    """Of the places first, first + step, ... (count of them) those from 0 to size: which they are,
+    and where."""
+    low = min(count, max(0, -(first // step)))
+    high = max(low, min(count, -((first - size) // step)))
+    if low == high:
+        return slice(low, low), slice(0, 0)
+    begin = first + step * low
+    return slice(low, high), slice(begin, begin + step * (high - low - 1) + 1, step)
+
+
+def tap(unfolded: Array, k: int, rows: int) -> Array:
+    """What tap k of a column sees of a block of so many rows, (kw C, rows ow n): a view."""
+    kw, channels, step, reach, width, images = unfolded.shape
+    flat = namespace(unfolded).reshape(unfolded, (kw * channels, step * reach * width * images))
+    start = ((k % step) * reach + k // step) * width * images
+    return flat[:, start : start + rows * width * images]
+
+
+def flat(x: Array, window: Window) -> tuple[Array, Window]:
+    """What a pointwise correlation reads as one image of one column, which needs no copies of its
+    blocks; anything else as it is."""
+    if not window.pointwise:
+        return x, window
+    x = namespace(x).reshape(x, (x.shape[0], 1, -1, 1))
+    one = (x.shape[2], 1)
+    return x, replace(window, size=one, image=one)
+
+
+def narrow(channels: int, window: Window) -> bool:
+    """Whether the products of the kernel's rows are one."""
+    return window.taps[0] > 1 and window.taps[1] * channels < NARROW
+
+
+def cut(matrix: Array, count: int) -> list[Array]:
+    """A matrix as so many of equal width: the kernel's rows."""
+    width = matrix.shape[1] // count
+    return [matrix[:, k * width : (k + 1) * width] for k in range(count)]
+
+
+def part(count: int, groups: int, g: int) -> slice:
+    """The channels of group g."""
+    return slice(g * (count // groups), (g + 1) * (count // groups))
+
+
+def chunks(channels: int) -> list[slice]:
+    """Channels of the input, `CHANNELS` at a time."""
+    return [slice(c, min(c + CHANNELS, channels)) for c in range(0, channels, CHANNELS)]
+
+
+def shares(found: list[Any], channels: int) -> list[list[Any]]:
+    """The blocks of the derivative by the weight in consecutive parts, each with a sum of its own:
+    with the parts of the channels up to `SHARES` pieces of work."""
+    count = min(len(found), max(1, SHARES // len(chunks(channels))))
+    return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]

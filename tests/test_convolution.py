@@ -1,0 +1,634 @@
+"""Convolution and pooling: against PyTorch, the complex step, explicit matrices and their twins."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import backends
+import images
+import numpy as np
+import pytest
+import threadpoolctl
+from backends import Backend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npdrt
+from npdrt import arrays, ops, optim, record, value_and_grad
+from npdrt.autodiff import Tensor, backward, check_gradients
+from npdrt.errors import Error, FileRefused
+from npdrt.ops import blocked, convolution, parallel, window
+from npdrt.program.calls import flops
+
+try:
+    import torch
+except ImportError:  # a second opinion, not a requirement
+    torch = MagicMock()
+
+F = torch.nn.functional
+needs_torch = pytest.mark.skipif(isinstance(torch, MagicMock), reason="PyTorch is not installed")
+RNG = np.random.default_rng(1958)
+RUNNER = Path(__file__).parents[1] / "docs" / "run_program.py"
+FIXED = 600_000  # bytes: what a replay may allocate, whatever its arrays' size
+Shape = tuple[int, ...]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch() -> Any:
+    """Its threads would wait for each other longer than they work."""
+    if isinstance(torch, MagicMock):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+def error(ours: Any, reference: Any) -> float:
+    """max|difference| / max|reference|."""
+    assert ours.shape == reference.shape
+    return float(np.max(np.abs(ours - reference)) / max(np.max(np.abs(reference)), 1e-300))
+
+
+def locked(*given: np.ndarray) -> list[np.ndarray]:
+    """Copies that nothing may write to."""
+    copies = [np.array(a) for a in given]
+    for a in copies:
+        a.flags.writeable = False
+    return copies
+
+
+def differentiated(
+    operation: Callable[..., Any], given: list[np.ndarray], cotangent: np.ndarray, **chosen: Any
+) -> list[Any]:
+    """The value, and the cotangents of the arguments."""
+    tensors = [Tensor(a) for a in given]
+    y = operation(*tensors, **chosen)
+    assert y.shape == cotangent.shape
+    found = backward(y, cotangent)
+    return [y.value, *(found[id(t)] for t in tensors)]
+
+
+def by_torch(function: Any, given: list[np.ndarray], cotangent: Callable[[Shape], Any]) -> Any:
+    """The value, the cotangent drawn for it, and what PyTorch makes of it."""
+    tensors = [torch.tensor(np.array(a), requires_grad=True) for a in given]
+    y = images.turned(function)(*tensors)
+    g = cotangent(tuple(y.shape))
+    found = torch.autograd.grad(y, tensors, torch.tensor(g))
+    return g, [y.detach().numpy(), *(a.numpy() for a in found)]
+
+
+# --- against PyTorch --------------------------------------------------------------------------
+
+KERNELS = ((1, 1), (2, 2), (3, 3), (5, 5), (7, 7), (1, 3), (4, 2))
+STRIDES = (1, 2, 3, (2, 1))
+
+
+@needs_torch
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 3)], ids=str)
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
+def test_convolution_against_torch(stride: Any, padding: Any, kernel: Shape, groups: int) -> None:
+    for count, height, width in ((3, 9, 8), (1, 7, 11), (5, 7, 7)):
+        given = locked(normal(4, count, height, width), normal(8, 4 // groups, *kernel), normal(8))
+        chosen = {"stride": stride, "padding": padding, "groups": groups}
+        g, expected = by_torch(partial(F.conv2d, **chosen), given, lambda shape: normal(*shape))
+        found = differentiated(ops.conv2d, given, g, **chosen)
+        assert max(map(error, found, expected)) <= 1e-12
+
+
+@needs_torch
+@pytest.mark.parametrize("size", [1, 2, 3, 5, (3, 2)], ids=str)
+@pytest.mark.parametrize("stride", [None, *STRIDES], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, (1, 0)], ids=str)
+@pytest.mark.parametrize("name", ["average_pool", "max_pool"])
+def test_pools_against_torch(name: str, padding: Any, stride: Any, size: Any) -> None:
+    """Rounded values have ties, which PyTorch decides as we do."""
+    if any(2 * p > k for p, k in zip(images.two(padding), images.two(size), strict=True)):
+        return
+    theirs = {"average_pool": F.avg_pool2d, "max_pool": F.max_pool2d}[name]
+    for count, height, width in ((3, 9, 8), (1, 7, 11)):
+        given = locked(np.round(2 * normal(3, count, height, width)) / 2)
+        g, expected = by_torch(
+            lambda x: theirs(x, size, stride, padding), given, lambda shape: normal(*shape)
+        )
+        chosen = {"size": size, "stride": stride, "padding": padding}
+        found = differentiated(getattr(ops, name), given, g, **chosen)
+        assert max(map(error, found, expected)) <= 1e-14
+
+
+LAYERS = (  # channels, images, height and width, outputs, kernel, stride, padding
+    *((64, 5, (32, 32), 64, 3, 1, 1), (128, 9, (16, 16), 128, 3, 1, 1)),
+    *((256, 7, (8, 8), 96, 3, 1, 1), (160, 33, (4, 4), 512, 3, 1, 1)),
+    *((64, 4, (32, 32), 128, 3, 2, 1), (128, 5, (16, 16), 64, 1, 2, 0)),
+    *((3, 2, (64, 64), 64, 7, 2, 3), (70, 3, (56, 56), 70, 3, 1, 1)),
+    *((130, 3, (28, 28), 40, 1, 1, 0), (2, 1, (300, 40), 5, (5, 1), 1, (2, 0))),
+)
+
+
+@needs_torch
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_layers_of_real_networks(layer: Any) -> None:
+    """Of several blocks, with ragged last ones. Float32 has the error of a float32 product: a few
+    roundings of the sum of magnitudes' root."""
+    channels, count, size, outputs, kernel, stride, padding = layer
+    given = locked(normal(channels, count, *size), normal(outputs, channels, *images.two(kernel)))
+    chosen = {"stride": stride, "padding": padding}
+    g, expected = by_torch(partial(F.conv2d, **chosen), given, lambda shape: normal(*shape))
+    assert max(map(error, differentiated(ops.conv2d, given, g, **chosen), expected)) <= 1e-12
+    single = [a.astype("float32") for a in given]
+    found = differentiated(ops.conv2d, single, g.astype("float32"), **chosen)
+    assert {a.dtype for a in found} == {np.dtype("float32")}
+    assert max(map(error, found, expected)) <= 2e-6
+
+
+# --- what it is -------------------------------------------------------------------------------
+
+SMALL = [
+    *itertools.product([(3, 2, 5, 4), (2, 1, 4, 7)], [(3, 3), (1, 1), (2, 4)], [1, 2, (1, 3)],
+                       [0, 1, (2, 0)])
+]  # fmt: skip
+
+
+def toeplitz(w: np.ndarray, shape: Shape, stride: Any, padding: Any) -> np.ndarray:
+    """A convolution as a matrix, made entry by entry from its formula."""
+    (_, count, *size), (s, t), (p, q) = shape, images.two(stride), images.two(padding)
+    made = [(n + 2 * a - k) // b + 1 for n, a, b, k in
+            zip(size, (p, q), (s, t), w.shape[2:], strict=True)]  # fmt: skip
+    matrix = np.zeros((w.shape[0], count, *made, *shape))
+    for o, c, k, m in np.ndindex(*w.shape):
+        for n, i, j in np.ndindex(count, *made):
+            y, z = s * i + k - p, t * j + m - q
+            if 0 <= y < size[0] and 0 <= z < size[1]:
+                matrix[o, n, i, j, c, n, y, z] += w[o, c, k, m]
+    return matrix.reshape(w.shape[0] * count * math.prod(made), -1)
+
+
+@pytest.mark.parametrize(("shape", "kernel", "stride", "padding"), SMALL, ids=str)
+def test_a_convolution_is_its_toeplitz_matrix(
+    shape: Shape, kernel: Shape, stride: Any, padding: Any
+) -> None:
+    """And its derivative by the input is the transpose."""
+    x, w = normal(*shape), normal(3, shape[0], *kernel)
+    matrix = toeplitz(w, shape, stride, padding)
+    y = ops.conv2d(x, w, stride=stride, padding=padding)
+    assert error(y.reshape(-1), matrix @ x.reshape(-1)) <= 1e-14
+    g = normal(*y.shape)
+    _, gx, _ = differentiated(ops.conv2d, [x, w], g, stride=stride, padding=padding)
+    assert error(gx.reshape(-1), matrix.T @ g.reshape(-1)) <= 1e-14
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_the_derivatives_are_adjoints(data: Any) -> None:
+    """<conv(x, w), g> = <x, gx> = <w, gw>, on drawn shapes."""
+    draw = data.draw
+    groups, stride = draw(st.sampled_from([1, 1, 2, 3])), draw(st.tuples(*[st.integers(1, 4)] * 2))
+    kernel, padding = (
+        draw(st.tuples(*[st.integers(1, 5)] * 2)),
+        draw(st.tuples(*[st.integers(0, 4)] * 2)),
+    )
+    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    size = [draw(st.integers(n, n + 9)) for n in least]
+    x = normal(groups * draw(st.integers(1, 3)), draw(st.integers(1, 4)), *size)
+    w = normal(groups * draw(st.integers(1, 3)), x.shape[0] // groups, *kernel)
+    chosen = {"stride": stride, "padding": padding, "groups": groups}
+    expected = images.convolved(x, w, **chosen)
+    g = normal(*expected.shape)
+    y, gx, gw = differentiated(ops.conv2d, [x, w], g, **chosen)
+    assert error(y, expected) <= 1e-13
+    inner, scale = np.vdot(y, g), np.linalg.norm(y) * np.linalg.norm(g)
+    assert abs(np.vdot(x, gx) - inner) <= 1e-13 * scale
+    assert abs(np.vdot(w, gw) - inner) <= 1e-13 * scale
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 5)], ids=str)
+def test_convolution_against_the_complex_step(kernel: Shape, stride: Any, groups: int) -> None:
+    x, w, b = normal(4, 2, 5, 6), normal(2, 4 // groups, *kernel), normal(2)
+    weights = normal(*ops.conv2d(x, w, stride=stride, padding=1, groups=groups).shape)
+
+    def loss(params: Any) -> Any:
+        y = ops.conv2d(*params.values(), stride=stride, padding=1, groups=groups)
+        return ops.sum(y * y * weights)
+
+    found = check_gradients(loss, {"x": x, "w": w, "b": b}, tolerance=1e-12)
+    assert found.method == "complex step"
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_pools_against_other_derivatives(padding: int) -> None:
+    x, weights = normal(2, 2, 5, 6), normal(2, 2)
+
+    def loss(params: Any, pool: Any) -> Any:
+        y = pool(params["x"], size=3, stride=2, padding=padding)
+        return ops.sum(ops.global_average_pool(y * y) * weights)
+
+    smooth = check_gradients(lambda p: loss(p, ops.average_pool), {"x": x}, tolerance=1e-12)
+    kinked = check_gradients(lambda p: loss(p, ops.max_pool), {"x": x})
+    assert (smooth.method, kinked.method) == ("complex step", "central differences")
+
+
+def test_ties_infinities_and_nans_of_a_maximum() -> None:
+    x = np.array([[1, 2, 2, 1], [2, 0, 1, 2]])[None, None].astype(float)
+    y, gx = differentiated(ops.max_pool, [x], np.array([[[[3.0, 5.0]]]]), size=2)
+    assert y.tolist() == [[[[2, 2]]]]
+    assert gx.tolist() == [[[[0, 3, 5, 0], [0, 0, 0, 0]]]]  # the first, row by row
+    low = np.full((1, 1, 2, 2), -math.inf)
+    y, gx = differentiated(ops.max_pool, [low], np.ones((1, 1, 2, 2)), size=2, padding=1, stride=2)
+    assert (y == -math.inf).all()
+    assert (gx == 1).all()  # an element gets it, and no place beyond the image
+    x[0, 0, 1, 1] = x[0, 0, 1, 0] = math.nan
+    y, gx = differentiated(ops.max_pool, [x], np.array([[[[3.0, 5.0]]]]), size=2)
+    assert np.isnan(y).tolist() == [[[[True, False]]]]
+    assert gx.tolist() == [[[[0, 0, 5, 0], [3, 0, 0, 0]]]]
+
+
+def test_a_window_without_padding_sees_no_edge() -> None:
+    """A product with a zero of the padding would make NaN of inf."""
+    x, w = np.full((1, 1, 3, 3), math.inf), np.ones((1, 1, 3, 3))
+    assert (ops.conv2d(x, w, padding=1) == math.inf).all()
+    with arrays.quiet():
+        assert np.isnan(ops.conv2d(np.full((1, 1, 1, 1), math.nan), w, padding=1)).all()
+
+
+# --- two twins, to the bit ----------------------------------------------------------------------
+
+TWINS = [
+    *itertools.product([(6, 3, 9, 7), (130, 5, 6, 6)], [1, 2, (2, 3)], [(1, 1), (3, 3), (2, 5)],
+                       [0, 1], [1, 2]),
+    *(((64, 3, 32, 32), 1, (3, 3), 1, 1), ((64, 2, 50, 40), 2, (3, 3), 1, 1)),
+    *(((16, 7, 30, 20), 1, (1, 1), 0, 1), ((160, 70, 4, 4), 1, (3, 3), 1, 1)),
+]  # fmt: skip
+
+
+def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str) -> Any:
+    """Calls of both twins: (definition, fast, arguments, settings) for each of the products."""
+    x = normal(*shape).astype(dtype)
+    w = normal(4 * groups, shape[0] // groups, *kernel).astype(dtype)
+    chosen = {"stride": images.two(stride), "padding": (padding, padding), "groups": groups}
+    g = normal(*images.convolved(x, w, **chosen).shape).astype(dtype)
+    for function, pair, size in (
+        (convolution.convolve, (x, w), None),
+        (convolution.convolve_input, (g, w), shape[2:]),
+        (convolution.convolve_weight, (g, x), kernel),
+    ):
+        sized = chosen if size is None else {**chosen, "size": size}
+        yield function.definition, getattr(blocked, function.__name__), locked(*pair), sized
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "stride", "kernel", "padding", "groups"), TWINS, ids=str)
+def test_the_fast_twin_has_the_bits_of_the_definition(
+    shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str
+) -> None:
+    """On one thread of the BLAS and on several; into `out` too, whatever is in it."""
+    for definition, fast, pair, chosen in twins(shape, stride, kernel, padding, groups, dtype):
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            expected = definition(*pair, **chosen)
+            assert fast(*pair, **chosen).tobytes() == expected.tobytes()
+        out = np.full(expected.shape, np.nan, dtype)
+        with threadpoolctl.threadpool_limits(3, user_api="blas"):
+            assert fast(*pair, out, **chosen) is out
+        assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("layout", [lambda a: np.array(a, order="F"), lambda a: a[::-1][::-1],
+                                    lambda a: np.repeat(a, 2, axis=3)[..., ::2]])  # fmt: skip
+def test_layouts_of_arguments_change_no_bit(layout: Any) -> None:
+    for kernel in ((3, 3), (1, 1)):
+        for _, fast, pair, chosen in twins((6, 3, 9, 7), 1, kernel, 0, 1, "float32"):
+            expected = fast(*pair, **chosen)
+            assert fast(*map(layout, pair), **chosen).tobytes() == expected.tobytes()
+
+
+def test_complex_arguments_too() -> None:
+    x, w = normal(3, 2, 5, 6) + 1j * normal(3, 2, 5, 6), normal(2, 3, 3, 3)
+    for a, b in ((x, w), (x.real, w + 1j * normal(*w.shape)), (x, w + 0j)):
+        assert error(ops.conv2d(a, b, padding=1), images.convolved(a, b, padding=1)) <= 1e-14
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"}  # fmt: skip
+
+
+def test_the_threads_of_the_blas_are_given_back() -> None:
+    before, during = blas_threads(), []
+    parallel.run([lambda: during.append(blas_threads())] * 5)
+    assert during == [{1}] * 5
+    with pytest.raises(ZeroDivisionError):
+        parallel.run([lambda: None, lambda: 1 / 0, lambda: None])
+    assert blas_threads() == before
+    parallel.run([])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_every_task_runs_once_whoever_it_is(threads: int) -> None:
+    done: list[int] = []
+    with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+        parallel.run([partial(done.append, k) for k in range(50)])
+    assert sorted(done) == list(range(50))
+
+
+def test_scratch_arrays_are_apart_and_used_again() -> None:
+    a, b = parallel.scratch("float32", (3, 5), (7,))
+    a[...], b[...] = 1, 2
+    assert (a == 1).all()
+    (c,) = parallel.scratch("float64", (2,), use="caller")
+    assert not np.may_share_memory(a, c)
+    (d,) = parallel.scratch("float32", (3, 5))
+    assert a.__array_interface__["data"] == d.__array_interface__["data"]
+    assert a.__array_interface__["data"][0] % 8 == 0
+
+
+def test_convolutions_on_two_threads_of_the_user() -> None:
+    x, w = normal(8, 4, 16, 16), normal(8, 8, 3, 3)
+    expected, found = ops.conv2d(x, w, padding=1), []
+    users = [threading.Thread(target=lambda: found.append(ops.conv2d(x, w, padding=1)))
+             for _ in range(4)]  # fmt: skip
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert len(found) == 4
+    assert all(np.array_equal(y, expected) for y in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_convolves() -> None:
+    script = (
+        "import numpy as np, os, sys, threadpoolctl\n"
+        "from npdrt import ops\n"
+        "x, w = np.ones((8, 4, 16, 16)), np.ones((8, 8, 3, 3))\n"
+        "with threadpoolctl.threadpool_limits(2):\n"
+        "    y = ops.conv2d(x, w)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os._exit(not np.array_equal(ops.conv2d(x, w), y))\n"
+        "    sys.exit(os.waitpid(child, 0)[1])\n"
+    )
+    flags = ["-W", "ignore::DeprecationWarning"]
+    subprocess.run([sys.executable, *flags, "-c", script], check=True, timeout=60)
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+def network(params: Any, x: Any, y: Any) -> Any:
+    """A small residual network on images (N, C, H, W), with everything of this file."""
+    h = ops.transpose(x, axes=(1, 0, 2, 3))
+    h = ops.relu(ops.conv2d(h, params["first"], params["bias"], padding=1))
+    h = ops.max_pool(h, size=3, stride=2, padding=1)
+    skip = ops.conv2d(h, params["skip"], stride=2)
+    h = ops.relu(ops.conv2d(h, params["grouped"], stride=2, padding=1, groups=2)) + skip
+    h = ops.average_pool(ops.conv2d(h, params["pointwise"]), size=2, stride=1)
+    logits = ops.linear(ops.transpose(ops.global_average_pool(h)), params["last"])
+    return ops.softmax_cross_entropy(logits, y)
+
+
+def step(params: Any, state: Any, x: Any, y: Any, lr: Any) -> Any:
+    loss, grads = value_and_grad(network)(params, x, y)
+    return *optim.fromage(lr=0.01).update(params, grads, state, lr=lr), loss
+
+
+def start(dtype: str, count: int, size: int, scale: int = 1) -> Any:
+    shapes = {
+        "first": (8 * scale, 3, 3, 3), "bias": (8 * scale,), "grouped": (12, 4 * scale, 3, 3),
+        "skip": (12, 8 * scale, 1, 1), "pointwise": (10, 12, 1, 1), "last": (5, 10),
+    }  # fmt: skip
+    params = {name: (0.3 * normal(*shape)).astype(dtype) for name, shape in shapes.items()}
+    x = normal(count, 3, size, size - 1).astype(dtype)
+    return params, optim.fromage(lr=0.01).init(params), x, RNG.integers(0, 5, count), 0.01
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_replayed_step_has_the_bits_of_the_eager_one(dtype: str, fast: bool) -> None:
+    given = start(dtype, count=6, size=17)
+    program = record(step, *given, fast=fast)
+    eager = held = given[:2]
+    for _ in range(3):
+        *eager, loss = step(*eager, *given[2:])
+        *held, found = program(*held, *given[2:])
+        assert found.tobytes() == loss.tobytes()
+        for name, x in eager[0].items():
+            assert held[0][name].tobytes() == x.tobytes(), name
+
+
+def peak(program: Any, given: Any) -> int:
+    """Bytes at the highest point of a replay, above what was there before."""
+    for _ in range(2):
+        program(*given)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        program(*given)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_replay_allocates_nothing_that_grows(size: int) -> None:
+    given = start("float64", count=16, size=size, scale=2)
+    program = record(step, *given)
+    assert 16 * 16 * size * size * 8 > 3 * FIXED
+    assert peak(program, given) < FIXED
+
+
+def test_a_program_lists_its_convolutions() -> None:
+    given = start("float32", count=6, size=17)
+    program = record(step, *given)
+    found = {(c.function, flops(c, program.values)) for c in program.calls
+             if c.kind == "convolution"}  # fmt: skip
+    first = 2 * 8 * 3 * 9 * 6 * 17 * 16
+    assert {("convolve", first), ("convolve_weight", first)} <= found
+    assert ("convolve_input", 2 * 12 * 4 * 9 * 6 * 5 * 4) in found
+    assert "convolve(" in program.listing()
+
+
+def test_a_saved_program_runs_here_and_with_plain_numpy(tmp_path: Path) -> None:
+    """The runner's products have the BLAS's threads: one."""
+    given = start("float32", count=6, size=17)
+    record(step, *given).save(tmp_path / "step.json")
+    expected = step(*given)
+    found = npdrt.program.load(tmp_path / "step.json")(*given)
+    params, state, x, y, lr = given
+    named = {f"params/{k}": a for k, a in params.items()} | {"x": x, "y": y, "lr": np.asarray(lr)}
+    np.savez(tmp_path / "in.npz", **named, **{f"state/{k}": a for k, a in state.items()})
+    files = [str(tmp_path / name) for name in ("step.json", "in.npz", "out.npz")]
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(RUNNER), *files], check=True, env=alone)
+    with np.load(tmp_path / "out.npz") as plain:
+        for name, a in expected[0].items():
+            assert np.array_equal(found[0][name], a), name
+            assert np.array_equal(plain[f"0/{name}"], a), name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("stride", [0, 1]), ("stride", 1), ("stride", [1.5, 1]), ("padding", [-1, 0]), ("groups", 0),
+     ("groups", 3), ("groups", [1]), ("padding", [[1], 1]), ("size", [2, 2]), ("groups", None),
+     ("stride", [1, 1, 1]), ("padding", [1 << 40, 1]), ("groups", True)],
+)  # fmt: skip
+def test_files_with_wrong_settings_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "step.json"
+    record(lambda x, w: ops.conv2d(x, w), normal(2, 1, 4, 4), normal(2, 2, 3, 3)).save(path)
+    content = json.loads(path.read_text())
+    content["calls"][0]["settings"][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileRefused):
+        npdrt.program.load(path)
+
+
+# --- other array libraries ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1024, 20])
+def test_on_every_backend(backend: Backend, limit: int, monkeypatch: Any) -> None:
+    """Also in blocks of other sizes; nothing is fetched to the host."""
+    params, _, x, y, _ = start("float64", count=3, size=9)
+    loss, grads = value_and_grad(network)(params, x, y)
+    monkeypatch.setattr(convolution, "columns", lambda x: limit)
+    theirs = {name: backend.asarray(a) for name, a in params.items()}
+    waits = backends.synchronisations
+    found, derivatives = value_and_grad(network)(theirs, backend.asarray(x), backend.asarray(y))
+    assert backends.synchronisations == waits
+    assert error(backend.to_host(found), loss) <= 1e-12
+    for name, g in grads.items():
+        assert error(backend.to_host(derivatives[name]), g) <= 1e-12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 5), (16, 16), (33, 70), (200, 9), (3000, 1)])
+def test_blocks_cover_every_output_once(count: int, size: tuple[int, int]) -> None:
+    seen = np.zeros((count, *size), int)
+    for some, rows in window.blocks(count, size, 1024):
+        seen[some, rows] += 1
+        assert seen[some, rows].size <= 2100
+    assert (seen == 1).all()
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+X, W = np.ones((4, 2, 6, 5)), np.ones((6, 4, 3, 3))
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "conv2d": (ops.conv2d, {"x": X, "weight": W, "bias": None, "stride": 1, "padding": 0,
+                            "groups": 1}),
+    "average_pool": (ops.average_pool, {"x": X, "size": 2, "stride": 2, "padding": 0}),
+    "max_pool": (ops.max_pool, {"x": X, "size": 2, "stride": 2, "padding": 0}),
+    "global_average_pool": (ops.global_average_pool, {"x": X}),
+}  # fmt: skip
+NOT_IMAGES = [np.ones((4, 2, 6)), np.ones((2, 4, 2, 6, 5)), np.ones(()), np.ones((4, 0, 6, 5)),
+              np.ones((0, 2, 6, 5)), np.ones((4, 2, 0, 5)), np.ones((4, 2, 6, 5), int), 3, 2.0,
+              np.ones((4, 2, 6, 5), bool), "x", None, [[1.0]]]  # fmt: skip
+NOT_PAIRS = ["2", 1.5, None, (1,), (1, 2, 3), (1, 1.5), (), True, (True, 1), -1, (1, -1), math.nan,
+             np.ones(2), np.float64(1), {}, [1, None], 1j]  # fmt: skip
+WRONG: dict[str, dict[str, list[Any]]] = {
+    "conv2d": {
+        "x": [*NOT_IMAGES, np.ones((3, 2, 6, 5)), np.ones((8, 2, 6, 5)), np.ones((4, 2, 2, 5)),
+              np.ones((4, 2, 6, 2)), np.ones((4, 2, 6, 5), np.float32)],
+        "weight": [*NOT_IMAGES, np.ones((6, 3, 3, 3)), np.ones((6, 4, 7, 3)), np.ones((6, 4, 3, 6)),
+                   np.ones((6, 4, 3, 3), np.float32), np.ones((6, 4, 0, 3))],
+        "bias": [np.ones(5), np.ones((6, 1)), np.ones(()), 1.0, "b", np.ones(6, np.float32),
+                 [0.0] * 6, np.ones(6, int)],
+        "stride": [*NOT_PAIRS, 0, (0, 1)],
+        "padding": [*NOT_PAIRS],
+        "groups": ["1", None, 0, -1, 3, 5, 2, 1.0, (1, 1), True, math.inf],
+    },
+    **{
+        name: {
+            "x": [*NOT_IMAGES, np.ones((4, 2, 1, 5)), np.ones((4, 2, 6, 1))],
+            "size": [*NOT_PAIRS, 0, (0, 1), 7, (2, 6), 100],
+            "stride": [s for s in NOT_PAIRS if s is not None] + [0, (0, 1)],
+            "padding": [*NOT_PAIRS, 2, (0, 2), 100],
+        }
+        for name in ("average_pool", "max_pool")
+    },
+    "global_average_pool": {"x": NOT_IMAGES},
+}  # fmt: skip
+MALFORMED = [(name, key, value) for name, wrong in WRONG.items() for key, values in wrong.items()
+             for value in values]  # fmt: skip
+
+
+def called(name: str, **changed: Any) -> Any:
+    function, given = CALLS[name]
+    given = given | changed
+    positions = [given.pop(key) for key in ("x", "weight", "bias") if key in given]
+    return function(*positions, **given)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), MALFORMED, ids=lambda x: str(x)[:30])
+def test_malformed_calls_are_refused(name: str, key: str, value: Any) -> None:
+    """With an `Error` that names the operation, and in a step that is recorded too."""
+    called(name)
+    with pytest.raises(Error, match=rf"{name}|expected an array|two libraries|expected at least"):
+        called(name, **{key: value})
+    if isinstance(value, int | float | str | tuple):
+        with pytest.raises(Error):
+            record(lambda x: called(name, **{"x": x, key: value}), X)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_several_wrongs_at_once_are_refused(data: Any) -> None:
+    name = data.draw(st.sampled_from(sorted(WRONG)))
+    keys = data.draw(st.lists(st.sampled_from(sorted(WRONG[name])), min_size=1, unique=True))
+    changed = {key: data.draw(st.sampled_from(WRONG[name][key])) for key in keys}
+    if len(keys) == 1:
+        with pytest.raises(Error):
+            called(name, **changed)
+        return
+    with contextlib.suppress(Error):  # two wrongs can make a right
+        called(name, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": np.ones((3, 2, 6, 5))}, r"conv2d: x has 3 channels \(axis 0 of \(3, 2, 6, 5\)\) and "
+                                       r"the weight \(6, 4, 3, 3\) takes 4 x 1"),
+        ({"padding": -1}, r"conv2d: padding must be an integer >= 0 or a pair of them; got -1"),
+        ({"stride": 0}, r"conv2d: stride must be an integer >= 1"),
+        ({"groups": 3}, r"conv2d: groups must divide the 4 channels of x \(axis 0\) and the 6"),
+        ({"x": np.ones((4, 0, 6, 5))}, r"have no elements; give at least one image"),
+        ({"x": np.ones((4, 2, 6))}, r"expected images \(C, N, H, W\), channel-major; got shape"),
+        ({"x": np.ones((4, 2, 2, 5))}, r"a window of \(3, 3\) is larger than the padded image of "
+                                       r"\(2, 5\)"),
+        ({"weight": W.astype("float32")}, r"are float64, float32; convert them to one dtype"),
+        ({"bias": np.ones(5)}, r"expected a bias of shape \(6,\) or None; got \(5,\)"),
+    ],
+)  # fmt: skip
+def test_messages_say_what_to_do(changed: Any, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        called("conv2d", **changed)
+
+
+def test_settings_of_numpy_are_integers_too() -> None:
+    one = np.int64(1)
+    y = called("conv2d", stride=(one, np.uint8(2)), padding=[one, 0], groups=np.int32(1))
+    assert np.array_equal(y, called("conv2d", stride=(1, 2), padding=(1, 0)))
