@@ -1,7 +1,21 @@
-"""npdrt.data: data sets as host arrays, where they come from, and the order of their batches."""
+"""npdrt.data: data sets as host arrays, where they come from, the order of their batches, and how
+images are cropped, mirrored and made ahead."""
 
+from npdrt.data.ahead import Ahead
+from npdrt.data.augment import AUGMENTS
 from npdrt.data.dataset import Dataset, load
 from npdrt.data.fetch import fetch, listing, verify
+from npdrt.data.images import Images
 from npdrt.data.sampler import Sampler
 
-__all__ = ["Dataset", "Sampler", "fetch", "listing", "load", "verify"]
+__all__ = [
+    "AUGMENTS",
+    "Ahead",
+    "Dataset",
+    "Images",
+    "Sampler",
+    "fetch",
+    "listing",
+    "load",
+    "verify",
+]

@@ -4,27 +4,57 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from npdrt.data.scale import Scale
+from npdrt.data.scale import Channels, Scale, from_constants
 from npdrt.errors import Error, FileRefused
+
+TEXTS = ("wikitext-2", "sample-text", "squad", "sample-squad")  # whose readers find them
 
 
 @dataclass(frozen=True)
 class File:
-    """One published file: its name, its size in bytes and its `algorithm:digest`.
+    """One published file: its name and its `algorithm:digest`.
 
-    role: the array it holds (x, y, x_test, y_test), or "all".
+    role: the array it holds (x, y, x_test, y_test), the set it is of (train, test), or "all".
+    bytes: its size, 0 where that is not published. records: the images in it, where the format
+    itself does not say.
     """
 
     role: str
     name: str
-    bytes: int
     hash: str
+    bytes: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form in which a data set is published.
+
+    reader: of `npdrt.data.dataset.READERS`. folder: that of the files inside the data set's own,
+    "" for that itself. archive: the .tar.gz that holds them all; None where each is published.
+    """
+
+    reader: str
+    files: tuple[File, ...]
+    folder: str = ""
+    archive: File | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What a download takes."""
+        return self.archive.bytes if self.archive else sum(file.bytes for file in self.files)
+
+    def enough(self, here: Collection[File]) -> bool:
+        """Whether the files that are `here` make a data set: at least one of each role. Only
+        training sets are published in several files of one role."""
+        return {file.role for file in here} == {file.role for file in self.files}
 
 
 @dataclass(frozen=True)
@@ -32,7 +62,8 @@ class Source:
     """One data set: what it is, where it comes from and how it is standardised.
 
     image: (channels, height, width) of one example. mirrors: the folders, as URLs ending in /,
-    that hold its files; none where the files are part of the package.
+    that hold its files; none where the files are part of the package. forms: as it may lie on the
+    disk; the first is what is downloaded. scale: the standardisation; scales: others, by name.
     """
 
     name: str
@@ -41,9 +72,10 @@ class Source:
     citation: str
     image: tuple[int, int, int]
     classes: int
-    scale: Scale
+    scale: Scale | Channels
+    scales: dict[str, Scale | Channels]
     mirrors: tuple[str, ...]
-    files: tuple[File, ...]
+    forms: tuple[Form, ...]
 
     @property
     def bundled(self) -> bool:
@@ -51,9 +83,26 @@ class Source:
         return not self.mirrors
 
     @property
+    def files(self) -> tuple[File, ...]:
+        """The files of the form that is downloaded."""
+        return self.forms[0].files
+
+    @property
     def bytes(self) -> int:
-        """Size of all files together."""
-        return sum(file.bytes for file in self.files)
+        """What a download takes."""
+        return self.forms[0].bytes
+
+    def scaling(self, standardise: bool | str) -> Scale | Channels | None:
+        """The standardisation that is asked for: True for the usual one, False for none, or the
+        name of another. "unit" is [0, 1], "symmetric" is [-1, 1]."""
+        if not isinstance(standardise, str):
+            return self.scale if standardise else None
+        if standardise not in self.scales:
+            known = ", ".join(self.scales)
+            raise Error(
+                f"{self.name} has no standardisation {standardise!r}; use true, false or {known}"
+            )
+        return self.scales[standardise]
 
 
 def package_file(name: str) -> Traversable:
@@ -76,16 +125,37 @@ def find(name: str, catalogue: Path | None = None) -> Source:
     known = sources(catalogue)
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    near = difflib.get_close_matches(name.lower(), [*known, *TEXTS], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise Error(
-        f"unknown data set {name!r}; {hint}Known: {', '.join(known)}; "
-        "or give the path of a FILE.npz with arrays x and y"
+        f"unknown data set {name!r}; {hint}Known: {', '.join([*known, *TEXTS])}; "
+        "or give the path of a FILE.npz with arrays x and y, folder:PATH with images, or text:PATH "
+        "with train.txt, valid.txt and test.txt"
     )
 
 
 def _source(name: str, entry: dict[str, Any]) -> Source:
-    files = tuple(File(**file) for file in entry.pop("files"))
-    image, mirrors = tuple(entry.pop("image")), tuple(entry.pop("mirrors"))
-    scale = Scale(**entry.pop("scale"))
-    return Source(name=name, image=image, mirrors=mirrors, scale=scale, files=files, **entry)
+    constants, others = entry.pop("scale"), entry.pop("scales", {})
+    forms = entry.pop("forms", None) or [
+        {"reader": "idx" if entry["mirrors"] else "npz", "files": entry.pop("files")}
+    ]
+    return Source(
+        name=name,
+        image=tuple(entry.pop("image")),
+        mirrors=tuple(entry.pop("mirrors")),
+        scale=from_constants(**constants),
+        scales=_scales(constants["divisor"], others),
+        forms=tuple(_form(**form) for form in forms),
+        **entry,
+    )
+
+
+def _scales(divisor: float, others: dict[str, Any]) -> dict[str, Scale | Channels]:
+    """The standardisations with a name: those of the catalogue, and two that all data sets have."""
+    common = {"unit": Scale(divisor), "symmetric": Scale(divisor, 0.5, 0.5)}
+    return {**common, **{name: from_constants(**values) for name, values in others.items()}}
+
+
+def _form(files: list[Any], archive: dict[str, Any] | None = None, **about: str) -> Form:
+    found = File(role="archive", **archive) if archive else None
+    return Form(files=tuple(File(**file) for file in files), archive=found, **about)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npdrt.data.catalogue import File, Source, find, package_file, sources
+from npdrt.data import folder as images
+from npdrt.data.archive import unpack
+from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
 from npdrt.errors import FileRefused, Unavailable
 
 Folder = str | Path | None
@@ -43,7 +45,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of `npdrt data list`; where: the folder that holds the data set, or None."""
+    """One line of `npdrt data list`.
+
+    where: the folder that holds the data set, or None. part: "" where it is whole, else how many
+    of its files are there.
+    """
 
     name: str
     what: str
@@ -51,6 +57,7 @@ class Entry:
     licence: str
     where: Path | None
     bundled: bool
+    part: str = ""
 
 
 # Where
@@ -82,29 +89,47 @@ def present(folder: Path, file: File) -> Path | None:
 
 
 def locate(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> Path:
-    """The first folder that holds all files of the data set `name`.
+    """The first folder that holds the files of the data set `name`.
 
     Looks in data_dir, then $NPDRT_DATA, then the user's cache, each time in the folder `name`
-    inside. Whether the files are right is `verify`'s question. catalogue: another sources.toml.
-    Raises Error for an unknown name, Unavailable where no folder has them all.
+    inside. A folder with all files goes before one with a part of them: of a training set that is
+    published in several files, one is enough. Whether the files are right is `verify`'s question.
+    catalogue: another sources.toml. Raises Error for an unknown name, Unavailable where no folder
+    has them.
     """
-    source = find(name, catalogue)
+    return place(find(name, catalogue), data_dir)[0]
+
+
+def place(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
+    """The folder that holds the files of a data set, and the form they have there; see `locate`."""
     found = _found(source, data_dir)
     if found is None:
-        places = ", ".join(str(folder) for folder in folders(name, data_dir))
+        places = ", ".join(str(folder) for folder in folders(source.name, data_dir))
         raise Unavailable(
-            f"data set {name!r} is not on this machine; looked in {places}. "
-            f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {name}"
+            f"data set {source.name!r} is not on this machine; looked in {places}. "
+            f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {source.name}"
         )
     return found
 
 
-def _found(source: Source, data_dir: Folder) -> Path | None:
+def here(folder: Path, form: Form) -> list[File]:
+    """The files of `form` that are in `folder`."""
+    return [file for file in form.files if present(folder, file)]
+
+
+def _places(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
+    """Where the data set may be, and in which form, in the order of the search."""
     if source.bundled:
-        return _package_folder()
-    places = folders(source.name, data_dir)
-    whole = (place for place in places if all(present(place, file) for file in source.files))
-    return next(whole, None)
+        return [(_package_folder(), source.forms[0])]
+    roots = folders(source.name, data_dir)
+    return [(root / form.folder, form) for root in roots for form in source.forms]
+
+
+def _found(source: Source, data_dir: Folder) -> tuple[Path, Form] | None:
+    places = _places(source, data_dir)
+    whole = [(path, form) for path, form in places if len(here(path, form)) == len(form.files)]
+    part = [(path, form) for path, form in places if form.enough(here(path, form))]
+    return next(iter(whole + part), None)
 
 
 def _package_folder() -> Path:
@@ -117,15 +142,29 @@ def _package_folder() -> Path:
 def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Check]:
     """Hold each file of the data set `name` against its published digest.
 
-    The files are those of the folder `locate` finds; where no folder has them all, those of the
-    first folder that has any. Raises Error for an unknown name, FileRefused for an unreadable
-    file. Reads every file once.
+    The files are those of the folder `locate` finds; where no folder has them, those of the
+    first folder that has any. Of "folder:PATH" every image is decoded: the checks are one for each
+    that cannot be, and one for each set. Raises Error for an unknown name, FileRefused for an
+    unreadable file. Reads every file once.
     """
+    if images.named(name):
+        return _check_images(name)
     source = find(name, catalogue)
-    places = [_package_folder()] if source.bundled else folders(name, data_dir)
-    some = (place for place in places if any(present(place, file) for file in source.files))
-    folder = _found(source, data_dir) or next(some, places[0])
-    return [_check(folder, file) for file in source.files]
+    places = _places(source, data_dir)
+    some = ((path, form) for path, form in places if here(path, form))
+    folder, form = _found(source, data_dir) or next(some, places[0])
+    return [_check(folder, file) for file in form.files]
+
+
+def _check_images(name: str) -> list[Check]:
+    """A check for each set of a folder of images, after one for each image that is refused."""
+    expected, checks = "a whole JPEG or PNG image", []
+    for part, found in images.read(name).items():
+        wrong = [(Path(path), why) for path, why in images.refused(found.paths)]
+        checks += [Check(path.name, "wrong", path, expected, why) for path, why in wrong]
+        said = f"{len(found.paths) - len(wrong)} of {len(found.paths)} images"
+        checks.append(Check(part, "ok" if not wrong else "wrong", found.root, expected, said))
+    return checks
 
 
 def _check(folder: Path, file: File) -> Check:
@@ -150,10 +189,15 @@ def _digest(path: Path, algorithm: str) -> str:
 
 def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Entry]:
     """Every data set npdrt knows, with the folder it was found in."""
-    return [
-        Entry(s.name, s.what, s.bytes, s.licence, _found(s, data_dir), s.bundled)
-        for s in sources(catalogue).values()
-    ]
+    return [_entry(source, data_dir) for source in sources(catalogue).values()]
+
+
+def _entry(source: Source, data_dir: Folder) -> Entry:
+    where, form = _found(source, data_dir) or (None, source.forms[0])
+    count = len(here(where, form)) if where else 0
+    part = f"{count} of {len(form.files)} files" if 0 < count < len(form.files) else ""
+    about = (source.name, source.what, source.bytes, source.licence)
+    return Entry(*about, where, source.bundled, part)
 
 
 # Downloading
@@ -171,7 +215,8 @@ def fetch(
     data_dir: where to put it; by default $NPDRT_DATA, else the user's cache, unless one of them
     has it. Files that are there and right are kept, others replaced. A file gets its name only
     when it is whole and its digest right, so an interrupted download leaves nothing that could be
-    taken for data, and a second one completes it. Mirrors are tried in order.
+    taken for data, and a second one completes it. Mirrors are tried in order. Of an archive only
+    the data set's own files are kept (`npdrt.data.archive`).
 
     progress: a line on stderr; by default where that is a terminal. catalogue: another
     sources.toml. Raises Error for an unknown name; Unavailable where pooch is missing, the folder
@@ -180,32 +225,50 @@ def fetch(
     source = find(name, catalogue)
     if source.bundled:
         return _package_folder()
-    places = [Path(data_dir) / name] if data_dir else folders(name)
-    for place in places:
-        if all(_check(place, file).status == "ok" for file in source.files):
-            return place
+    roots = [Path(data_dir) / name] if data_dir else folders(name)
+    for root in roots:
+        for form in source.forms:
+            if all(_check(root / form.folder, file).status == "ok" for file in form.files):
+                return root / form.folder
     try:
-        _complete(source, places[0], sys.stderr.isatty() if progress is None else progress)
+        _complete(source, roots[0], sys.stderr.isatty() if progress is None else progress)
     except OSError as error:
         raise Unavailable(
-            f"cannot write the data set {name!r} to {places[0]}: {error}; "
+            f"cannot write the data set {name!r} to {roots[0]}: {error}; "
             "set NPDRT_DATA to a folder with room that you can write"
         ) from error
-    return places[0]
+    return roots[0] / source.forms[0].folder
 
 
-def _complete(source: Source, folder: Path, progress: bool) -> None:
+def _complete(source: Source, root: Path, progress: bool) -> None:
     """Download the files that are missing or wrong."""
-    pooch = _pooch()
+    pooch, form = _pooch(), source.forms[0]
+    folder = root / form.folder
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{_PARTIAL}*"):  # by a killed process; young ones may be in use
         if left.stat().st_mtime < time.time() - _DAY:
             shutil.rmtree(left, ignore_errors=True)
-    for file in source.files:
-        if _check(folder, file).status != "ok":
-            _download(
-                pooch, [mirror + file.name for mirror in source.mirrors], file, folder, progress
-            )
+    wrong = [file for file in form.files if _check(folder, file).status != "ok"]
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as work:
+        for file in [form.archive] if form.archive else wrong:
+            urls = [mirror + file.name for mirror in source.mirrors]
+            whole = _download(pooch, urls, file, folder, Path(work), progress)
+            if form.archive is None:
+                whole.replace(folder / file.name)
+        if form.archive:
+            _unpack(whole, form, wrong, folder)
+
+
+def _unpack(archive: Path, form: Form, wrong: list[File], folder: Path) -> None:
+    """The files of an archive that are wrong in `folder`, each checked before it gets its name."""
+    into = archive.parent / "unpacked"
+    into.mkdir()
+    unpack(archive, form, into)
+    for check in (_check(into, file) for file in form.files):
+        if check.status != "ok":
+            raise FileRefused(f"{check.file}: expected {check.expected}; found {check.found}")
+    for file in wrong:
+        (into / file.name).replace(folder / file.name)
 
 
 def _pooch() -> Any:
@@ -219,20 +282,18 @@ def _pooch() -> Any:
     return pooch
 
 
-def _download(pooch: Any, urls: list[str], file: File, folder: Path, progress: bool) -> None:
-    """One file, from the first URL that delivers it whole and right."""
+def _download(
+    pooch: Any, urls: list[str], file: File, folder: Path, work: Path, progress: bool
+) -> Path:
+    """One file in `work`, from the first URL that delivers it whole and right."""
     from requests import RequestException  # which pooch brings
 
     causes: list[Exception] = []
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as work:
-        for url in urls:
-            try:
-                whole = _retrieve(pooch, url, file, Path(work), progress)
-            except (RequestException, ValueError) as error:  # no answer, broken off; wrong bytes
-                causes.append(error)
-            else:
-                whole.replace(folder / file.name)
-                return
+    for url in urls:
+        try:
+            return _retrieve(pooch, url, file, work, progress)
+        except (RequestException, ValueError) as error:  # no answer, broken off; wrong bytes
+            causes.append(error)
     reasons = "".join(f"\n  {url}: {cause}" for url, cause in zip(urls, causes, strict=True))
     answered = not any(isinstance(cause, RequestException) for cause in causes)
     kind = FileRefused if answered else Unavailable

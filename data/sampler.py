@@ -20,7 +20,8 @@ class Sampler:
 
     Epoch e takes the permutation Random(seed, "data/order", e).permutation(n) and cuts it into
     batches in order, so each epoch meets every example once. Nothing but the step must be saved
-    to resume. drop_last: leave out the last batch of an epoch where it is smaller.
+    to resume. drop_last: leave out the last batch of an epoch where it is smaller. ordered: every
+    epoch takes them from the first to the last instead.
 
     Raises Error where n or batch_size is below 1, or batch_size above n.
     """
@@ -29,6 +30,7 @@ class Sampler:
     batch_size: int
     seed: int = 0
     drop_last: bool = False
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n:
@@ -48,7 +50,7 @@ class Sampler:
         if step < 0:
             raise Error(f"step: expected 0 or more; got {step}")
         epoch, k = divmod(step, self.batches_per_epoch)
-        order = _order(self.seed, epoch, self.n)
+        order = np.arange(self.n) if self.ordered else _order(self.seed, epoch, self.n)
         return order[k * self.batch_size : (k + 1) * self.batch_size].copy()
 
 

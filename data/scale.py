@@ -1,4 +1,4 @@
-"""Standardisation: one mean and one standard deviation for all features."""
+"""Standardisation: one mean and one standard deviation for all features, or for each channel."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ class Scale:
         with np.errstate(over="ignore"):
             scaled = (x.astype(np.float64) / self.divisor - self.mean) / self.std
             return scaled.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A Scale for each channel, over the second axis of images (N, C, H, W)."""
+
+    scales: tuple[Scale, ...]
+
+    def __call__(self, x: Array) -> Floats:
+        """`x` standardised, same shape."""
+        out = np.empty(x.shape, np.float32)
+        for channel, scale in enumerate(self.scales):
+            out[:, channel] = scale(x[:, channel])
+        return out
+
+
+def from_constants(divisor: float = 1.0, mean: Any = 0.0, std: Any = 1.0) -> Scale | Channels:
+    """(x / divisor - mean) / std: a Scale for numbers, Channels for lists of them."""
+    if not isinstance(mean, list):
+        return Scale(divisor, mean, std)
+    return Channels(tuple(Scale(divisor, m, s) for m, s in zip(mean, std, strict=True)))
 
 
 def measure(x: Array) -> Scale:

@@ -83,9 +83,18 @@ class Initialiser(str):
     def __call__(
         self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
     ) -> Params:
-        """The initial parameters: each drawn in float64 from (seed, name), and rounded once to
-        `dtype` before the next."""
-        if dtype not in ("float32", "float64"):
-            raise Error(f"unknown dtype {dtype!r}; use float32 or float64")
-        drawn = self._draw(Random(seed, "init"))
-        return {name: to_device(value.astype(dtype), device) for name, value in drawn}
+        """The initial parameters; see `draw`."""
+        return draw(self._draw, seed, device, dtype)
+
+
+def draw(
+    pairs: Callable[[Random], Iterator[tuple[str, Floats]]],
+    seed: int,
+    device: str | Device,
+    dtype: str,
+) -> Params:
+    """The initial parameters: each drawn in float64 from (seed, name), and rounded once to
+    `dtype` before the next. pairs: a function from the stream to names and arrays."""
+    if dtype not in ("float32", "float64"):
+        raise Error(f"unknown dtype {dtype!r}; use float32 or float64")
+    return {n: to_device(v.astype(dtype), device) for n, v in pairs(Random(seed, "init"))}

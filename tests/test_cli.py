@@ -123,7 +123,8 @@ def test_help_of_train_in_full() -> None:
     """The choices and defaults a reader looks for."""
     text = " ".join(call("train", "--help").output.split())
     for expected in (
-        "--model [mlp] mlp, or path/to/file.py:Class.",
+        "--model [mlp|resnet18|",
+        "Or path/to/file.py:Class. [default: mlp]",
         "--depth INTEGER RANGE Weight matrices L. [default: 2; x>=1]",
         "--nonlinearity [relu|leaky_relu|tanh|sigmoid|gelu|softplus|identity] [default: relu]",
         "--init [he|orthogonal|xavier|authors] Initialisation. [default: he]",
@@ -320,6 +321,7 @@ def test_summary_as_json(here: Path, tmp_path: Path) -> None:
     assert summary == {
         "run": str(tmp_path / "run"), "step": 10, "steps": 10, "epochs": 2, "parameters": 32,
         "optimizer": "adam", "lr": 0.001, "stopped": 0, "test_loss": None, "test_accuracy": None,
+        "train_perplexity": None, "test_perplexity": None,
     }  # fmt: skip
 
 
@@ -422,7 +424,7 @@ def test_show_a_run(here: Path) -> None:
     made = npdrt.load("run/checkpoint.h5").meta["provenance"]
     assert lines[0].startswith("run/checkpoint.h5: checkpoint, sha256 ")
     assert lines[1] == "step 10 of 10, epoch 2: finished"
-    assert lines[2].startswith("config: batch_size 8, conditioning False, data blobs.npz, device ")
+    assert lines[2].startswith("config: augment none, batch_size 8, conditioning False, data blobs")
     assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[2]
     assert "optimizer fromage, schedule linear, seed 0" in lines[2]
     assert lines[3].startswith(f"made by: npdrt {npdrt.__version__}, Python ")
@@ -618,13 +620,15 @@ def test_data_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = call("data", "list").output.splitlines()
     assert lines[0].split() == ["name", "MB", "here", "what", "licence"]
     assert [line.split()[:3] for line in lines[1:]] == [
-        ["digits", "0.0", "bundled"], ["mnist", "11.6", "no"], ["fashion-mnist", "30.9", "no"]
+        ["digits", "0.0", "bundled"], ["mnist", "11.6", "no"], ["fashion-mnist", "30.9", "no"],
+        ["cifar-10", "170.1", "no"], ["cifar-100", "168.5", "no"],
     ]  # fmt: skip
     found = json.loads(call("data", "list", "--json").stdout)["data"]
-    assert [entry["name"] for entry in found] == ["digits", "mnist", "fashion-mnist"]
+    names = ["digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"]
+    assert [entry["name"] for entry in found] == names
     assert found[0]["bundled"] is True
     assert found[1]["where"] is None
-    assert set(found[0]) == {"name", "what", "bytes", "licence", "where", "bundled"}
+    assert set(found[0]) == {"name", "what", "bytes", "licence", "where", "bundled", "part"}
     here = Path(os.environ.get("NPDRT_DATA", ""))
     assert here == tmp_path
 

@@ -570,7 +570,7 @@ def test_user_cache(
 
 def test_listing(tmp_path: Path) -> None:
     entries = {entry.name: entry for entry in data.listing(small_mnist(tmp_path))}
-    assert list(entries) == ["digits", "mnist", "fashion-mnist"]
+    assert list(entries) == ["digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"]
     assert entries["mnist"].where == tmp_path / "mnist"
     assert entries["fashion-mnist"].where is None
     assert entries["fashion-mnist"].licence == "MIT"

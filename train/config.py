@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from npdrt import optim
-from npdrt.data import Dataset
+from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error
 from npdrt.models import MODELS
 
@@ -29,7 +30,14 @@ class Config:
     """Everything that decides the numbers of a run, and when it writes.
 
     model: a name in `npdrt.models.MODELS` or "path/to/file.py:Class". model_options: fields of
-    the model; inputs and outputs come from the data. data: a data set's name or FILE.npz.
+    the model; inputs and outputs come from the data. A model with a field image_shape is given it
+    too, and images (batch, channels, height, width); others are given rows (batch, inputs).
+    data: a data set's name, FILE.npz or folder:PATH. standardise: true, false, or the name of
+    another standardisation (`npdrt.data.load`). augment: none; crop-flip, a random crop after a
+    border of 4 pixels and a random mirror image; or imagenet, a random part resized and a random
+    mirror image, of a folder of images (`npdrt.data.augment`).
+    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
+    all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
     lr: a rate or "auto". schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the
     training data. threads: of BLAS; None is 1 where the matrix products of a step are small
     (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. eager: run every array call from
@@ -44,7 +52,8 @@ class Config:
     model: str = "mlp"
     model_options: Mapping[str, Any] = field(default_factory=dict)
     data: str = "digits"
-    standardise: bool = True
+    standardise: bool | str = True
+    augment: str = "none"
     optimizer: str = "fromage"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | str = "auto"
@@ -52,6 +61,7 @@ class Config:
     epochs: int = 40
     batch_size: int = 32
     label_smoothing: float = 0.0
+    clip: float | None = None
     seed: int = 0
     dtype: str = "float32"
     device: str = "cpu"
@@ -74,11 +84,14 @@ class Config:
         if any(type(step) is not int or step < 0 for step in self.snapshots):
             raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
         object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise Error(f"clip must be a finite norm above 0; got {self.clip}")
         if not 0 <= self.label_smoothing < 1:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.eager and self.fast:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
         check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
+        check_names("augment", {self.augment: None}, list(AUGMENTS))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -172,11 +185,18 @@ def build_model(config: Config, dataset: Dataset) -> Any:
     check_names(f"option of model {config.model}", config.model_options, known)
     for name, value in config.model_options.items():
         _check_type(f"option {name} of model {config.model}", types[name], value)
-    sizes = {"inputs": dataset.x[0].size, "outputs": dataset.outputs}
-    defaults = {"depth": 2, "width": 128} if config.model in MODELS else {}
+    sizes = _sizes(dataset)
+    if dataset.vocabulary is not None and "vocabulary" not in known:
+        raise Error(f"the examples of {dataset.name} are tokens, which model {config.model} is not "
+                    "for; such a model has a field vocabulary, as transformer has")  # fmt: skip
+    if dataset.vocabulary is None and config.model in ("transformer", "bert"):
+        raise Error(f"model {config.model} needs tokens; the examples of {dataset.name} are not")
+    if "image_shape" in known and dataset.image_shape is None:
+        raise Error(f"model {config.model} needs images; the examples of {dataset.name} are not")
+    defaults = {"depth": 2, "width": 128} if config.model == "mlp" else {}
     options = {
         **{n: v for n, v in {**defaults, **sizes}.items() if n in known},
-        **config.model_options,
+        **{n: tuple(v) if n == "image_shape" else v for n, v in config.model_options.items()},
     }
     for name, size in sizes.items():
         if name in known and options[name] != size:
@@ -185,6 +205,22 @@ def build_model(config: Config, dataset: Dataset) -> Any:
         return cls(**options)
     except (TypeError, ValueError) as error:
         raise Error(f"model {config.model}: {error}") from error
+
+
+def _sizes(dataset: Dataset) -> dict[str, Any]:
+    """The fields of a model that come from the data."""
+    inputs = math.prod(dataset.x.shape[1:])
+    sizes = {"inputs": inputs, "outputs": dataset.outputs, "image_shape": dataset.image_shape}
+    return sizes if dataset.vocabulary is None else {"vocabulary": dataset.vocabulary}
+
+
+def example_shape(model: Any, dataset: Dataset) -> tuple[int, ...]:
+    """The shape in which the model is given an example: an image, or a row of features."""
+    if dataset.vocabulary is not None:
+        return tuple(dataset.x.shape[1:])
+    if hasattr(model, "image_shape") and dataset.image_shape is not None:
+        return dataset.image_shape
+    return (math.prod(dataset.x.shape[1:]),)
 
 
 def _check_type(what: str, annotation: Any, value: Any) -> None:

@@ -44,7 +44,7 @@ def _values(
         for name, leaf in leaves.items()
     }
     yield from ((f"the gradient of {name}", grads[name]) for name in reversed(grads))
-    updated, _ = optimizer.update(state.params, grads, state.optimizer, lr=lr)
+    updated, _ = optimizer.update(state.params, task.clipped(grads), state.optimizer, lr=lr)
     yield from ((f"{name} after its update", value) for name, value in updated.items())
 
 

@@ -22,8 +22,11 @@ from threadpoolctl import threadpool_limits
 
 from npdrt import arrays, optim, store
 from npdrt.arrays import Array, quiet, to_device, to_host
-from npdrt.data import Dataset, Sampler
+from npdrt.data import Ahead, Dataset, Images
+from npdrt.data.ahead import AHEAD
+from npdrt.data.augment import words
 from npdrt.errors import Diverged, Error, FileRefused
+from npdrt.ops.embedding import check_tokens
 from npdrt.optim.schedules import Schedule
 from npdrt.program import compare, memory_on, record
 from npdrt.program.fused import numba as require_compiler
@@ -31,12 +34,21 @@ from npdrt.random import Random
 from npdrt.store import Checkpoint, log, trace
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
-from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
+from npdrt.train.config import (
+    Config,
+    build_model,
+    build_optimizer,
+    example_shape,
+    model_digest,
+    resolve,
+)
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.provenance import provenance
 from npdrt.train.step import State, Step, Task, evaluate, make_step
 
+LARGEST_EXPONENT = 709.0  # exp(710) is inf
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
+WORTH_A_THREAD = 1 << 16  # values of a batch of images; handing over a smaller one costs more
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
 
 
@@ -61,6 +73,8 @@ class Summary:
     train_accuracy: float | None = None
     test_loss: float | None = None
     test_accuracy: float | None = None
+    train_perplexity: float | None = None  # exp(loss), of language models
+    test_perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,22 @@ class Position:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class OnDemand:
+    """Images as the loop evaluates them: x[start:stop, ...] is an array on the device."""
+
+    images: Images
+    to_model: Callable[[Any], Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the stored images."""
+        return self.images.shape
+
+    def __getitem__(self, key: Any) -> Array:
+        return self.to_model(self.images[key])
+
+
 class Reporter:
     """What the loop tells its caller; this one keeps silent."""
 
@@ -94,31 +124,55 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, out: Path, reporter: Reporter):
         self.config = config = resolve(config, dataset)
+        dataset = dataset.arranged(config.batch_size)
         self.dataset, self.out, self.reporter = dataset, out, reporter
         self.device = arrays.device(config.device)
         self.model = build_model(config, dataset)
         self.optimizer = build_optimizer(config)
-        self.task = Task(self.model, dataset.classes, config.label_smoothing)
+        self.task = Task(self.model, dataset.classes, config.label_smoothing, config.clip)
         self._steps: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
         self._memory = memory_on(self.device)
         self._warned = False
         if config.fast:
             require_compiler()  # now, before a run directory is made
-        self.sampler = Sampler(len(dataset.x), config.batch_size, config.seed)
+        self.sampler = dataset.sampler(config.batch_size, config.seed)
         self.epoch = self.sampler.batches_per_epoch
         self.steps = config.epochs * self.epoch
         self.model_file = model_digest(config)  # now: the file may change while the run goes on
+        self.images = dataset.images(config.augment)
+        few = config.batch_size * math.prod(dataset.x.shape[1:]) < WORTH_A_THREAD
+        self.made = Ahead(self._make, self.steps, 0 if few else AHEAD)
         self.train_set = self._upload(dataset.x, dataset.y)
-        self.test_set = (
-            self._upload(dataset.x_test, dataset.y_test) if dataset.x_test is not None else None
+        self.valid_set, self.test_set = (
+            None if x is None else self._upload(x, y)
+            for x, y in ((dataset.x_valid, dataset.y_valid), (dataset.x_test, dataset.y_test))
         )
 
     def _upload(self, x: Any, y: Any) -> tuple[Array, Array]:
-        """A data set on the device: x as (samples, features) in the run's dtype."""
-        x = x.reshape(len(x), -1).astype(self.config.dtype, copy=False)
+        """A data set on the device, x in the shape the model is given and, but for tokens, the
+        run's dtype; images that are made when they are asked for come to the device then."""
+        if self.dataset.vocabulary is not None:
+            check_tokens(x, self.dataset.vocabulary)
+            return to_device(x, self.device), to_device(y, self.device)
         if self.dataset.classes is None:
             y = y.reshape(len(y), -1).astype(self.config.dtype, copy=False)
-        return to_device(x, self.device), to_device(y, self.device)
+        x = OnDemand(x, self._shaped) if isinstance(x, Images) else self._shaped(x)
+        return x, to_device(y, self.device)
+
+    def _shaped(self, x: Any) -> Array:
+        """Host examples on the device, in the model's shape and the run's dtype."""
+        return to_device(self._cast(x), self.device)
+
+    def _cast(self, x: Any) -> Any:
+        shape = example_shape(self.model, self.dataset)
+        return x.reshape(len(x), *shape).astype(self.config.dtype, copy=False)
+
+    def _make(self, step: int) -> Any:
+        """The images of a step, on the host: a function of the step alone, run on a thread."""
+        assert self.images is not None
+        seed, n, indices = self.config.seed, len(self.images), self.sampler.batch(step)
+        keys = words(seed, step // self.epoch, n, indices)
+        return self._cast(self.images.batch(indices, self.config.augment, keys))
 
     # --- positions -----------------------------------------------------------------------
 
@@ -134,7 +188,7 @@ class Trainer:
         return Position(state, schedule, 0, *self._sums(0.0, 0))
 
     def _sums(self, loss: float, right: int) -> tuple[Array, Array]:
-        xp = arrays.namespace(self.train_set[0])
+        xp = arrays.namespace(self.train_set[1])
         return xp.asarray(loss, dtype=xp.float64), xp.asarray(right, dtype=xp.int64)
 
     def restored(self, checkpoint: Checkpoint, path: Path) -> Position:
@@ -172,7 +226,8 @@ class Trainer:
             "right": int(to_host(at.right)),
             "schedule_memory": at.schedule.memory(),
             "random": "philox4x64-10 keyed by (seed, purpose, step); no other state",
-            "sampler": "epoch = step // steps an epoch; order from (seed, data/order, epoch)",
+            "sampler": "epoch = step // steps an epoch; order from (seed, data/order, epoch), "
+            "that of the text where it is text",
         }
         newest, previous = self.out / "checkpoint.h5", self.out / "checkpoint.prev.h5"
         state = at.state
@@ -210,7 +265,9 @@ class Trainer:
         """Train from `at` to the end, or to the step after which `stop` names a signal. fresh: the
         run begins here; its first record and checkpoint are written."""
         begun, signal = time.perf_counter() - at.seconds, 0
-        with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at):
+        for note in self.dataset.notes:
+            self.reporter.warning(note)
+        with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at), self.made:
             if fresh:
                 journal.write({"event": "start", "step": 0, "config": self.config.as_dict()})
                 self._log_conditioning(at, journal)
@@ -269,7 +326,7 @@ class Trainer:
             before,
             state=done.state,
             step=before.step + 1,
-            loss_sum=before.loss_sum + xp.asarray(done.loss, dtype=xp.float64) * x.shape[0],
+            loss_sum=before.loss_sum + xp.asarray(done.loss, dtype=xp.float64) * self.task.count(y),
             right=before.right + done.correct,
         )
         return at, done
@@ -315,16 +372,19 @@ class Trainer:
         return dataclasses.replace(at, schedule=schedule, loss_sum=loss_sum, right=right)
 
     def _mean_loss(self, at: Position) -> float:
-        return float(to_host(at.loss_sum)) / len(self.dataset.x)
+        return float(to_host(at.loss_sum)) / self.task.count(self.dataset.y)
 
     def _batch(self, step: int) -> tuple[Array, Array]:
         x, y = self.train_set
-        xp, indices = arrays.namespace(x), to_device(self.sampler.batch(step), self.device)
-        return xp.take(x, indices, axis=0), xp.take(y, indices, axis=0)
+        xp, indices = arrays.namespace(y), to_device(self.sampler.batch(step), self.device)
+        labels = xp.take(y, indices, axis=0)
+        if self.images is not None:
+            return to_device(self.made(step), self.device), labels
+        return xp.take(x, indices, axis=0), labels
 
-    def _batch_size(self, step: int) -> int:
-        left = len(self.dataset.x) - step % self.epoch * self.config.batch_size
-        return min(self.config.batch_size, left)
+    def _batch_count(self, step: int) -> int:
+        """How many predictions the loss of a step is the mean of."""
+        return self.task.count(self.dataset.y[self.sampler.batch(step)])
 
     def _random(self, step: int) -> Random:
         return Random(self.config.seed, "train", step)
@@ -347,8 +407,8 @@ class Trainer:
             self._diverge(at)
         record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
         if self.dataset.classes is not None:
-            record["accuracy"] = right / self._batch_size(at.step - 1)
-        return record
+            record["accuracy"] = right / self._batch_count(at.step - 1)
+        return record | self._perplexity("perplexity", loss)
 
     def _epoch_record(self, at: Position, lr: float, begun: float) -> Record:
         """The record of a finished epoch."""
@@ -356,20 +416,29 @@ class Trainer:
         record: Record = {"event": "epoch", "epoch": at.step // self.epoch, "step": at.step}
         record |= {"lr": lr, "train_loss": self._mean_loss(at)}
         if self.dataset.classes is not None:
-            record["train_accuracy"] = int(to_host(at.right)) / len(self.dataset.x)
+            record["train_accuracy"] = int(to_host(at.right)) / self.task.count(self.dataset.y)
+        record |= self._perplexity("train_perplexity", record["train_loss"])
+        record |= self._evaluation("valid", at.state, self.valid_set)
         record |= self._evaluation("test", at.state, self.test_set)
         record["seconds"] = time.perf_counter() - begun
         return record
 
     def _evaluation(self, name: str, state: State, part: Any) -> dict[str, float]:
-        """Loss and accuracy over a whole set; empty where there is none."""
+        """Loss, accuracy and perplexity over a whole set; empty where there is none."""
         if part is None:
             return {}
-        loss, right = evaluate(self.task, state, *part)
+        x, y = part
+        loss, right = evaluate(self.task, state, x, y, self.dataset.evaluated)
         result = {f"{name}_loss": float(to_host(loss))}
         if self.dataset.classes is not None:
-            result[f"{name}_accuracy"] = int(to_host(right)) / part[0].shape[0]
-        return result
+            result[f"{name}_accuracy"] = int(to_host(right)) / self.task.count(y)
+        return result | self._perplexity(f"{name}_perplexity", result[f"{name}_loss"])
+
+    def _perplexity(self, name: str, loss: float) -> dict[str, float]:
+        """exp(mean loss), by name, of a language model; inf where that overflows."""
+        if not self.dataset.perplexity:
+            return {}
+        return {name: math.exp(loss) if loss < LARGEST_EXPONENT else math.inf}
 
     def _summary(self, at: Position, seconds: float, signal: int) -> Summary:
         results = {} if signal else self._evaluation("train", at.state, self.train_set)

@@ -155,6 +155,8 @@ class Slicer:
         dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
         if dataset.digests != meta["provenance"]["data"]:
             raise Error(f"{run}: the data set {config.data} is not the one of the run")
+        if dataset.perplexity:
+            raise Error(f"{run}: slices are over examples, and {config.data} is a running text")
         self.trainer = Trainer(config, dataset, run, Reporter())
         n = len(dataset.x)
         if examples is not None and not 1 <= examples <= n:

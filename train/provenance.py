@@ -17,7 +17,16 @@ import npdrt
 from npdrt.arrays import Device, describe_gpus
 from npdrt.blas import kernels_chosen_by
 
-PACKAGES = ("numpy", "h5py", "click", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = (
+    "numpy",
+    "h5py",
+    "click",
+    "threadpoolctl",
+    "pillow",
+    "tokenizers",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
 VARIABLES = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_NUM_THREADS",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npdrt import arrays, data, store
+from npdrt.data import Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.store import Checkpoint, container, log
 from npdrt.store.lock import exclusive
@@ -84,8 +85,7 @@ def _go_on(
         reporter.warning(warning)
     config = _resumed_config(checkpoint, path, changes)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
-    if dataset.digests != checkpoint.meta["provenance"]["data"]:
-        raise Error(f"{path}: the data set {config.data} has changed since the run was started")
+    _check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config):
         at = trainer.restored(checkpoint, path)
@@ -97,6 +97,18 @@ def _go_on(
         kept = log.cut(out / "log.jsonl", at.step)
         seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
         return trainer.run(dataclasses.replace(at, seconds=seconds), stop)
+
+
+def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse data that are not those of the run, by their digests."""
+    stored, found = checkpoint.meta["provenance"]["data"], dataset.digests
+    if found.get("vocabulary") != stored.get("vocabulary"):
+        raise Error(
+            f"{path}: the vocabulary of {config.data} has changed since the run was started: its "
+            "tokens would mean other words; give back the files, or start a new run"
+        )
+    if found != stored:
+        raise Error(f"{path}: the data set {config.data} has changed since the run was started")
 
 
 @contextmanager

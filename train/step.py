@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from npdrt import ops, value_and_grad
 from npdrt.arrays import Array, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.optim import Optimizer, norm
+from npdrt.optim.clip import clipped
 from npdrt.random import Random
 from npdrt.trust.descent import descent_threshold, dot
 from npdrt.trust.distances import (
@@ -17,6 +19,8 @@ from npdrt.trust.distances import (
     squared_deep_relative_trust,
     weights,
 )
+
+EVALUATED = 1 << 22  # values of a batch in an evaluation; 1000 images of CIFAR have 3 million
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A model and its loss: cross-entropy for integer labels, squared error for real targets."""
+    """A model and its loss: cross-entropy for integer labels, squared error for real targets.
+
+    clip: the largest norm of all gradients together (`npdrt.optim.clip`); None leaves them alone.
+    """
 
     model: Any
     classes: int | None
     label_smoothing: float = 0.0
+    clip: float | None = None
 
     def loss(self, output: Any, y: Array) -> Any:
         """The mean loss of a batch; 0-d."""
@@ -55,8 +63,17 @@ class Task:
             raise Error(f"the model returns {output.shape[-1]} values for {self.classes} classes")
         return ops.softmax_cross_entropy(output, y, label_smoothing=self.label_smoothing)
 
+    def count(self, y: Array) -> int:
+        """How many predictions the loss of a batch is the mean of: an example's, or a label's
+        where an example has several (the next word of every token, both ends of an answer)."""
+        return int(y.shape[0]) if self.classes is None else math.prod(y.shape)
+
+    def clipped(self, grads: Params) -> Params:
+        """The gradients as the rule is given them."""
+        return grads if self.clip is None else clipped(grads, self.clip)
+
     def correct(self, output: Array, y: Array) -> Array:
-        """How many samples of the batch are classified right; 0 for real targets. 0-d int64."""
+        """How many predictions of the batch are right; 0 for real targets. 0-d int64."""
         xp = namespace(output)
         if self.classes is None:
             return xp.asarray(0, dtype=xp.int64)
@@ -98,7 +115,8 @@ def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Call
     def step(state: State, x: Array, y: Array, lr: Any, random: Random) -> Step:
         (loss, (output, buffers)), grads = differentiated(state.params, state.buffers, x, y, random)
         correct = task.correct(output, y)
-        params, slots = optimizer.update(state.params, grads, state.optimizer, lr=lr)
+        given = task.clipped(grads)
+        params, slots = optimizer.update(state.params, given, state.optimizer, lr=lr)
         with phase("measure"):
             measured = measure(state.params, params, grads) if traced else {}
         return Step(State(params, buffers, slots), loss, correct, measured)
@@ -107,17 +125,22 @@ def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Call
 
 
 def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:
-    """`(mean loss, number right)` over a data set in evaluation mode, as 0-d arrays."""
-    xp = namespace(x)
+    """`(mean loss, number right)` over a data set in evaluation mode, as 0-d arrays.
+
+    x: an array, or what gives arrays when it is sliced. batch: examples at a time, fewer where
+    they would have more than EVALUATED values.
+    """
+    xp = namespace(y)
+    batch = max(1, min(batch, EVALUATED // math.prod(x.shape[1:])))
     total = xp.asarray(0.0, dtype=xp.float64)
     right = xp.asarray(0, dtype=xp.int64)
     for start in range(0, x.shape[0], batch):
         part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
         output = task.predict(state.params, state.buffers, part)
         loss = xp.asarray(task.loss(output, labels), dtype=xp.float64)
-        total = total + loss * part.shape[0]
+        total = total + loss * task.count(labels)
         right = right + task.correct(output, labels)
-    return total / x.shape[0], right
+    return total / task.count(y), right
 
 
 def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:

@@ -73,7 +73,7 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
     """Every run of the recipe, each once, in order."""
 
     @cache
-    def dataset(name: str, standardise: bool) -> Dataset:
+    def dataset(name: str, standardise: bool | str) -> Dataset:
         return data.load(name, data_dir=options.data_dir, standardise=standardise)
 
     found = {}
@@ -81,7 +81,8 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
         source = dataset(config.data, config.standardise)
         resolved = resolve(dataclasses.replace(config, device=options.device), source)
         path = out / "runs" / _hash(resolved, source)
-        steps = resolved.epochs * -(-len(source.x) // resolved.batch_size)
+        sampler = source.arranged(resolved.batch_size).sampler(resolved.batch_size, resolved.seed)
+        steps = resolved.epochs * sampler.batches_per_epoch
         found[path] = Run(resolved, path, steps)
     return list(found.values())
 
@@ -89,6 +90,9 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
 def _hash(config: Config, source: Dataset) -> str:
     """The first 12 hex digits of the SHA-256 of what decides the numbers of a run."""
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
+    for name, default in {"augment": "none", "clip": None}.items():
+        if settings[name] == default:  # which came later: finished runs keep their names
+            del settings[name]
     decides = {"config": settings, "data": source.digests, "model": model_digest(config)}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -9,7 +9,6 @@ import click
 
 from npdrt import optim
 from npdrt.cli.common import Name, json_option, notice, on_terminal, print_json, table
-from npdrt.models import MODELS
 from npdrt.train.bench import QUICK, Case, measure
 
 DEFAULTS = Case()
@@ -17,7 +16,7 @@ _POSITIVE = click.IntRange(min=1)
 
 
 @click.command("bench")
-@click.option("--model", type=Name(list(MODELS)), help=f"[default: {DEFAULTS.model}]")
+@click.option("--model", type=Name(["mlp"]), help=f"[default: {DEFAULTS.model}]")
 @click.option("--depth", type=_POSITIVE, help=f"Weight matrices L.  [default: {DEFAULTS.depth}]")
 @click.option("--width", type=_POSITIVE, help=f"Inputs and units.  [default: {DEFAULTS.width}]")
 @click.option("--batch-size", type=_POSITIVE, help=f"[default: {DEFAULTS.batch_size}]")

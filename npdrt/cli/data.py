@@ -35,6 +35,7 @@ def list_(data_dir: Path | None, as_json: bool) -> None:
     rows = [("name", "MB", "here", "what", "licence")]
     for e in entries:
         here = "bundled" if e.bundled else str(e.where or "no")
+        here += f" ({e.part})" if e.part else ""
         rows.append((e.name, f"{e.bytes / 1e6:.1f}", here, e.what, e.licence))
     click.echo(table(rows))
 
@@ -52,7 +53,10 @@ def fetch(name: str, data_dir: Path | None) -> None:
 @folder
 @json_option
 def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
-    """Hold the files of data set NAME against their published digests; exit 1 unless all fit."""
+    """Hold the files of data set NAME against their published digests; exit 1 unless all fit.
+
+    Of folder:PATH every image is decoded instead.
+    """
     checks = data.verify(name, data_dir)
     if as_json:
         print_json({"data": name, "files": [_plain(c) for c in checks]})
@@ -62,7 +66,14 @@ def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
         )
     bad = [c.file for c in checks if c.status not in ("ok", "unpacked")]
     if bad:
-        raise Diverged(f"{name}: {', '.join(bad)} missing or wrong; run npdrt data fetch {name}")
+        cure = "" if name.startswith("folder") else f"; run npdrt data fetch {name}"
+        raise Diverged(f"{name}: {_several(bad)} missing or wrong{cure}")
+
+
+def _several(names: list[str], most: int = 10) -> str:
+    """Names for a message; of many, the first ones."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _plain(entry: Any) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from npdrt.data import Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.program import Program, compare, listing, load, record
 from npdrt.random import Random
-from npdrt.train.config import Config, build_model, build_optimizer, model_digest, resolve
+from npdrt.train.config import (
+    Config,
+    build_model,
+    build_optimizer,
+    example_shape,
+    model_digest,
+    resolve,
+)
 from npdrt.train.run import blame
 from npdrt.train.step import State, Task, make_step
 
@@ -34,7 +41,7 @@ SHARED = (
         "nesterov",
     ),
     *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
-    *("batch_size", "label_smoothing", "dtype"),
+    *("batch_size", "label_smoothing", "clip", "dtype"),
 )
 
 
@@ -144,11 +151,12 @@ def _step_program(config: Config, data_dir: Path | None) -> Program:
     """One step of `npdrt train` with that configuration, recorded on arrays without values."""
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
+    dataset = dataset.arranged(config.batch_size)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
-    x, y = _batch(config, dataset)
+    x, y = _batch(config, dataset, model)
     with blame(config):
         params = _parameters(model, config)
-        task = Task(model, dataset.classes, config.label_smoothing)
+        task = Task(model, dataset.classes, config.label_smoothing, config.clip)
         buffers = task.buffers(config.seed, "cpu", config.dtype)
         state = State(params, buffers, optimizer.init(params))
         step = make_step(task, optimizer)
@@ -164,12 +172,11 @@ def _parameters(model: Any, config: Config) -> dict[str, Any]:
     return drawn
 
 
-def _batch(config: Config, dataset: Dataset) -> tuple[Any, Any]:
+def _batch(config: Config, dataset: Dataset, model: Any) -> tuple[Any, Any]:
     """Arrays of the form of a batch's examples and labels or targets."""
-    count, rows = len(dataset.x), config.batch_size
-    if rows > count:
-        raise Error(f"batch size: expected 1 to {count}, the number of examples; got {rows}")
-    x = np.zeros((rows, dataset.x[0].size), config.dtype)
+    rows = len(dataset.sampler(config.batch_size, config.seed).batch(0))
+    dtype = config.dtype if dataset.vocabulary is None else dataset.x.dtype
+    x = np.zeros((rows, *example_shape(model, dataset)), dtype)
     if dataset.classes is not None:
-        return x, np.zeros(rows, dataset.y.dtype)
+        return x, np.zeros((rows, *dataset.y.shape[1:]), dataset.y.dtype)
     return x, np.zeros((rows, dataset.y[0].size), config.dtype)

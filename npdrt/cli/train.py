@@ -21,6 +21,7 @@ from npdrt.cli.common import (
     signals,
     warn,
 )
+from npdrt.data import AUGMENTS
 from npdrt.errors import Error
 from npdrt.models import MODELS
 from npdrt.models.initialisation import SCHEMES
@@ -104,7 +105,9 @@ class Quiet(Reporter):
 def _numbers(record: dict[str, Any]) -> str:
     loss = record.get("train_loss", record.get("loss"))
     shown = f"loss {loss:.4f}"
-    if "train_accuracy" in record:
+    if "train_perplexity" in record:
+        shown += f"  perplexity {record['train_perplexity']:.2f}"
+    elif "train_accuracy" in record:
         shown += f"  accuracy {record['train_accuracy']:.4f}"
     return shown
 
@@ -112,7 +115,9 @@ def _numbers(record: dict[str, Any]) -> str:
 _POSITIVE, _NATURAL = click.IntRange(min=1), click.IntRange(min=0)
 OPTIONS = (  # in the order of the help; None means not given
     click.option(
-        "--model", type=Name(list(MODELS), ":", USER_MODEL), help=f"mlp, or {USER_MODEL}."
+        "--model",
+        type=Name(list(MODELS), ":", USER_MODEL),
+        help=f"Or {USER_MODEL}.  [default: {DEFAULTS.model}]",
     ),
     click.option("--depth", type=_POSITIVE, help="Weight matrices L.  [default: 2]"),
     click.option("--width", type=_POSITIVE, help="Units of a hidden layer.  [default: 128]"),
@@ -133,14 +138,20 @@ OPTIONS = (  # in the order of the help; None means not given
         "fields",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A field of the model, as TOML; for a model of your own.",
+        help="A field of the model without an option of its own, as TOML.",
     ),
-    click.option("--data", help=f"digits, mnist, ... or FILE.npz.  [default: {DEFAULTS.data}]"),
+    click.option(
+        "--data",
+        help="digits, wikitext-2, ..., FILE.npz, folder:PATH, text:PATH.  [default: digits]",
+    ),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
     click.option(
         "--standardise/--no-standardise",
         default=None,
         help="Mean 0 and deviation 1 over the training inputs.  [default: standardise]",
+    ),
+    click.option(
+        "--augment", type=Name(list(AUGMENTS)), help="Random crops of images.  [default: none]"
     ),
     click.option(
         "--optimizer",
@@ -162,6 +173,7 @@ OPTIONS = (  # in the order of the help; None means not given
     click.option("--epochs", type=_NATURAL, help=f"[default: {DEFAULTS.epochs}]"),
     click.option("--batch-size", type=_POSITIVE, help=f"[default: {DEFAULTS.batch_size}]"),
     click.option("--label-smoothing", type=float, help="[default: 0]"),
+    click.option("--clip", type=float, help="Largest norm of all gradients together."),
     click.option("--seed", type=_NATURAL, help="[default: 0]"),
     click.option("--dtype", type=Name(["float32", "float64"]), help="[default: float32]"),
     click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
@@ -377,6 +389,8 @@ def _text(s: Summary) -> str:
         loss, accuracy = getattr(s, f"{part}_loss"), getattr(s, f"{part}_accuracy")
         if loss is not None:
             right = "" if accuracy is None else f"  accuracy {accuracy:.4f}"
+            perplexity = getattr(s, f"{part}_perplexity")
+            right += "" if perplexity is None else f"  perplexity {perplexity:.2f}"
             lines.append(f"{part:5}{right}  loss {loss:.4g}")
     lines += [f"run    {s.run}", f"next: npdrt show {s.run}"]
     return "\n".join(lines)

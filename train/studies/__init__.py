@@ -17,14 +17,17 @@ from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.store.log import finite
 from npdrt.train import figure, sweep
-from npdrt.train.config import check_names
+from npdrt.train.config import Config, check_names
 from npdrt.train.figure import Figure
 from npdrt.train.provenance import provenance
 from npdrt.train.recipe import Recipe
 from npdrt.train.sweep import Options, Run
 
-STUDIES = ("depth", "norms", "rates", "regions", "slices", "surrogate", "transmission")
-CLOSED_FORMS = ("regions", "surrogate")  # which need no runs
+STUDIES = (
+    *("depth", "norms", "random_matrix", "rates", "regions", "singular_values", "slices"),
+    *("surrogate", "transmission", "trials"),
+)
+WITHOUT_RUNS = ("random_matrix", "regions", "singular_values", "surrogate")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Work:
     """What a study is given: the recipe, its finished runs, and how to run what is left to do.
 
     progress: called with a label, and what is done of how much. stop: asked now and then; a
-    signal number other than 0 asks to raise `Stopped`.
+    signal number other than 0 asks to raise `Stopped`. out: the directory of the study, for what
+    it computes itself and finds again.
     """
 
     recipe: Recipe
@@ -58,6 +62,7 @@ class Work:
     options: Options
     progress: Callable[[str, int, int], None] = lambda label, done, total: None
     stop: Callable[[], int] = lambda: 0
+    out: Path = Path()
 
 
 class Stopped(Exception):
@@ -90,11 +95,11 @@ def reproduce(
     if stop():
         raise Stopped
     finished = [run for run in runs if run.result is not None]
-    if not runs and recipe.study not in CLOSED_FORMS:
+    if not runs and recipe.study not in WITHOUT_RUNS:
         raise Error(f"{recipe.name} has no runs at scale {recipe.scale}; give it a grid")
     if runs and not finished:
         raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")
-    report: Report = study.report(Work(recipe, finished, options, progress, stop))
+    report: Report = study.report(Work(recipe, finished, options, progress, stop, out))
     report = replace(report, notes=(*report.notes, *_missing(runs)))
     _write(out / "study.h5", recipe, report, options)
     return report
@@ -103,12 +108,17 @@ def reproduce(
 def _missing(runs: Sequence[Run]) -> list[str]:
     """A note on the runs that are not finished; none where all are."""
     missing = [run for run in runs if run.result is None]
-    named = "; ".join(
-        f"{c.optimizer} lr {c.lr:g}, {c.model_options.get('depth')} matrices, "
-        f"init {c.model_options.get('init')}, seed {c.seed}"
-        for c in (run.config for run in missing)
-    )
+    named = "; ".join(_named(run.config) for run in missing)
     return [f"{len(missing)} of {len(runs)} runs are not finished: {named}."] if missing else []
+
+
+def _named(config: Config) -> str:
+    model = config.model_options
+    net = f"{model['depth']} matrices" if "depth" in model else config.model
+    return (
+        f"{config.optimizer} lr {config.lr:g}, {net}, init {model.get('init')}, "
+        f"batch {config.batch_size}, seed {config.seed}"
+    )
 
 
 def summary(recipe: Recipe, report: Report) -> dict[str, Any]:

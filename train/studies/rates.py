@@ -16,9 +16,11 @@ Grid = dict[float, float]  # error by learning rate; inf where it diverged
 
 def report(work: Work) -> Report:
     """The training loss over each optimizer's grid, and the best error over the error."""
-    ours = _grids(work.runs)
-    tables = [_table("npdrt, training loss", ours)]
-    panels = [_panel("npdrt", ours)]
+    tables, panels = [], []
+    for name, runs in _benchmarks(work.runs).items():
+        ours = _grids(runs)
+        tables.append(_table(f"npdrt: {name}, {_what(runs[0])}", ours))
+        panels.append(_panel(f"npdrt: {name}", ours))
     for benchmark in work.recipe.reference.get("benchmark", []):
         theirs = _logged(benchmark)
         title = f"Authors: {benchmark['name']}, {benchmark['error']}"
@@ -32,14 +34,38 @@ def report(work: Work) -> Report:
     return Report(tuple(tables), figure, notes)
 
 
+def _benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by model and data."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(f"{run.config.model} on {run.config.data}", []).append(run)
+    return found
+
+
 def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
-    """The training loss after the last epoch by optimizer and learning rate."""
+    """The training loss by optimizer and learning rate."""
     grids: dict[str, Grid] = {}
     for run in runs:
-        loss = (run.result or {}).get("train_loss")
-        error = math.inf if loss is None else float(loss)
-        grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = error
+        grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = _error(run)
     return grids
+
+
+def _as_logged(run: Run) -> bool:
+    """Whether the error is the authors': of the last epoch's minibatches, each before its step."""
+    return run.config.model == "resnet18"
+
+
+def _what(run: Run) -> str:
+    where = "of the minibatches" if _as_logged(run) else "over the whole set"
+    return f"training loss {where}, {run.config.epochs} epochs"
+
+
+def _error(run: Run) -> float:
+    """The training loss after, or of, the last epoch; inf where it diverged."""
+    result = run.result or {}
+    if "diverged" in result or not _as_logged(run):
+        return float(result.get("train_loss", math.inf))
+    return float(run.records("epoch")[-1]["train_loss"])
 
 
 def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:

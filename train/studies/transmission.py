@@ -71,7 +71,7 @@ def _layers(run: Run, work: Work) -> tuple[list[str], list[Any]]:
     source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
     model, params = build_model(config, source), store.load_newest(run.path)[0].params
     x = source.x if source.x_test is None else source.x_test
-    h, names, values = x.reshape(len(x), -1), [], []
+    h, names, values = x[:].reshape(len(x), -1), [], []
     weights = [name for name in params if name.endswith("weight")]
     for name in weights[: model.depth - 1]:
         z = ops.linear(h, params[name], params.get(name.replace("weight", "bias")))

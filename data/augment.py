@@ -1,0 +1,99 @@
+"""Random crops and flips, from npdrt's own random numbers.
+
+Every example has one random word an epoch: word number i of Random(seed, "data/augment", epoch)
+for example i. The image that a network sees is a function of that word and the stored image alone,
+whatever the batch size, the device, the number of ranks, a resumption, or what was made ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from npdrt.data.npz import Array
+from npdrt.random import Random
+
+AUGMENTS = ("none", "crop-flip", "imagenet")
+PAD = 4
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+_SHIFTS = 2 * PAD + 1
+_ATTEMPTS = 10
+_AREA = (0.08, 1.0)
+_LOG_RATIO = 0.28768207245178093  # log(4/3): the sides' ratio lies between 3/4 and 4/3
+
+
+def words(seed: int, epoch: int, n: int, indices: Array) -> Words:
+    """The random words of examples `indices`, out of `n`, in an epoch."""
+    return _epoch(seed, epoch, n)[indices]
+
+
+@lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, n: int) -> Words:
+    return Random(seed, "data/augment", epoch).words(n)
+
+
+def crop_flip(images: Array, keys: Words, fill: float = 0.0) -> Array:
+    """Images (N, C, H, W), each cropped to its own size at a random place after a border of PAD
+    pixels of value `fill` was put around it, then mirrored left to right with probability 1/2.
+
+    keys: a random word an image. Its upper 32 bits, times 162 and shifted down by 32, number the
+    81 places and the 2 flips; none differs from 1/162 by more than 2**-32. As torchvision's
+    RandomCrop(size, padding=4) and RandomHorizontalFlip, with other random numbers.
+    """
+    n, channels, height, width = images.shape
+    choice = (keys >> np.uint64(32)) * np.uint64(2 * _SHIFTS**2) >> np.uint64(32)
+    place, flip = np.divmod(choice.astype(np.int64), 2)
+    down, right = np.divmod(place, _SHIFTS)
+    padded = np.full((n, channels, height + 2 * PAD, width + 2 * PAD), fill, images.dtype)
+    padded[:, :, PAD:-PAD, PAD:-PAD] = images
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    out: Array = windows[np.arange(n), :, down, right]
+    mirrored = flip.astype(bool)
+    out[mirrored] = out[mirrored, :, :, ::-1]
+    return out
+
+
+def random_resized_crop(key: int, width: int, height: int) -> tuple[Box, bool]:
+    """What to cut out of an image before it is resized, and whether to mirror it then.
+
+    A part of 0.08 to 1 of the area, its sides' ratio between 3/4 and 4/3 (even on a logarithmic
+    scale), anywhere in the image; after ten parts that do not fit, the largest one in the middle.
+    As torchvision's RandomResizedCrop, with the numbers of the stream of `key`: the first is the
+    flip, then area, ratio, top and left of each attempt. Only + - * / and sqrt, so that the box is
+    the same on every machine.
+    """
+    numbers = Random(key, "data/augment/imagenet").uniform(1 + 4 * _ATTEMPTS)
+    flip = bool(numbers[0] < 0.5)
+    for area, ratio, top, left in numbers[1:].reshape(_ATTEMPTS, 4).tolist():
+        target = width * height * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
+        aspect = _exp((2.0 * ratio - 1.0) * _LOG_RATIO)
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            return (x, y, x + w, y + h), flip
+    return _middle(width, height), flip
+
+
+def _middle(width: int, height: int) -> Box:
+    """The largest part in the middle with a ratio between 3/4 and 4/3."""
+    w, h = width, height
+    if width / height < 3 / 4:
+        h = round(width / (3 / 4))
+    elif width / height > 4 / 3:
+        w = round(height * (4 / 3))
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + w, y + h
+
+
+def _exp(x: float) -> float:
+    """exp x for |x| <= 0.3, to about 2**-52: the series up to x**13 / 13!."""
+    total = 1.0
+    for n in range(13, 0, -1):
+        total = 1.0 + x / n * total
+    return total

@@ -1,0 +1,208 @@
+"""Images in folders, one a class: PATH/train/<class>/*.jpeg and PATH/val/<class>/*.jpeg.
+
+As ImageNet is laid out and torchvision's ImageFolder reads it: the classes are the folders of
+train, numbered in the order of their sorted names; files of other kinds are passed over. Files are
+decoded when a batch needs them, by Pillow (extra `data`), and made RGB; what EXIF says of their
+orientation is ignored, as it is by torchvision. JPEG and PNG are known, whatever the name says: one
+of ImageNet's .JPEG files is a PNG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.data.augment import Words, crop_flip, random_resized_crop
+from npdrt.data.images import Images, Scaling
+from npdrt.data.npz import Array
+from npdrt.data.scale import Floats
+from npdrt.errors import Error, FileRefused, Unavailable
+
+SIZE = 224  # pixels of a side, unless the name says otherwise
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, as everywhere
+
+_NAME = re.compile(r"folder(?:-([1-9]\d{0,3}))?:(.+)", re.DOTALL)
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+_FORMATS = ("JPEG", "PNG")
+_MOST_PIXELS = 1 << 26  # of one file; ImageNet's largest has 61 million
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the validation set: its files and labels, and a digest of names and sizes."""
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: Sequence[str] = field(repr=False)
+    labels: Array = field(repr=False)
+    digest: str
+
+
+def named(name: str) -> bool:
+    """Whether a data set's name is "folder:PATH" or "folder-SIZE:PATH"."""
+    return name.startswith(("folder:", "folder-"))
+
+
+def parse(name: str) -> tuple[int, Path]:
+    """Size and path from such a name; Error where it is none."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise Error(f"{name}: expected folder:PATH, or folder-64:PATH for images of 64x64")
+    return int(match[1] or SIZE), Path(match[2])
+
+
+def read(name: str) -> dict[str, Part]:
+    """The parts of the folder that `name` says, by name: train, and val where there is one.
+
+    Lists the files and reads none. Raises Error where there is no such folder, FileRefused where
+    one is empty or cannot be listed, train has one class only, or val has one that train has not.
+    """
+    root = parse(name)[1]
+    if not (root / "train").is_dir():
+        raise Error(f"{root}: expected a folder with train/<class>/*.jpeg inside")
+    pillow()
+    parts = {"train": _part(root / "train", None)}
+    if len(parts["train"].classes) < 2:
+        found = ", ".join(parts["train"].classes) or "none"
+        raise FileRefused(f"{root / 'train'}: expected two class folders or more; found {found}")
+    if (root / "val").is_dir():
+        parts["val"] = _part(root / "val", parts["train"].classes)
+    return parts
+
+
+def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
+    """One set; classes: those of the training set, where this is another."""
+    names = tuple(name for name, entry in _entries(root) if entry.is_dir())
+    if unknown := set(names) - set(classes or names):
+        raise FileRefused(
+            f"{root / min(unknown)}: expected a class of train; it has no such folder"
+        )
+    numbers = {name: number for number, name in enumerate(classes or names)}
+    paths: list[str] = []
+    labels: list[int] = []
+    digest = hashlib.sha256()
+    for name in names:
+        files = _files(root / name)
+        paths += [entry.path for entry in files]
+        labels += [numbers[name]] * len(files)
+        for entry in files:
+            digest.update(os.fsencode(f"{name}/{entry.name}\t{_size(entry)}\n"))
+    if not paths:
+        raise FileRefused(f"{root}: expected class folders with images; found none")
+    return Part(root, classes or names, paths, np.array(labels, np.int64), digest.hexdigest())
+
+
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    """The images of a class, in the order of their names."""
+    found = [entry for name, entry in _entries(folder) if name.lower().endswith(_SUFFIXES)]
+    if not found:
+        raise FileRefused(f"{folder}: expected images ({', '.join(_SUFFIXES)}); found none")
+    return found
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        raise FileRefused(f"{entry.path}: cannot be read: {error.strerror}") from error
+
+
+def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
+    """What is in a folder by its sorted names, without hidden files."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry) for entry in entries if entry.name[0] != ".")
+    except OSError as error:
+        raise FileRefused(f"{folder}: cannot be read: {error.strerror}") from error
+    return found
+
+
+# Decoding
+
+
+def pillow() -> Any:
+    """Pillow's module Image; Unavailable where it is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise Unavailable(
+            'folders of images need Pillow, of the extra "data": pip install "npdrt[data]"'
+        ) from error
+    return Image
+
+
+def decode(path: str) -> Any:
+    """The image in a file, as Pillow's RGB image; FileRefused where it is not whole."""
+    library = pillow()
+    try:
+        with Path(path).open("rb") as stream, library.open(stream, formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels; at most {_MOST_PIXELS}")
+            return image.convert("RGB")
+    except (MemoryError, FileRefused):
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        why = getattr(error, "strerror", None) or error
+        raise FileRefused(f"{path}: expected a whole JPEG or PNG image: {why}") from error
+
+
+def refused(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The files that cannot be decoded, and why; reads all of them."""
+    for path in paths:
+        try:
+            decode(path)
+        except FileRefused as error:
+            yield path, str(error).removeprefix(f"{path}: ")
+
+
+def middle(image: Any, size: int) -> Any:
+    """The image with its short side resized to 8/7 of `size`, then cut to the square in the middle:
+    Resize(256) and CenterCrop(224) for 224."""
+    short, (w, h) = round(size * 8 / 7), image.size
+    new = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
+    if new != image.size:
+        image = image.resize(new, pillow().Resampling.BILINEAR)
+    left, top = round((new[0] - size) / 2.0), round((new[1] - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))
+
+
+def cut(image: Any, size: int, key: int) -> Any:
+    """RandomResizedCrop and RandomHorizontalFlip of an image by its random word."""
+    box, flip = random_resized_crop(key, *image.size)
+    image = image.crop(box).resize((size, size), pillow().Resampling.BILINEAR)
+    return image.transpose(pillow().Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
+@dataclass(frozen=True, eq=False)
+class Files(Images):
+    """Images in files, decoded when they are asked for; size: pixels of a side."""
+
+    paths: Sequence[str] = field(repr=False)
+    size: int
+    scale: Scaling
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]
+        """(images, channels, height, width)."""
+        return len(self.paths), 3, self.size, self.size
+
+    def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
+        """Images `indices`, decoded, cut and standardised."""
+        raw = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            image = decode(self.paths[index])
+            if augment == "imagenet" and keys is not None:
+                image = cut(image, self.size, int(keys[row]))
+            else:
+                image = middle(image, self.size)
+            raw[row] = np.asarray(image).transpose(2, 0, 1)
+        if augment == "crop-flip" and keys is not None:
+            raw = crop_flip(raw, keys)
+        return self.scale(raw)

@@ -1,0 +1,72 @@
+"""Images that are made into numbers when they are asked for, and not before."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npdrt.data.augment import Words, crop_flip
+from npdrt.data.npz import Array
+from npdrt.data.scale import Floats
+from npdrt.errors import Error
+
+Scaling = Callable[[Array], Floats]
+
+
+class Images(ABC):
+    """Images (N, C, H, W) that are read, cropped and standardised a batch at a time.
+
+    Indexing by a number, a slice or an array of numbers gives float32 arrays in the form that is
+    used for evaluation; `batch` gives those for training too.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Floats:
+        rows = np.arange(len(self))[key[0] if isinstance(key, tuple) else key]
+        out = self.batch(np.atleast_1d(rows))
+        return out if rows.ndim else out[0]
+
+    @abstractmethod
+    def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
+        """The images `indices`; keys: their random words (`npdrt.data.augment`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(Images):
+    """Images in memory, as they are stored: one byte a value instead of four.
+
+    scale: what is done to the values of a batch. fill: the stored value of a padded pixel.
+    """
+
+    raw: Array = field(repr=False)
+    scale: Scaling
+    fill: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]
+        """(images, channels, height, width)."""
+        n, channels, height, width = self.raw.shape
+        return n, channels, height, width
+
+    def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
+        """Images `indices`, standardised; augment: none or crop-flip."""
+        raw = self.raw[indices]
+        if augment == "imagenet":
+            raise Error("augment imagenet needs a folder of images; use crop-flip for this data")
+        if augment == "crop-flip" and keys is not None:
+            raw = crop_flip(raw, keys, self.fill)
+        return self.scale(raw)
+
+
+def as_they_are(x: Array) -> Floats:
+    """The scale of values that are standardised already."""
+    return x

@@ -1,0 +1,470 @@
+"""SQuAD v1.1: reading, WordPiece features with a stride, answers from logits, exact match and F1.
+
+The steps are those of the original BERT script run_squad.py. One differs: places of tokens in the
+text come from the tokeniser as offsets, so an answer is cut out of the text as it stands, where the
+script aligns words again.
+
+Source: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2; google-research/bert, run_squad.py;
+the official evaluate-v1.1.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt.data import sample
+from npdrt.data.bounded import contents
+from npdrt.data.dataset import Dataset
+from npdrt.data.fetch import folders
+from npdrt.data.text import unzipped
+from npdrt.errors import Error, FileRefused, Unavailable
+
+NAMED = "squad"
+SAMPLE = "sample-squad"  # made up: `npdrt.data.sample`
+SAMPLE_SIZES = {"length": 48, "stride": 16, "query": 12}
+LENGTH, STRIDE, QUERY = 384, 128, 64  # tokens: of a feature, between its spans, of a question
+BEST, LONGEST = 20, 30  # starts and ends that are tried, tokens of the longest answer
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+Scores = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a text; answers: (text, first character) each, at least one."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A question and a span of its text as tokens: [CLS] question [SEP] span [SEP].
+
+    tokens, types: as BERT takes them, without padding. offsets: for every token of the span the
+    characters (first, past the last) of the text, by its place in `tokens`. best: the places that
+    no other span of the text has more context around. question: its number. start, end: the
+    answer's first and last place; 0, [CLS], where the span does not hold it.
+    """
+
+    question: int
+    tokens: tuple[int, ...]
+    types: tuple[int, ...]
+    offsets: Mapping[int, tuple[int, int]]
+    best: frozenset[int]
+    start: int = 0
+    end: int = 0
+
+
+# Reading
+
+
+def read(path: Path) -> list[Question]:
+    """The questions of a file in SQuAD's JSON, or .json.gz.
+
+    Raises FileRefused, saying where, for what is not that: bad JSON or UTF-8, a missing key, a
+    value of another type, an answer out of its text, no answers, no questions, an id twice.
+    """
+    data = unzipped(path) if path.suffix == ".gz" else contents(path)
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FileRefused(f"{path}: not JSON in UTF-8: {error}") from error
+    questions = list(_questions(content, f"{path}: "))
+    twice = [id for id, n in Counter(q.id for q in questions).items() if n > 1]
+    if twice:
+        raise FileRefused(f"{path}: the id {twice[0]!r} occurs twice")
+    if not questions:
+        raise FileRefused(f"{path}: no questions")
+    return questions
+
+
+def _questions(content: Any, path: str) -> Iterator[Question]:
+    for article, at in _items(content, "data", path):
+        for paragraph, here in _items(article, "paragraphs", at):
+            context = _value(paragraph, "context", str, here)
+            for item, place in _items(paragraph, "qas", here):
+                answers = tuple(_answers(item, context, place))
+                id, question = (_value(item, key, str, place) for key in ("id", "question"))
+                yield Question(id, question, context, answers)
+
+
+def _answers(item: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
+    answers = list(_items(item, "answers", place))
+    if not answers:
+        where = place.rstrip(".")
+        raise FileRefused(f"{where}: a question without an answer; that is SQuAD 2.0, not 1.1")
+    for answer, at in answers:
+        text, start = _value(answer, "text", str, at), _value(answer, "answer_start", int, at)
+        if not text or not 0 <= start < len(context):
+            raise FileRefused(
+                f"{at.rstrip('.')}: expected an answer that begins in the {len(context)} "
+                f"characters of its context; found {text!r} at {start}"
+            )
+        yield text, start
+
+
+def _items(holder: Any, key: str, place: str) -> Iterator[tuple[Any, str]]:
+    """The items of a list, each with its place, to which a key can be appended."""
+    for number, item in enumerate(_value(holder, key, list, place)):
+        yield item, f"{place}{key}[{number}]."
+
+
+def _value(holder: Any, key: str, kind: type, place: str) -> Any:
+    if not isinstance(holder, dict):
+        found = type(holder).__name__
+        raise FileRefused(f"{place.rstrip('.: ')}: expected an object with {key}; found {found}")
+    value = holder.get(key)
+    if type(value) is not kind:
+        found = type(value).__name__ if key in holder else "nothing"
+        raise FileRefused(f"{place}{key}: expected {kind.__name__}; found {found}")
+    return value
+
+
+# Tokens and features
+
+
+def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> Any:
+    """The WordPiece tokeniser (library `tokenizers`) of a vocabulary: a file with a token a line,
+    or the number of every token.
+
+    lower: lower case and no accents before anything else. Raises Unavailable without the library,
+    FileRefused where the file cannot be read or lacks [PAD], [UNK], [CLS] or [SEP].
+    """
+    try:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    except ImportError as error:
+        raise Unavailable(
+            'tokenizers is not installed; install it with pip install "npdrt[text]"'
+        ) from error
+    numbers = _vocabulary(vocabulary) if isinstance(vocabulary, Path) else dict(vocabulary)
+    pieces = models.WordPiece(vocab=numbers, unk_token="[UNK]", max_input_chars_per_word=100)
+    made = Tokenizer(pieces)
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        words = contents(path).decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise FileRefused(f"{path}: not UTF-8 at byte {error.start}") from error
+    numbers = {word.rstrip("\r"): number for number, word in enumerate(words)}
+    missing = [token for token in SPECIAL if token not in numbers]
+    if missing or len(numbers) != len(words):
+        what = f"lacks {', '.join(missing)}" if missing else "has a token twice"
+        raise FileRefused(f"{path}: not a WordPiece vocabulary, a token a line: it {what}")
+    if numbers["[PAD]"] != 0:
+        raise FileRefused(f"{path}: expected [PAD] as the first token; it is {numbers['[PAD]']}")
+    return numbers
+
+
+def features(
+    questions: Sequence[Question],
+    tokenizer: Any,
+    *,
+    length: int = LENGTH,
+    stride: int = STRIDE,
+    query: int = QUERY,
+) -> list[Feature]:
+    """The features of questions: spans of their texts that begin `stride` tokens apart.
+
+    A question is cut to its first `query` tokens; a span has what then fits into `length`. The
+    first answer is marked, where its text stands at its place.
+    """
+    if length < query + 4 or stride < 1 or query < 1:
+        raise Error(
+            f"features: expected a length of at least query + 4, and a stride and a query of at "
+            f"least 1; got length {length}, stride {stride}, query {query}"
+        )
+    contexts: dict[str, Any] = {}
+    return [
+        feature
+        for number, question in enumerate(questions)
+        for feature in _of(question, number, tokenizer, (length, stride, query), contexts)
+    ]
+
+
+def _of(
+    question: Question,
+    number: int,
+    tokenizer: Any,
+    sizes: tuple[int, int, int],
+    contexts: dict[str, Any],
+) -> Iterator[Feature]:
+    """The features of one question. contexts: tokens of the texts so far."""
+    length, stride, query = sizes
+    asked = tokenizer.encode(question.question, add_special_tokens=False).ids[:query]
+    if question.context not in contexts:
+        contexts[question.context] = tokenizer.encode(question.context, add_special_tokens=False)
+    text = contexts[question.context]
+    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    head, answer = (cls, *asked, sep), _answer_tokens(question, text.offsets)
+    spans = list(_spans(len(text.ids), length - len(head) - 1, stride))
+    for first, past in spans:
+        shift = len(head) - first  # from a token of the text to its place
+        inside = answer is not None and first <= answer[0] and answer[1] < past
+        places = range(first, past)
+        yield Feature(
+            question=number,
+            tokens=(*head, *text.ids[first:past], sep),
+            types=(*[0] * len(head), *[1] * (past - first + 1)),
+            offsets={i + shift: text.offsets[i] for i in places},
+            best=frozenset(i + shift for i in places if _best_span(spans, i) == (first, past)),
+            start=answer[0] + shift if inside and answer else 0,
+            end=answer[1] + shift if inside and answer else 0,
+        )
+
+
+def _spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Spans (first, past the last) of at most `room` tokens, `stride` apart."""
+    first = 0
+    while first + room < tokens:
+        yield first, first + room
+        first += min(room, stride)
+    yield first, tokens
+
+
+def _best_span(spans: Sequence[tuple[int, int]], token: int) -> tuple[int, int]:
+    """The span with the most context around a token: the smaller side, longer spans a little
+    before others, the first of equals."""
+
+    def context(span: tuple[int, int]) -> float:
+        first, past = span
+        if not first <= token < past:
+            return -1.0
+        return min(token - first, past - 1 - token) + 0.01 * (past - first)
+
+    return max(spans, key=context)
+
+
+def _answer_tokens(
+    question: Question, offsets: Sequence[tuple[int, int]]
+) -> tuple[int, int] | None:
+    """The first and last token that the first answer touches; None where the text at its place is
+    another (the script, too, then passes over the answer)."""
+    text, start = question.answers[0]
+    end = start + len(text)
+    if question.context[start:end] != text:
+        return None
+    touched = [i for i, (first, past) in enumerate(offsets) if first < end and past > start]
+    return (touched[0], touched[-1]) if touched else None
+
+
+def arrays(found: Sequence[Feature], length: int = LENGTH) -> tuple[Any, Any]:
+    """x (features, 3, length) int32, tokens, types and mask, and y (features, 2) int64, the first
+    and last place of the answer."""
+    x = np.zeros((len(found), 3, length), np.int32)
+    for row, feature in zip(x, found, strict=True):
+        used = len(feature.tokens)
+        row[:, :used] = feature.tokens, feature.types, [1] * used
+    y = np.array([(f.start, f.end) for f in found], np.int64).reshape(-1, 2)
+    return x, y
+
+
+# Answers and their scores
+
+
+def answers(
+    questions: Sequence[Question],
+    found: Sequence[Feature],
+    logits: Scores,
+    *,
+    best: int = BEST,
+    longest: int = LONGEST,
+) -> dict[str, str]:
+    """The answer to every question, by id, from logits (features, 2, length).
+
+    Over the features of a question: the pair of one of the `best` starts and one of the `best`
+    ends with the largest sum of logits whose start has its most context in that feature and
+    which spans at most `longest` tokens; "" where there is none.
+    """
+    winners: dict[int, tuple[float, str]] = {}
+    for feature, (starts, ends) in zip(found, logits, strict=True):
+        context = questions[feature.question].context
+        for score, (first, past) in _candidates(feature, starts, ends, best, longest):
+            if feature.question not in winners or score > winners[feature.question][0]:
+                winners[feature.question] = score, context[first:past]
+    return {q.id: winners.get(number, (0.0, ""))[1] for number, q in enumerate(questions)}
+
+
+def _candidates(
+    feature: Feature, starts: Scores, ends: Scores, best: int, longest: int
+) -> Iterator[tuple[float, tuple[int, int]]]:
+    """Sums of logits, and characters of the text, of the spans that are answers."""
+    for i in _largest(starts, best):
+        for j in _largest(ends, best):
+            known = i in feature.best and j in feature.offsets
+            if known and i <= j < i + longest:
+                yield float(starts[i] + ends[j]), (feature.offsets[i][0], feature.offsets[j][1])
+
+
+def _largest(scores: Scores, count: int) -> list[int]:
+    order: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
+    return order
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and spare white space, as the official evaluation.
+
+    >>> normalise_answer("The  Denver Broncos!")
+    'denver broncos'
+    """
+    plain = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def exact_match(given: str, answer: str) -> float:
+    """1 where both are the same after `normalise_answer`, else 0."""
+    return float(normalise_answer(given) == normalise_answer(answer))
+
+
+def f1(given: str, answer: str) -> float:
+    """The harmonic mean of precision and recall over the words of `normalise_answer`."""
+    a, b = normalise_answer(given).split(), normalise_answer(answer).split()
+    same = sum((Counter(a) & Counter(b)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(a), same / len(b)
+    return 2.0 * precision * recall / (precision + recall)
+
+
+def score(questions: Iterable[Question], given: Mapping[str, str]) -> dict[str, float]:
+    """Exact match and F1 in percent, of every question the best over its answers; an answer that
+    is not given counts 0."""
+    every = list(questions)
+
+    def mean(measure: Callable[[str, str], float]) -> float:
+        each = (
+            max(measure(given[q.id], answer) for answer, _ in q.answers) if q.id in given else 0.0
+            for q in every
+        )
+        return 100.0 * sum(each) / len(every)
+
+    return {"exact_match": mean(exact_match), "f1": mean(f1)}
+
+
+# The data set
+
+
+@dataclass(frozen=True, eq=False)
+class Squad(Dataset):
+    """Features of SQuAD v1.1: x (features, 3, length) int32 and y (features, 2), see `arrays`;
+    the test set is the development set. questions, found: of the test set, for `answers`."""
+
+    questions: Sequence[Question] = field(default=(), repr=False)
+    found: Sequence[Feature] = field(default=(), repr=False)
+
+    @property
+    def evaluated(self) -> int:
+        """Features that are evaluated at once."""
+        return 32
+
+
+def named(name: str) -> bool:
+    """Whether a data set's name is squad, squad:FOLDER or sample-squad."""
+    return name in (NAMED, SAMPLE) or name.startswith(f"{NAMED}:")
+
+
+def load(
+    name: str, data_dir: str | Path | None = None, *, lower: bool = True, **sizes: int
+) -> Squad:
+    """SQuAD v1.1 of a folder: train-v1.1.json, dev-v1.1.json (or .json.gz) and vocab.txt, the
+    vocabulary of the BERT that is fine-tuned.
+
+    name: "squad:FOLDER", or "squad", looked for in data_dir, $NPDRT_DATA and the user's cache; or
+    "sample-squad", questions that are made up.
+    lower: lower case, also with a cased vocabulary, as in the Fromage experiments. sizes: length,
+    stride and query of `features`. Raises Unavailable or Error where the folder or a library is
+    not there, FileRefused where a file is missing or malformed.
+    """
+    if name == SAMPLE:
+        return _sample(SAMPLE_SIZES | sizes)
+    folder = Path(name.removeprefix(f"{NAMED}:")) if ":" in name else _place(data_dir)
+    if not folder.is_dir():
+        raise Error(f"no folder {folder}")
+    paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
+    vocabulary = _path(folder, "vocab.txt")
+    files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}
+    digests = {what: hashlib.sha256(contents(path)).hexdigest() for what, path in files.items()}
+    parts = {part: read(path) for part, path in paths.items()}
+    return of(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
+
+
+def of(
+    name: str,
+    parts: Mapping[str, Sequence[Question]],
+    tokenizer: Any,
+    digests: dict[str, str],
+    **sizes: int,
+) -> Squad:
+    """The data set of the questions in `parts`, "train" and "dev"."""
+    found = {part: features(questions, tokenizer, **sizes) for part, questions in parts.items()}
+    length = sizes.get("length", LENGTH)
+    (x, y), (x_test, y_test) = (arrays(found[part], length) for part in ("train", "dev"))
+    return Squad(
+        name,
+        x=x,
+        y=y,
+        x_test=x_test,
+        y_test=y_test,
+        classes=length,
+        image_shape=None,
+        digests=digests,
+        scale=None,
+        notes=tuple(_notes(parts["train"])),
+        vocabulary=tokenizer.get_vocab_size(),
+        questions=parts["dev"],
+        found=found["dev"],
+    )
+
+
+def _notes(questions: Sequence[Question]) -> Iterator[str]:
+    lost = sum(q.context[s : s + len(t)] != t for q in questions for t, s in q.answers[:1])
+    if lost:
+        yield f"{lost} of {len(questions):,} training answers are not at their places; passed over"
+
+
+def _sample(sizes: Mapping[str, int]) -> Squad:
+    """The questions of `npdrt.data.sample`, and a token for each of its words."""
+    numbers = {token: i for i, token in enumerate((*SPECIAL, *sample.words()))}
+    parts = {
+        part: [
+            Question(f"{part}-{i}", question, context, ((answer, start),))
+            for i, (question, context, answer, start) in enumerate(sample.paragraphs(part))
+        ]
+        for part in sample.PARAGRAPHS
+    }
+    said = "\n".join((*numbers, *(f"{q}" for found in parts.values() for q in found)))
+    digests = {"vocabulary": hashlib.sha256(said.encode()).hexdigest()}
+    return of(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
+
+
+def _place(data_dir: str | Path | None) -> Path:
+    places = folders(NAMED, data_dir)
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    raise Unavailable(
+        f"data set {NAMED!r} is not on this machine; looked in {', '.join(map(str, places))}. Put "
+        "train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
+    )
+
+
+def _path(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileRefused(f"{folder}: expected {name} or {name}.gz; found neither")

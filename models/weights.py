@@ -1,0 +1,125 @@
+"""Parameters under the names of other frameworks, in safetensors files, both ways.
+
+A model that has `pytorch_names()`, ours -> theirs, can be read and written. The shapes are the
+same on both sides, so the bits are too. Pickles (.bin, .pt) are not read: they run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from npdrt.arrays import Params, to_host
+from npdrt.errors import FileRefused, Unavailable
+from npdrt.store import atomic
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+SHOWN = 8  # names in a message
+# What files for other heads hold beside the encoder, and buffers that are no parameters.
+OTHER_HEADS = ("bert.pooler.", "cls.", "classifier.")
+BUFFERS = ("bert.embeddings.position_ids", "pos_encoder.pe", "src_mask")
+
+
+class Named(Protocol):
+    """What a model tells of its parameters."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter."""
+
+    def pytorch_names(self) -> dict[str, str]:
+        """Our name -> theirs."""
+
+
+def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
+    """The parameters of `model` from a safetensors file, on the host, under our names.
+
+    The file's floats are kept as they are (float16, float32 or float64). optional: parameters
+    that the file may lack; they are left out. Old files call a norm's weight gamma and its bias
+    beta, and a file of the bare encoder has no prefix "bert."; both are understood. Arrays of
+    BERT's other heads (pooler, cls) are passed over.
+
+    Raises Unavailable without the library, FileRefused where the file is not safetensors, or
+    lacks a parameter, or has one too many or of another shape: all such names are listed.
+    """
+    found = _our_spelling(read(path))
+    names, shapes = model.pytorch_names(), model.shapes()
+    missing = [t for ours, t in names.items() if t not in found and ours not in optional]
+    extra = [t for t in found if t not in set(names.values()) and not _passed_over(t)]
+    if missing or extra:
+        said = [_list("missing", missing), _list("unknown", extra)]
+        raise FileRefused(
+            f"{path} does not fit the model: {'; '.join(filter(None, said))}; use the file of a "
+            "model with the same fields (layers, width, ...)"
+        )
+    held = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+    wrong = [
+        f"{names[n]} is {v.dtype}{v.shape}, the model has floats {shapes[n]}"
+        for n, v in held.items()
+        if v.shape != tuple(shapes[n]) or v.dtype.kind != "f"
+    ]
+    if wrong:
+        raise FileRefused(f"{path} does not fit the model: {_list('shapes', wrong)}")
+    return dict(held)
+
+
+def save(path: Path, model: Named, params: Params) -> None:
+    """Write the parameters of `model` as safetensors under the names of the other framework,
+    atomically; PyTorch and Hugging Face read it (metadata format "pt")."""
+    numpy, names = _library(), model.pytorch_names()
+    values = {names[n]: np.ascontiguousarray(to_host(v)) for n, v in params.items()}
+    atomic.replace(path, numpy.save(values, metadata={"format": "pt"}))
+
+
+def read(path: Path) -> Arrays:
+    """Every array of a safetensors file, all floats in it finite."""
+    numpy = _library()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        arrays: Arrays = numpy.load(data)
+    except Exception as error:  # SafetensorError, KeyError of a dtype that NumPy has not
+        raise FileRefused(
+            f"{path} is not a safetensors file that can be read: {type(error).__name__}: {error} "
+            "(pickles such as pytorch_model.bin are not read: save them as safetensors, in float32)"
+        ) from error
+    bad = [n for n, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if bad:
+        raise FileRefused(f"{path}: {_list('not finite', bad)}")
+    return arrays
+
+
+def _our_spelling(found: Mapping[str, Any]) -> Arrays:
+    """Old names of norms as new ones, and the prefix of the bare encoder."""
+    bare = any(name.startswith(("embeddings.", "encoder.layer.")) for name in found)
+    spelled = {}
+    for name, value in found.items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        inside = bare and name.startswith(("embeddings.", "encoder.layer.", "pooler."))
+        spelled[f"bert.{name}" if inside else name] = value
+    return spelled
+
+
+def _passed_over(name: str) -> bool:
+    return name in BUFFERS or name.startswith(OTHER_HEADS)
+
+
+def _list(what: str, names: list[str]) -> str:
+    """At most SHOWN of the names, and how many more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def _library() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise Unavailable(
+            'safetensors is not installed; install it with pip install "npdrt[text]"'
+        ) from error
+    return safetensors.numpy

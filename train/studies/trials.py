@@ -1,0 +1,217 @@
+"""Runs that differ in their seeds, as means and deviations beside the authors' (the tables).
+
+A run's training loss and accuracy are means over an epoch's minibatches, each before its step; its
+test numbers are over the whole set after the epoch, with running statistics. Where the authors
+measured their test accuracy in training mode, so does the measure "batch test_accuracy": every
+part of the test set, of as many images as the option `batch_statistics` says, is normalised with
+its own statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from npdrt import arrays, data, store
+from npdrt.arrays import to_device, to_host
+from npdrt.store import atomic
+from npdrt.train.config import build_model, example_shape
+from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.step import Task
+from npdrt.train.studies import Report, Stopped, Table, Work, answers
+from npdrt.train.sweep import Run
+
+# by: settings that tell groups of runs apart; measures: "train_loss", "train_loss@50" (after 50
+# epochs), "max test_accuracy", "batch test_accuracy", "test_perplexity at least valid_loss" (at
+# the epoch where that is least), "f1"; remarks: sentences that are printed.
+OPTIONS = ("by", "measures", "batch_statistics", "remarks")
+Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings in `by`
+LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
+          "test_loss": "test loss", "test_accuracy": "test accuracy",
+          "train_perplexity": "training perplexity",
+          "test_perplexity": "test perplexity"}  # fmt: skip
+
+
+def report(work: Work) -> Report:
+    """A table a measure, all runs, and the curves of each group's mean."""
+    options, groups = work.recipe.options, _groups(work)
+    found = {run: _measures(work, run, i) for i, run in enumerate(work.runs)}
+    tables = [_table(work, groups, found, name) for name in options["measures"]]
+    panels = tuple(_panels(options["by"], groups))
+    notes = ("Mean and population standard deviation over the trials.", *options["remarks"])
+    return Report(
+        (*tables, _every(work, groups, found)),
+        Figure("trials", work.recipe.title, panels, columns=2),
+        notes,
+    )
+
+
+def setting(run: Run, name: str) -> Any:
+    """A setting by its name in a recipe, such as "optimizer_options.norm_bound"; None where the
+    run has it not."""
+    group, _, option = name.partition(".")
+    value = getattr(run.config, group)
+    return value.get(option) if option else value
+
+
+def _groups(work: Work) -> Groups:
+    groups: Groups = {}
+    for run in work.runs:
+        key = tuple(setting(run, name) for name in work.recipe.options["by"])
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+# --- measures --------------------------------------------------------------------------------
+
+
+def _measures(work: Work, run: Run, index: int) -> dict[str, float]:
+    """Every measure of a run that it has; none where it diverged."""
+    if work.stop():
+        raise Stopped
+    work.progress("measures", index + 1, len(work.runs))
+    if "diverged" in (run.result or {}):
+        return {}
+    history = run.records("epoch")
+    values = {name: _measure(work, run, history, name) for name in work.recipe.options["measures"]}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float | None:
+    if name == "batch test_accuracy":
+        return with_batch_statistics(work, run, work.recipe.options["batch_statistics"])
+    if name in answers.MEASURES:
+        return answers.scores(work, run)[name]
+    if " at least " in name:
+        what, least = name.split(" at least ")
+        return float(min(history, key=lambda record: record[least])[what]) if history else None
+    what, _, epoch = name.removeprefix("max ").partition("@")
+    series = [record.get(what) for record in history]
+    if None in series or int(epoch or 1) > len(series):
+        return None
+    if name.startswith("max "):
+        return float(max(series))
+    return float(series[int(epoch or 0) - 1])
+
+
+def with_batch_statistics(work: Work, run: Run, size: int) -> float:
+    """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
+    kept in the run's directory."""
+    path = run.path / f"batch-statistics-{size}.json"
+    if not path.exists():
+        value = {"test_accuracy": _in_training_mode(work, run, size)}
+        atomic.replace(path, json.dumps(value).encode())
+    return float(json.loads(path.read_text())["test_accuracy"])
+
+
+def _in_training_mode(work: Work, run: Run, size: int) -> float:
+    config, where = run.config, arrays.device(work.options.device)
+    source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
+    if source.x_test is None or source.y_test is None:
+        return float("nan")
+    model, checkpoint = build_model(config, source), store.load_newest(run.path)[0]
+    task, shape, right = Task(model, source.classes), example_shape(model, source), 0
+    with arrays.on(where):
+        params, buffers = (
+            {name: to_device(value, where) for name, value in group.items()}
+            for group in (checkpoint.params, checkpoint.buffers)
+        )
+        for start in range(0, len(source.y_test), size):
+            x = source.x_test[start : start + size]
+            x = to_device(x.reshape(len(x), *shape).astype(config.dtype), where)
+            y = to_device(source.y_test[start : start + size], where)
+            right += int(to_host(task.correct(model.apply(params, buffers, x, train=True)[0], y)))
+    return right / len(source.y_test)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _table(work: Work, groups: Groups, found: Mapping[Run, Any], name: str) -> Table:
+    """A row a group: what the authors have of a measure, and our mean and deviation."""
+    by, rows = work.recipe.options["by"], []
+    for key, runs in groups.items():
+        values = [found[run][name] for run in runs if name in found[run]]
+        lost = sum("diverged" in (run.result or {}) for run in runs)
+        theirs = _spread(_authors(work, key).get(name))
+        rows.append((*map(_cell, key), *theirs, *_spread(values), len(runs), lost))
+    columns = ("authors", "+-", "npdrt", "+-", "trials", "diverged")
+    return Table(_title(name), (*map(_short, by), *columns), tuple(rows))
+
+
+def _authors(work: Work, key: tuple[Any, ...]) -> Mapping[str, Any]:
+    """The row of the recipe's reference with the values of a group; {} where there is none, or
+    the runs have other data."""
+    by, reference = [_short(name) for name in work.recipe.options["by"]], work.recipe.reference
+    same = reference.get("data") == work.runs[0].config.data
+    for row in reference.get("row", []) if same else []:
+        if all(row.get(name) == value for name, value in zip(by, key, strict=True)):
+            return dict(row)
+    return {}
+
+
+def _spread(values: Any) -> tuple[float | None, float | None]:
+    """Mean and population deviation of some trials, or those printed as {mean, std}."""
+    if isinstance(values, Mapping):
+        return values["mean"], values.get("std")
+    if not values:
+        return None, None
+    return float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None
+
+
+def _every(work: Work, groups: Groups, found: Mapping[Run, Any]) -> Table:
+    """A row a run."""
+    options, rows = work.recipe.options, []
+    for key, runs in groups.items():
+        for run in runs:
+            numbers = (found[run].get(name) for name in options["measures"])
+            state = "diverged" if "diverged" in (run.result or {}) else ""
+            rows.append((*map(_cell, key), run.config.seed, *numbers, state))
+    columns = (*map(_short, options["by"]), "seed", *map(_title, options["measures"]), "")
+    return Table("Every run", columns, tuple(rows))
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _cell(value: Any) -> Any:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else value
+
+
+def _title(name: str) -> str:
+    """The measure in words."""
+    if " at least " in name:
+        what, least = name.split(" at least ")
+        return f"{LABELS.get(what, what)} at the least {least}"
+    largest, batch = name.startswith("max "), name.startswith("batch ")
+    what, _, epoch = name.removeprefix("max ").removeprefix("batch ").partition("@")
+    words = LABELS.get(what, what)
+    words = f"largest {words}" if largest else words
+    return words + (f" after {epoch} epochs" if epoch else ", batch statistics" if batch else "")
+
+
+# --- the figure ------------------------------------------------------------------------------
+
+
+def _panels(by: Sequence[str], groups: Groups) -> Iterator[Panel]:
+    """The mean over each group's trials of loss and accuracy against the epoch."""
+    for what, words in LABELS.items():
+        lines = tuple(_lines(by, groups, what))
+        if lines:
+            positive = "loss" in what and all((line.y > 0).all() for line in lines)
+            yield Panel(words, "epoch", words, lines, ylog=positive)
+
+
+def _lines(by: Sequence[str], groups: Groups, what: str) -> Iterator[Line]:
+    for group, (key, runs) in enumerate(groups.items()):
+        finished = [run for run in runs if "diverged" not in (run.result or {})]
+        curves = [[r[what] for r in run.records("epoch") if what in r] for run in finished]
+        if curves and curves[0]:
+            mean = np.mean(curves, axis=0)
+            names = (f"{_short(name)} {_cell(v)}" for name, v in zip(by, key, strict=True))
+            style = "line" if len(mean) > 1 else "points"
+            yield Line(", ".join(names), range(1, len(mean) + 1), mean, style, group=group)
