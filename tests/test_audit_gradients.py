@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from npdrt import data, ops
-from npdrt.autodiff import PRIMITIVES, primitive
+from npdrt.autodiff import PRIMITIVES, detach, primitive
 from npdrt.cli import cli
 from npdrt.conform import gradients
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Problem, audit, compare, relative
 from npdrt.errors import Error, Unavailable
-from npdrt.models import MLP
+from npdrt.models import MLP, ResNet18, Transformer
 from npdrt.models.mlp import NONLINEARITIES
 
 RNG = np.random.default_rng(7)
@@ -108,6 +108,47 @@ def test_every_option(oracle: str, options: dict[str, Any]) -> None:
     assert found.comparisons[0].error <= 1e-12
     assert found.agrees
     assert found.spread is None
+
+
+TEXT = {"vocabulary": 11, "width": 8, "heads": 2, "layers": 2, "hidden": 6}
+IMAGES = {"outputs": 3, "width": 2, "image_shape": (2, 8, 8)}
+LATER: dict[str, Any] = {
+    "transformer": Transformer(**TEXT),
+    "transformer, norms first": Transformer(**TEXT, pre_norm=True, tied=True, nonlinearity="gelu"),
+    "resnet18": ResNet18(**IMAGES),
+    "resnet18, norms last": ResNet18(**IMAGES, pre_activation=False, shortcut="modified"),
+}
+
+
+def later(name: str) -> Problem:
+    """A model of LATER on random tokens or images."""
+    model, start = LATER[name], {"seed": 3, "dtype": "float64"}
+    if isinstance(model, Transformer):
+        x, y = np.random.default_rng(1).integers(0, 11, (2, 5, 3))
+        return Problem(model, model.init(**start), {}, x, y)
+    x = np.random.default_rng(1).standard_normal((6, 2, 8, 8))
+    return Problem(model, model.init(**start), model.buffers(**start), x, Y)
+
+
+@oracles
+@pytest.mark.parametrize("name", LATER)
+def test_later_models(oracle: str, name: str) -> None:
+    found = audit(later(name), against=[oracle])
+    assert found.comparisons[0].error <= 1e-12
+    assert list(found.comparisons[0].errors) == list(LATER[name].shapes())
+    assert found.agrees
+    assert found.zero == ()
+
+
+@some_oracle
+def test_a_wrong_convolution_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv2d = ops.conv2d
+    monkeypatch.setattr(
+        ops, "conv2d", lambda x, w, b=None, **s: conv2d(x, w + 1e-9 * (w - detach(w)), b, **s)
+    )
+    found = audit(later("resnet18"), against=INSTALLED[:1])
+    assert "stages/01/blocks/00/shortcut/weight" in found.comparisons[0].beyond(1e-12)
+    assert "linear/weight" not in found.comparisons[0].beyond(1e-12)
 
 
 @oracles
@@ -332,6 +373,19 @@ def test_the_report_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert json.loads(result.stdout)["agrees"] is False
     assert call(*options, "--tolerance", "1e-8").exit_code == 0
+
+
+@some_oracle
+def test_text_and_images() -> None:
+    one = ("--against", INSTALLED[0])
+    words = ("--model", "transformer", "--data", "sample-text", "--width", "4", "--batch", "3")
+    result = call(*words, "--set", "layers=1", "--set", "hidden=4", *one)
+    assert result.exit_code == 0, result.output
+    assert "heads 2, hidden 4" in result.output
+    assert "3 streams of sample-text" in result.output
+    result = call("--model", "resnet18", "--width", "2", "--batch", "4", *one)
+    assert result.exit_code == 0, result.output
+    assert "4 examples of digits" in result.output
 
 
 @some_oracle

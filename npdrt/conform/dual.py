@@ -117,6 +117,18 @@ def elementwise(value: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Cal
     return lambda array: each(lambda x: x.chain(value(x.value), slope(x.value)), array)
 
 
+def exp(x: Dual) -> Dual:
+    """e**x."""
+    y = mpmath().exp(x.value)
+    return x.chain(y, y)
+
+
+def sqrt(x: Dual) -> Dual:
+    """The root of a positive number."""
+    y = mpmath().sqrt(x.value)
+    return x.chain(y, 1 / (2 * y))
+
+
 def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """sum_i cotangent_i * d output_i / d variable for every variable of an array, as mpf; and the
     condition of these sums: the largest sum of absolute terms over the largest absolute sum.

@@ -1,8 +1,8 @@
 """npdrt's gradients against those of autograd, PyTorch and JAX.
 
-Each of these oracles has the forward pass and the loss written anew in its own operations, and
-differentiates them itself, in float64 on the CPU. An oracle is imported when it is asked, and
-leaves no setting of its library changed.
+Each of these oracles has the forward pass and the loss written anew in its own operations (later
+networks once for all three), and differentiates them itself, in float64 on the CPU. An oracle is
+imported when it is asked, and leaves no setting of its library changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from itertools import combinations
 from typing import Any
@@ -24,7 +24,7 @@ from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
 from npdrt.errors import Error, Unavailable
-from npdrt.models import MLP
+from npdrt.models import MLP, ResNet18, Transformer
 
 Answer = tuple[float, Params]  # a loss and its gradients by parameter, on the host
 
@@ -37,11 +37,12 @@ TOLERANCES = {"float64": 1e-12, "float32": 1e-3}
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The audited loss: mean softmax cross-entropy of a model's logits, in nats, training mode.
+    """The audited loss: mean softmax cross-entropy of a model's logits, in nats, training mode
+    without dropout.
 
-    model: one of the types in FORWARDS. params, buffers: its arrays by name. x: (batch, inputs).
-    y: integer labels (batch,). All arrays are NumPy's; params, buffers and x are of one dtype,
-    that of npdrt's pass.
+    model: one of the types in FORWARDS. params, buffers: its arrays by name. x: what the model
+    takes, (batch, ...) or tokens. y: integer labels, one for every row of logits. All arrays are
+    NumPy's; params, buffers and x, tokens apart, are of one dtype, that of npdrt's pass.
     """
 
     model: Any
@@ -49,6 +50,11 @@ class Problem:
     buffers: Params
     x: Any
     y: Any
+
+    @property
+    def dtype(self) -> str:
+        """That of npdrt's pass."""
+        return str(next(iter(self.params.values())).dtype)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def audit(
 ) -> Audit:
     """Hold npdrt's loss and gradients against the oracles, per parameter array.
 
-    tolerance: see `Comparison`; None is that of TOLERANCES for the dtype of problem.x. The oracles
+    tolerance: see `Comparison`; None is that of TOLERANCES for problem.dtype. The oracles
     compute in float64 on the same values, so that an error of a float32 pass is npdrt's. Two are
     none of a formula: a relu whose argument rounds to the other side of 0, and derivatives below
     float32's range of 1e-38, as under 50 layers of sigmoid. Nothing widens the tolerance: an array
@@ -123,7 +129,7 @@ def audit(
     Raises Unavailable where a named oracle, or every one, is not installed; Error for a model
     without a row in FORWARDS, an unknown oracle, or a tolerance that is negative or not finite.
     """
-    limit = TOLERANCES[str(problem.x.dtype)] if tolerance is None else tolerance
+    limit = TOLERANCES[problem.dtype] if tolerance is None else tolerance
     _check(problem, limit, against)
     absent = _absent(against)
     loss, grads = ours(problem)
@@ -259,7 +265,9 @@ def _widened(problem: Problem) -> Problem:
         {name: np.array(value, np.float64) for name, value in arrays.items()}
         for arrays in (problem.params, problem.buffers)
     )
-    x, y = np.array(problem.x, np.float64), np.array(problem.y, np.int64)
+    whole = np.issubdtype(problem.x.dtype, np.integer)
+    x = np.array(problem.x, np.int64 if whole else np.float64)
+    y = np.array(problem.y, np.int64)
     return replace(problem, params=params, buffers=buffers, x=x, y=y)
 
 
@@ -273,13 +281,14 @@ def _layers(model: MLP) -> list[tuple[str, bool]]:
 
 
 def _by_autograd(problem: Problem) -> Answer:
-    anp, rows = _library("autograd.numpy"), np.arange(len(problem.y))
+    anp, rows = _library("autograd.numpy"), np.arange(problem.y.size)
 
     def loss(params: Params) -> Any:
         z = FORWARDS[type(problem.model)]["autograd"](problem, params)
+        z = anp.reshape(z, (-1, z.shape[-1]))
         top = np.max(_value(z), axis=1, keepdims=True)
         log_sum = anp.log(anp.sum(anp.exp(z - top), axis=1)) + top[:, 0]
-        return anp.mean(log_sum - z[rows, problem.y])
+        return anp.mean(log_sum - z[rows, problem.y.reshape(-1)])
 
     value, grads = _library("autograd").value_and_grad(loss)(problem.params)
     return float(value), grads
@@ -344,7 +353,8 @@ def _by_torch(problem: Problem) -> Answer:
     with torch.enable_grad(), torch.device("cpu"):
         params = {n: torch.tensor(value, requires_grad=True) for n, value in problem.params.items()}
         logits = FORWARDS[type(problem.model)]["torch"](problem, params)
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(problem.y))
+        labels = torch.tensor(problem.y).flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels)
         grads = torch.autograd.grad(loss, list(params.values()))
     return loss.item(), {n: g.numpy() for n, g in zip(params, grads, strict=True)}
 
@@ -394,7 +404,7 @@ def _by_jax(problem: Problem) -> Answer:
 
     def loss(params: Params, y: Any) -> Any:
         log_p = jax.nn.log_softmax(FORWARDS[type(problem.model)]["jax"](problem, params))
-        return -jax.numpy.mean(jax.numpy.take_along_axis(log_p, y[:, None], axis=1))
+        return -jax.numpy.mean(jax.numpy.take_along_axis(log_p, y[..., None], axis=-1))
 
     with _double(jax), jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = {name: jax.numpy.asarray(value) for name, value in problem.params.items()}
@@ -449,6 +459,175 @@ def _phi_jax(name: str) -> Callable[[Any], Any]:
     return table[name]
 
 
+# --- networks that are written once, of operations of each oracle ---------------------------------
+
+
+@dataclass(frozen=True)
+class Library:
+    """Operations of an oracle, beside those that arrays have everywhere: @, +, .mean(axes), ...
+
+    array: from NumPy's. phi: a nonlinearity by name. convolve: of (x, weight, stride, padding),
+    images (N, C, H, W). batch_norm, layer_norm: of (x, gain, bias), eps 1e-5, over all but the
+    channels and over the last axis. attend: causal attention of queries, keys and values.
+    """
+
+    array: Callable[[Any], Any]
+    phi: Callable[[str], Callable[[Any], Any]]
+    convolve: Callable[[Any, Any, int, int], Any]
+    batch_norm: Callable[[Any, Any, Any], Any]
+    layer_norm: Callable[[Any, Any, Any], Any]
+    attend: Callable[[Any, Any, Any], Any]
+
+
+def _operations_autograd() -> Library:
+    anp = _library("autograd.numpy")
+
+    def convolve(x: Any, weight: Any, stride: int, padding: int) -> Any:
+        """Tap by tap."""
+        x = anp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), "constant")
+        size = weight.shape[-1]
+        high, wide = ((n - size) // stride * stride + 1 for n in x.shape[2:])
+        return sum(
+            anp.einsum("nchw,oc->nohw", x[:, :, i : i + high : stride, j : j + wide : stride],
+                       weight[:, :, i, j])
+            for i in range(size)
+            for j in range(size)
+        )  # fmt: skip
+
+    def standardised(x: Any, axes: tuple[int, ...]) -> Any:
+        centred = x - anp.mean(x, axis=axes, keepdims=True)
+        return centred / anp.sqrt(anp.mean(centred**2, axis=axes, keepdims=True) + 1e-5)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        seen = np.tri(q.shape[-2], k.shape[-2])
+        scores = anp.matmul(q, anp.swapaxes(k, -1, -2)) / math.sqrt(q.shape[-1])
+        weights = anp.exp(scores - np.max(_value(scores), axis=-1, keepdims=True)) * seen
+        return anp.matmul(weights / anp.sum(weights, axis=-1, keepdims=True), v)
+
+    return Library(
+        np.asarray,
+        _phi_autograd,
+        convolve,
+        lambda x, a, b: standardised(x, (0, 2, 3)) * a[:, None, None] + b[:, None, None],
+        lambda x, a, b: standardised(x, (-1,)) * a + b,
+        attend,
+    )
+
+
+def _operations_torch() -> Library:
+    torch = _library("torch")
+    functional = torch.nn.functional
+    return Library(
+        torch.tensor,
+        _phi_torch,
+        lambda x, weight, stride, padding: functional.conv2d(x, weight, None, stride, padding),
+        lambda x, a, b: functional.batch_norm(x, None, None, a, b, training=True),
+        lambda x, a, b: functional.layer_norm(x, x.shape[-1:], a, b),
+        lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
+    )
+
+
+def _operations_jax() -> Library:
+    jax, jnp = _library("jax"), _library("jax.numpy")
+
+    def convolve(x: Any, weight: Any, stride: int, padding: int) -> Any:
+        around = [(padding, padding)] * 2
+        return jax.lax.conv_general_dilated(x, weight, (stride, stride), around)
+
+    def batch_norm(x: Any, a: Any, b: Any) -> Any:
+        normal = jax.nn.standardize(x, axis=(0, 2, 3), epsilon=1e-5)
+        return normal * a[:, None, None] + b[:, None, None]
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("nhqd,nhkd->nhqk", q, k) / math.sqrt(q.shape[-1])
+        seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        return jnp.einsum("nhqk,nhkd->nhqd", jax.nn.softmax(scores, where=seen), v)
+
+    return Library(
+        jnp.asarray,
+        _phi_jax,
+        convolve,
+        batch_norm,
+        lambda x, a, b: jax.nn.standardize(x, epsilon=1e-5) * a + b,
+        attend,
+    )
+
+
+def _resnet(library: Callable[[], Library], problem: Problem, params: Params) -> Any:
+    """Blocks of two 3x3 convolutions, pre-activated or not, on images (N, C, H, W)."""
+    of, before = library(), problem.model.pre_activation
+    relu, modified = of.phi("relu"), problem.model.shortcut == "modified"
+
+    def conv(name: str, h: Any, stride: int = 1) -> Any:
+        weight = params[f"{name}/weight"]
+        return of.convolve(h, weight, stride, weight.shape[-1] // 2)
+
+    def norm(name: str, h: Any) -> Any:
+        return of.batch_norm(h, params[f"{name}/weight"], params[f"{name}/bias"])
+
+    def shortcut(name: str, h: Any, stride: int) -> Any:
+        y = conv(name, h, stride)
+        y = y if before else norm(f"{name}/norm", y)
+        return y + _isometry(of, h, y.shape[1], stride) if modified else y
+
+    h = conv("stem", of.array(problem.x.reshape(-1, *problem.model.image_shape)))
+    h = h if before else relu(norm("norm", h))
+    for name in (n.removesuffix("/conv1/weight") for n in params if n.endswith("/conv1/weight")):
+        stride = 2 if name.endswith("/00") and not name.startswith("stages/00") else 1
+        a = relu(norm(f"{name}/norm1", h)) if before else h
+        skip = shortcut(f"{name}/shortcut", a, stride) if f"{name}/shortcut/weight" in params else h
+        h = conv(f"{name}/conv1", a, stride)
+        h = conv(f"{name}/conv2", relu(norm(f"{name}/norm{2 if before else 1}", h)))
+        h = h + skip if before else relu(norm(f"{name}/norm2", h) + skip)
+    return _affine(params, "linear", h.mean((2, 3)))
+
+
+def _isometry(of: Library, x: Any, outputs: int, stride: int) -> Any:
+    """Sums of squares of pixels over their side, between channels of zeros: a convolution."""
+    inputs = x.shape[1]
+    kernel, first = np.zeros((outputs, inputs, stride, stride)), (outputs - inputs + 1) // 2
+    kernel[np.arange(inputs) + first, np.arange(inputs)] = 1.0 / stride
+    return of.convolve(x, of.array(kernel), stride, 0)
+
+
+def _affine(params: Params, name: str, x: Any) -> Any:
+    return x @ params[f"{name}/weight"].T + params[f"{name}/bias"]
+
+
+def _transformer(library: Callable[[], Library], problem: Problem, params: Params) -> Any:
+    """Causal layers, with norms after the sums or before the branches; tokens (length, batch)."""
+    of, model = library(), problem.model
+    phi, (length, batch), width = of.phi(model.nonlinearity), problem.x.shape, model.width
+
+    def norm(name: str, h: Any) -> Any:
+        return of.layer_norm(h, params[f"{name}/weight"], params[f"{name}/bias"])
+
+    def attention(name: str, h: Any) -> Any:
+        parts = _affine(params, f"{name}/attention/in", h)
+        cut = (batch, length, model.heads, width // model.heads)
+        q, k, v = (
+            parts[:, :, i * width : (i + 1) * width].reshape(cut).swapaxes(1, 2) for i in range(3)
+        )
+        mixed = of.attend(q, k, v).swapaxes(1, 2).reshape((batch, length, width))
+        return _affine(params, f"{name}/attention/out", mixed)
+
+    def mlp(name: str, h: Any) -> Any:
+        return _affine(params, f"{name}/linear2", phi(_affine(params, f"{name}/linear1", h)))
+
+    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, width, 2) / width)
+    places = np.dstack([np.sin(angles), np.cos(angles)]).reshape(length, width)
+    h = params["embedding/weight"][problem.x.T] * math.sqrt(width) + of.array(places)
+    for name in (n.removesuffix("/norm1/weight") for n in params if n.endswith("/norm1/weight")):
+        for last, branch in (("norm1", attention), ("norm2", mlp)):
+            if model.pre_norm:
+                h = h + branch(name, norm(f"{name}/{last}", h))
+            else:
+                h = norm(f"{name}/{last}", h + branch(name, h))
+    h = norm("norm", h) if model.pre_norm else h
+    weight = params["embedding/weight" if model.tied else "decoder/weight"]
+    return h.swapaxes(0, 1) @ weight.T + params["decoder/bias"]
+
+
 # --- the tables, in the order of the report -----------------------------------------------------
 
 ORACLES: dict[str, Callable[[Problem], Answer]] = {
@@ -461,7 +640,14 @@ INSTALL = {
     "torch": "pip install torch",
     "jax": "pip install jax",
 }
+LIBRARIES: dict[str, Callable[[], Library]] = {
+    "autograd": _operations_autograd,
+    "torch": _operations_torch,
+    "jax": _operations_jax,
+}
 # type of a model -> for every oracle, (problem, params in its arrays) -> logits (batch, outputs)
 FORWARDS: dict[type, dict[str, Callable[[Problem, Any], Any]]] = {
     MLP: {"autograd": _mlp_autograd, "torch": _mlp_torch, "jax": _mlp_jax},
+    ResNet18: {name: partial(_resnet, library) for name, library in LIBRARIES.items()},
+    Transformer: {name: partial(_transformer, library) for name, library in LIBRARIES.items()},
 }

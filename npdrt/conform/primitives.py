@@ -14,25 +14,24 @@ tuples are lists, a float is a scalar, a slice {"slice": [start, stop, step]}, a
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-import npdrt.ops  # noqa: F401  (registers the primitives)
 from npdrt.arrays import quiet
 from npdrt.autodiff import PRIMITIVES, Tensor, backward
+from npdrt.conform import primitives_layers
 from npdrt.conform.dual import (
     DIGITS,
     Dual,
     constants,
     each,
     elementwise,
+    exp,
     fill,
     mpmath,
     pull_back,
@@ -40,15 +39,37 @@ from npdrt.conform.dual import (
     variables,
 )
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.primitives_case import (
+    INF,
+    LENIENT,
+    NAN,
+    Case,
+    Draw,
+    apart,
+    case,
+    cotangent_for,
+    either,
+    fixed,
+    largest,
+    near,
+    normal,
+    positive,
+    signs,
+    spread,
+    subnormal,
+    whole,
+)
 from npdrt.errors import FileRefused
-from npdrt.random import Random
 
 TITLE = "Primitives: value and vjp"
 NOTES = {
     "ORDINARY": {"bugType": "BASIC", "description": "values near 1"},
     "ZERO": {"bugType": "EDGE_CASE", "description": "zeros among the arguments, or as the value"},
     "KINK": {"bugType": "DEFINED", "description": "the subgradient that npdrt documents"},
-    "TIE": {"bugType": "DEFINED", "description": "equal candidates share the cotangent equally"},
+    "TIE": {
+        "bugType": "DEFINED",
+        "description": "equal candidates share; max_pool takes the first",
+    },
     "CONVENTION": {"bugType": "DEFINED", "description": "where formulas of one function differ"},
     "INF": {"bugType": "EDGE_CASE", "description": "infinite elements"},
     "NAN": {"bugType": "EDGE_CASE", "description": "NaN among the arguments, or as the value"},
@@ -61,158 +82,8 @@ NOTES = {
     "BROADCAST": {"bugType": "FUNCTIONALITY", "description": "the vjp sums over stretched axes"},
     "CANCELLATION": {"bugType": "EDGE_CASE", "description": "leading digits cancel"},
 }
-SEED = 20200207
 DTYPES = ("float32", "float64")
-INF, NAN = math.inf, math.nan
 Json = dict[str, Any]
-
-# --- arguments -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A float argument still to be drawn: make(stream, format) gives its values, which are then
-    rounded to the format."""
-
-    make: Callable[[Random, Format], Any]
-
-
-def normal(*shape: int) -> Draw:
-    """Values of both signs."""
-    return Draw(lambda stream, number: stream.normal(shape))
-
-
-def spread(scale: float, *shape: int) -> Draw:
-    """Values of both signs, of standard deviation `scale`."""
-    return Draw(lambda stream, number: stream.normal(shape, scale))
-
-
-def positive(*shape: int) -> Draw:
-    """Values in [0.2, 3)."""
-    return Draw(lambda stream, number: stream.uniform(shape, 0.2, 3.0))
-
-
-def apart(*shape: int) -> Draw:
-    """Values of both signs, at least 1/8 from each other and 1/16 from 0: no kink, no tie."""
-    n = math.prod(shape)
-    return Draw(
-        lambda stream, number: ((stream.permutation(n) - n // 2) / 8 + 1 / 16).reshape(shape)
-    )
-
-
-def signs(*shape: int) -> Draw:
-    """-1 or 1."""
-    return Draw(lambda stream, number: np.where(stream.bernoulli(shape, 0.5), 1.0, -1.0))
-
-
-def fixed(values: Any) -> Draw:
-    """These values."""
-    return Draw(lambda stream, number: np.asarray(values, dtype=np.float64))
-
-
-def subnormal(*multiples: float) -> Draw:
-    """Multiples of the smallest positive number."""
-    return Draw(lambda stream, number: np.array(multiples) * number.smallest)
-
-
-def largest(*multiples: float) -> Draw:
-    """Multiples, of at most 1, of the largest finite number."""
-    return Draw(lambda stream, number: np.array(multiples) * number.largest)
-
-
-def near(centre: float, *steps: int) -> Draw:
-    """The neighbours of `centre`: centre + steps * the format's spacing there."""
-    return Draw(lambda stream, number: centre + np.array(steps) * number.ulp(centre))
-
-
-def either(single: Any, double: Any) -> Draw:
-    """One list of values for float32, another for float64."""
-    return Draw(lambda stream, number: np.array(single if number.width == 32 else double, float))
-
-
-def whole(values: Any) -> Any:
-    """An int64 argument."""
-    return np.array(values, dtype=np.int64)
-
-
-def cotangent_for(shape: tuple[int, ...]) -> Any:
-    """Sixteenths of both signs, never 0, without symmetry; exact in every format."""
-    n = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-    return ((7 * n * n + 5 * n + 3) % 23 - 11.5) / 8.0
-
-
-# --- a case ----------------------------------------------------------------------------------
-
-LENIENT = {"KINK", "TIE", "SUBNORMAL", "CONVENTION"}  # flags that make a test "acceptable"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: one call, in every format.
-
-    comment: unique among the cases of an operation. arguments: `Draw`s, integer and boolean
-    arrays, and numbers. constant: positions that are not differentiated besides those that are no
-    floats. value, vjp: what the table states, in place of the reference: nested lists; the
-    cotangent is then 1. units: the tolerance in eps, in place of the operation's.
-    """
-
-    operation: str
-    comment: str
-    arguments: tuple[Any, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    constant: tuple[int, ...] = ()
-    value: Any = None
-    vjp: tuple[Any, ...] | None = None
-    units: float | None = None
-
-    def flag(self, *flags: str) -> Case:
-        """This case with flags."""
-        return replace(self, flags=(*self.flags, *flags))
-
-    def fix(self, *positions: int) -> Case:
-        """This case with arguments that are not differentiated."""
-        return replace(self, constant=positions)
-
-    def gives(self, value: Any, *vjp: Any) -> Case:
-        """This case with a stated value and, an argument each (None: not differentiated), the
-        stated vjp of the cotangent 1."""
-        return replace(self, value=value, vjp=vjp)
-
-    def within(self, units: float) -> Case:
-        """This case with a tolerance of its own, in eps."""
-        return replace(self, units=units)
-
-    def full_settings(self) -> dict[str, Any]:
-        """Every setting of the operation, the default ones too."""
-        parameters = inspect.signature(PRIMITIVES[self.operation]).parameters.values()
-        return {
-            p.name: self.settings.get(p.name, p.default)
-            for p in parameters
-            if p.kind is p.KEYWORD_ONLY
-        }
-
-    def differentiated(self) -> tuple[int, ...]:
-        """The positions of the arguments that have a cotangent."""
-        return tuple(
-            i
-            for i, a in enumerate(self.arguments)
-            if isinstance(a, Draw) and i not in self.constant
-        )
-
-    def realised(self, number: Format) -> list[Any]:
-        """The arguments in a format, floats as float64."""
-        stream = Random(SEED, f"vectors/{self.operation}/{self.comment}")
-        return [
-            number.round(a.make(stream.of(str(i)), number)) if isinstance(a, Draw) else a
-            for i, a in enumerate(self.arguments)
-        ]
-
-
-def case(operation: str, comment: str, *arguments: Any, **settings: Any) -> Case:
-    """A row of the table."""
-    return Case(operation, comment, arguments, settings)
-
 
 # --- the table -------------------------------------------------------------------------------
 
@@ -598,7 +469,10 @@ SHAPES = [
     .gives([[3, 4], [NAN, 1], [INF, 2], [3, 4]], [[1, 1], [1, 1], [2, 2]], None),
 ]  # fmt: skip
 
-CASES: tuple[Case, ...] = (*ELEMENTWISE, *PAIRS, *PRODUCTS, *REDUCTIONS, *LOSSES, *SHAPES)
+CASES: tuple[Case, ...] = (
+    *(*ELEMENTWISE, *PAIRS, *PRODUCTS, *REDUCTIONS, *LOSSES, *SHAPES),
+    *primitives_layers.CASES,
+)
 
 # The tolerance by operation, in eps: npdrt's largest error over the table, in float32 or float64
 # (NumPy 2.4, x86-64), times about 4, since the last bits of exp or tanh and the order of a sum are
@@ -611,15 +485,10 @@ UNITS: dict[str, float] = {
     "minimum": 0, "multiply": 4, "negative": 0, "pad": 0, "power": 16, "relu": 0, "reshape": 0,
     "sigmoid": 8, "softmax": 8, "softmax_cross_entropy": 5, "softplus": 4,
     "spectral_normalise": 12, "sqrt": 3, "squared_error": 4, "subtract": 1, "sum": 4, "tanh": 5,
-    "transpose": 0, "var": 5, "where": 0,
+    "transpose": 0, "var": 5, "where": 0, **primitives_layers.UNITS,
 }  # fmt: skip
 
 # --- references ------------------------------------------------------------------------------
-
-
-def _exp(x: Dual) -> Dual:
-    y = mpmath().exp(x.value)
-    return x.chain(y, y)
 
 
 def _log(x: Dual) -> Dual:
@@ -673,11 +542,11 @@ def _var(row: list[Dual], *, correction: float) -> Dual:
 
 
 def _logsumexp(row: list[Dual]) -> Dual:
-    return _log(_sum([_exp(x) for x in row]))
+    return _log(_sum([exp(x) for x in row]))
 
 
 def _softmax(row: list[Dual]) -> list[Dual]:
-    weights = [_exp(x) for x in row]
+    weights = [exp(x) for x in row]
     total = _sum(weights)
     return [w / total for w in weights]
 
@@ -786,7 +655,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "erf": elementwise(
         lambda x: mpmath().erf(x), lambda x: 2 * mpmath().exp(-x * x) / mpmath().sqrt(mpmath().pi)
     ),
-    "exp": lambda x: each(_exp, x),
+    "exp": lambda x: each(exp, x),
     "gather": lambda x, indices, axis: np.take(x, indices, axis),
     "gelu": elementwise(
         lambda x: x * mpmath().ncdf(x), lambda x: mpmath().ncdf(x) + x * _density(x)
@@ -822,6 +691,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "transpose": lambda x, axes: x.transpose(axes),
     "var": slices(_var),
     "where": _where,
+    **primitives_layers.REFERENCES,
 }  # the value of every primitive, over object arrays of Duals
 
 # --- generation ------------------------------------------------------------------------------

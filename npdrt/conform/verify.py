@@ -125,7 +125,8 @@ def all_groups() -> Iterator[Json]:
 
 def format_of(test: Json) -> str:
     """The format of a primitive or a training step."""
-    return str(test["cotangent" if "cotangent" in test else "x"]["dtype"])
+    array = test["cotangent"] if "cotangent" in test else next(iter(test["params"].values()))
+    return str(array["dtype"])
 
 
 def wanted(group: Json, rule: str | None, formats: Sequence[str]) -> bool:

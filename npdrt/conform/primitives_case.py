@@ -1,0 +1,166 @@
+"""A row of the table of primitives: a call whose float arguments are still to be drawn."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import npdrt.ops  # noqa: F401  (registers the primitives)
+from npdrt.autodiff import PRIMITIVES
+from npdrt.conform.formats import Format
+from npdrt.random import Random
+
+SEED = 20200207
+INF, NAN = math.inf, math.nan
+
+# --- arguments -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A float argument still to be drawn: make(stream, format) gives its values, which are then
+    rounded to the format."""
+
+    make: Callable[[Random, Format], Any]
+
+
+def normal(*shape: int) -> Draw:
+    """Values of both signs."""
+    return Draw(lambda stream, number: stream.normal(shape))
+
+
+def spread(scale: float, *shape: int) -> Draw:
+    """Values of both signs, of standard deviation `scale`."""
+    return Draw(lambda stream, number: stream.normal(shape, scale))
+
+
+def positive(*shape: int) -> Draw:
+    """Values in [0.2, 3)."""
+    return Draw(lambda stream, number: stream.uniform(shape, 0.2, 3.0))
+
+
+def apart(*shape: int) -> Draw:
+    """Values of both signs, at least 1/8 from each other and 1/16 from 0: no kink, no tie."""
+    n = math.prod(shape)
+    return Draw(
+        lambda stream, number: ((stream.permutation(n) - n // 2) / 8 + 1 / 16).reshape(shape)
+    )
+
+
+def signs(*shape: int) -> Draw:
+    """-1 or 1."""
+    return Draw(lambda stream, number: np.where(stream.bernoulli(shape, 0.5), 1.0, -1.0))
+
+
+def fixed(values: Any) -> Draw:
+    """These values."""
+    return Draw(lambda stream, number: np.asarray(values, dtype=np.float64))
+
+
+def subnormal(*multiples: float) -> Draw:
+    """Multiples of the smallest positive number."""
+    return Draw(lambda stream, number: np.array(multiples) * number.smallest)
+
+
+def largest(*multiples: float) -> Draw:
+    """Multiples, of at most 1, of the largest finite number."""
+    return Draw(lambda stream, number: np.array(multiples) * number.largest)
+
+
+def near(centre: float, *steps: int) -> Draw:
+    """The neighbours of `centre`: centre + steps * the format's spacing there."""
+    return Draw(lambda stream, number: centre + np.array(steps) * number.ulp(centre))
+
+
+def either(single: Any, double: Any) -> Draw:
+    """One list of values for float32, another for float64."""
+    return Draw(lambda stream, number: np.array(single if number.width == 32 else double, float))
+
+
+def whole(values: Any) -> Any:
+    """An int64 argument."""
+    return np.array(values, dtype=np.int64)
+
+
+def cotangent_for(shape: tuple[int, ...]) -> Any:
+    """Sixteenths of both signs, never 0, without symmetry; exact in every format."""
+    n = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+    return ((7 * n * n + 5 * n + 3) % 23 - 11.5) / 8.0
+
+
+# --- a case ----------------------------------------------------------------------------------
+
+LENIENT = {"KINK", "TIE", "SUBNORMAL", "CONVENTION"}  # flags that make a test "acceptable"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: one call, in every format.
+
+    comment: unique among the cases of an operation. arguments: `Draw`s, integer and boolean
+    arrays, and numbers. constant: positions that are not differentiated besides those that are no
+    floats. value, vjp: what the table states, in place of the reference: nested lists; the
+    cotangent is then 1. units: the tolerance in eps, in place of the operation's.
+    """
+
+    operation: str
+    comment: str
+    arguments: tuple[Any, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    constant: tuple[int, ...] = ()
+    value: Any = None
+    vjp: tuple[Any, ...] | None = None
+    units: float | None = None
+
+    def flag(self, *flags: str) -> Case:
+        """This case with flags."""
+        return replace(self, flags=(*self.flags, *flags))
+
+    def fix(self, *positions: int) -> Case:
+        """This case with arguments that are not differentiated."""
+        return replace(self, constant=positions)
+
+    def gives(self, value: Any, *vjp: Any) -> Case:
+        """This case with a stated value and, an argument each (None: not differentiated), the
+        stated vjp of the cotangent 1."""
+        return replace(self, value=value, vjp=vjp)
+
+    def within(self, units: float) -> Case:
+        """This case with a tolerance of its own, in eps."""
+        return replace(self, units=units)
+
+    def full_settings(self) -> dict[str, Any]:
+        """Every setting of the operation, the default ones too."""
+        parameters = inspect.signature(PRIMITIVES[self.operation]).parameters.values()
+        return {
+            p.name: self.settings.get(p.name, p.default)
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY
+        }
+
+    def differentiated(self) -> tuple[int, ...]:
+        """The positions of the arguments that have a cotangent."""
+        return tuple(
+            i
+            for i, a in enumerate(self.arguments)
+            if isinstance(a, Draw) and i not in self.constant
+        )
+
+    def realised(self, number: Format) -> list[Any]:
+        """The arguments in a format, floats as float64."""
+        stream = Random(SEED, f"vectors/{self.operation}/{self.comment}")
+        return [
+            number.round(a.make(stream.of(str(i)), number)) if isinstance(a, Draw) else a
+            for i, a in enumerate(self.arguments)
+        ]
+
+
+def case(operation: str, comment: str, *arguments: Any, **settings: Any) -> Case:
+    """A row of the table."""
+    return Case(operation, comment, arguments, settings)
