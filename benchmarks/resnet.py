@@ -35,6 +35,7 @@ from npdrt.random import Random
 LR = 1e-3  # so small that rounding does not part the libraries in a few steps
 EPS, MOMENTUM = 1e-5, 0.1  # of batch normalisation
 Step = Callable[[], float]
+Libraries = dict[str, Callable[[int], Step]]  # by name: from a batch size to a step
 
 
 def data(batch: int) -> tuple[Any, Any]:
@@ -176,7 +177,7 @@ def with_jax(batch: int) -> Step:
     return step
 
 
-LIBRARIES: dict[str, Callable[[int], Step]] = {
+LIBRARIES: Libraries = {
     "npdrt eager": partial(with_npdrt, mode="eager"),
     "npdrt replay": partial(with_npdrt, mode="replay"),
     "npdrt fast": partial(with_npdrt, mode="fast"),
@@ -186,10 +187,10 @@ LIBRARIES: dict[str, Callable[[int], Step]] = {
 }
 
 
-def times(names: list[str], batch: int, steps: int, warm_up: int = 2) -> dict[str, Any]:
+def times(libraries: Libraries, batch: int, steps: int, warm_up: int = 2) -> dict[str, Any]:
     """Seconds of every step and the last loss, by library."""
-    ready = [(name, LIBRARIES[name](batch)) for name in names]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    ready = [(name, make(batch)) for name, make in libraries.items()]
+    seconds: dict[str, list[float]] = {name: [] for name in libraries}
     losses: dict[str, float] = {}
     for turn in range(warm_up + steps):
         first = turn % len(ready)
@@ -204,24 +205,24 @@ def times(names: list[str], batch: int, steps: int, warm_up: int = 2) -> dict[st
 
 
 def peak_of(name: str, batch: int, steps: int) -> int:
-    """Peak resident bytes of a process that makes some steps with one library."""
-    command = [sys.executable, __file__, "--child", name, "--batch", str(batch), "--steps"]
+    """Peak resident bytes of a process of this script that makes some steps with one library."""
+    command = [sys.executable, sys.argv[0], "--child", name, "--batch", str(batch), "--steps"]
     done = subprocess.run([*command, str(steps)], capture_output=True, text=True, env=os.environ)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return int(json.loads(done.stdout.splitlines()[-1])["peak"])
 
 
-def available() -> list[str]:
-    """The libraries that are installed."""
-    found = []
-    for name, make in LIBRARIES.items():
+def available(libraries: Libraries) -> Libraries:
+    """Those that are installed."""
+    found = {}
+    for name, make in libraries.items():
         try:
             make(2)
         except (ImportError, Unavailable) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
         else:
-            found.append(name)
+            found[name] = make
     return found
 
 
@@ -235,24 +236,28 @@ def table(found: dict[str, Any], memory: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Time, and with --memory the peaks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=64)
+def arguments(description: str | None, batch: int) -> argparse.ArgumentParser:
+    """The options of `measure`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after 2 untimed ones")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write PREFIX.md and PREFIX.json too")
-    given = parser.parse_args()
+    return parser
+
+
+def measure(libraries: Libraries, given: argparse.Namespace) -> None:
+    """Time, and with --memory the peaks; or be a child."""
     if given.child:
-        step = LIBRARIES[given.child](given.batch)
+        step = libraries[given.child](given.batch)
         for _ in range(given.steps):
             step()
         print(json.dumps({"peak": peak()}))
         return
-    names = available()
-    memory = {name: peak_of(name, given.batch, 3) for name in names} if given.memory else {}
-    found = times(names, given.batch, given.steps)
+    libraries = available(libraries)
+    memory = {name: peak_of(name, given.batch, 3) for name in libraries} if given.memory else {}
+    found = times(libraries, given.batch, given.steps)
     text = table(found, memory)
     print(text)
     if given.output:
@@ -262,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure(LIBRARIES, arguments(__doc__, batch=64).parse_args())
