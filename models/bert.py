@@ -19,8 +19,15 @@ from npdrt.autodiff import detach
 from npdrt.errors import Error
 from npdrt.models import weights
 from npdrt.models.initialisation import Floats, draw
-from npdrt.models.transformer import Shapes, check_heads, linear, normalised
-from npdrt.ops.dropout import check_rate, keep_mask
+from npdrt.models.transformer import (
+    Shapes,
+    check_heads,
+    dropped,
+    keep_named,
+    linear,
+    normalised,
+)
+from npdrt.ops.dropout import check_rate
 from npdrt.random import Random
 
 EPS = 1e-12  # of every layer normalisation
@@ -156,14 +163,16 @@ class BERT:
         places = params["embeddings/position/weight"][:length, :]
         types = ops.embedding(params["embeddings/token_type/weight"], x[:, 1, :])
         h = normalised(params, "embeddings/norm", words + types + places, EPS)
-        return label(self._dropped(h, random, "embeddings"), "embeddings/output")
+        return label(dropped(self.dropout, h, random, "embeddings"), "embeddings/output")
 
     def _layer(self, params: Params, h: Any, mask: Array, random: Random | None, name: str) -> Any:
         """One layer: attention and mlp, each added to its input and normalised."""
-        out = self._dropped(self._attention(params, h, mask, random, name), random, f"{name}/norm1")
+        out = dropped(
+            self.dropout, self._attention(params, h, mask, random, name), random, f"{name}/norm1"
+        )
         h = normalised(params, f"{name}/norm1", h + out, EPS)
         z = ops.gelu(linear(params, f"{name}/linear1", h))
-        out = self._dropped(linear(params, f"{name}/linear2", z), random, f"{name}/norm2")
+        out = dropped(self.dropout, linear(params, f"{name}/linear2", z), random, f"{name}/norm2")
         return normalised(params, f"{name}/norm2", h + out, EPS)
 
     def _attention(
@@ -179,21 +188,10 @@ class BERT:
             return ops.transpose(rows, axes=(0, 2, 1, 3))
 
         q, k, v = (projected(part) for part in ("query", "key", "value"))
-        keep = self._keep(h, random, name, (batch, self.heads, length, length))
+        keep = keep_named(self.dropout, h, random, name, (batch, self.heads, length, length))
         y = ops.attention(q, k, v, mask, keep, rate=0.0 if keep is None else self.dropout)
         y = ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=(batch, length, width))
         return linear(params, f"{name}/output", y)
-
-    def _dropped(self, h: Any, random: Random | None, name: str) -> Any:
-        keep = self._keep(h, random, name)
-        return h if keep is None else ops.dropout(h, keep, rate=self.dropout)
-
-    def _keep(
-        self, like: Any, random: Random | None, name: str, shape: tuple[int, ...] | None = None
-    ) -> Array | None:
-        """The mask of dropout at a place of that name; None in evaluation."""
-        stream = None if random is None else random.of(f"{name}/dropout")
-        return keep_mask(like, stream, rate=self.dropout, shape=shape)
 
     def _check_input(self, x: Array) -> None:
         if x.ndim != 3 or x.shape[1] != 3 or not 1 <= x.shape[2] <= self.positions:

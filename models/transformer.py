@@ -163,7 +163,7 @@ class Transformer:
         tokens = namespace(x).permute_dims(x, (1, 0))
         h = ops.embedding(params["embedding/weight"], tokens) * math.sqrt(self.width)
         h = h + constant(sinusoids(x.shape[0], self.width), h)
-        h = label(self._dropped(h, random, "embedding"), "embedding/output")
+        h = label(dropped(self.dropout, h, random, "embedding"), "embedding/output")
         for number in range(self.layers):
             h = label(self._layer(params, h, random, self.layer(number)), self.layer(number))
         h = normalised(params, "norm", h) if self.pre_norm else h
@@ -175,7 +175,9 @@ class Transformer:
 
         def branch(h: Any, function: Any, norm: str) -> Any:
             given = normalised(params, f"{name}/{norm}", h) if self.pre_norm else h
-            out = self._dropped(function(params, given, random, name), random, f"{name}/{norm}")
+            out = dropped(
+                self.dropout, function(params, given, random, name), random, f"{name}/{norm}"
+            )
             return h + out if self.pre_norm else normalised(params, f"{name}/{norm}", h + out)
 
         return branch(branch(h, self._attention, "norm1"), self._mlp, "norm2")
@@ -185,7 +187,7 @@ class Transformer:
         names = ("in/weight", "in/bias", "out/weight", "out/bias")
         wi, bi, wo, bo = (params[f"{name}/attention/{part}"] for part in names)
         scores = (batch, self.heads, length, length)
-        keep = self._keep(h, random, f"{name}/attention", scores)
+        keep = keep_named(self.dropout, h, random, f"{name}/attention", scores)
         rate = 0.0 if keep is None else self.dropout
         return ops.multi_head_attention(
             h, h, h, wi, bi, wo, bo, None, keep, heads=self.heads, causal=True, rate=rate
@@ -193,18 +195,9 @@ class Transformer:
 
     def _mlp(self, params: Params, h: Any, random: Random | None, name: str) -> Any:
         z = NONLINEARITIES[self.nonlinearity](linear(params, f"{name}/linear1", h))
-        return linear(params, f"{name}/linear2", self._dropped(z, random, f"{name}/linear1"))
-
-    def _dropped(self, h: Any, random: Random | None, name: str) -> Any:
-        keep = self._keep(h, random, name)
-        return h if keep is None else ops.dropout(h, keep, rate=self.dropout)
-
-    def _keep(
-        self, like: Any, random: Random | None, name: str, shape: tuple[int, ...] | None = None
-    ) -> Array | None:
-        """The mask of dropout at a place of that name; None in evaluation."""
-        stream = None if random is None else random.of(f"{name}/dropout")
-        return keep_mask(like, stream, rate=self.dropout, shape=shape)
+        return linear(
+            params, f"{name}/linear2", dropped(self.dropout, z, random, f"{name}/linear1")
+        )
 
     def _check_length(self, x: Array) -> None:
         if x.ndim != 2 or not 1 <= x.shape[0] <= self.positions:
@@ -239,6 +232,20 @@ def check_heads(name: str, width: int, heads: int) -> None:
     """Refuse a width that cannot be cut into heads."""
     if width % heads:
         raise Error(f"{name}: width {width} cannot be cut into {heads} heads of one size")
+
+
+def dropped(rate: float, h: Any, random: Random | None, name: str) -> Any:
+    """h after dropout at a place of that name; h itself in evaluation."""
+    keep = keep_named(rate, h, random, name)
+    return h if keep is None else ops.dropout(h, keep, rate=rate)
+
+
+def keep_named(
+    rate: float, like: Any, random: Random | None, name: str, shape: tuple[int, ...] | None = None
+) -> Array | None:
+    """The mask of dropout at a place of that name; None in evaluation."""
+    stream = None if random is None else random.of(f"{name}/dropout")
+    return keep_mask(like, stream, rate=rate, shape=shape)
 
 
 def linear(params: Params, name: str, h: Any) -> Any:

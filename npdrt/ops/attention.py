@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from npdrt.arrays import Array, namespace, real
-from npdrt.autodiff import primitive
+from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
 from npdrt.ops.linear import linear
@@ -57,7 +57,7 @@ def attention(
     derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
     """
     heads = _heads(q, k, v, mask, keep, causal, scale, rate)
-    blocks = list(_blocks(tuple(q.shape[:-2]), heads.at_once()))
+    blocks = list(_blocks(tuple(q.shape[:-2]), heads.atonce()))
     kept = len(blocks) == 1 or math.prod(q.shape[:-1]) * k.shape[-2] <= KEPT
     saved: list[_Saved] = []
     y = None
@@ -66,7 +66,7 @@ def attention(
         saved.append((at, *statistics, e if kept else None))
         y = _put(y, at, part, (*q.shape[:-1], v.shape[-1]))
 
-    @_once
+    @once
     def inputs(g: Array) -> list[Array]:
         """The cotangents of q, k and v."""
         found: list[Any] = [None, None, None]
@@ -157,7 +157,7 @@ class _Heads:
     scale: float
     grow: float
 
-    def at_once(self) -> int:
+    def atonce(self) -> int:
         """How many heads a block has."""
         scores: int = self.q.shape[-2] * self.k.shape[-2]
         return max(1, BLOCK // max(1, scores))
@@ -264,18 +264,6 @@ def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
     whole = namespace(part).zeros(shape, dtype=part.dtype) if whole is None else whole
     whole[at] = part
     return whole
-
-
-def _once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, computed once however many rules ask for it with the same cotangent."""
-    last: list[Any] = []
-
-    def call(g: Array) -> Any:
-        if not last or last[0] is not g:
-            last[:] = [g, function(g)]
-        return last[1]
-
-    return call
 
 
 # --- what is refused --------------------------------------------------------------------------

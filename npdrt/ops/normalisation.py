@@ -7,11 +7,10 @@ passes: first the mean, then the squares of what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from npdrt.arrays import Array, namespace
-from npdrt.autodiff import detach, primitive
+from npdrt.autodiff import detach, once, primitive
 from npdrt.errors import Error
 from npdrt.ops.arithmetic import add, multiply
 from npdrt.ops.reduction import Axis, axes_of
@@ -116,7 +115,7 @@ def batch_norm(
     y = centred * scale
     y = y if bias is None else y + xp.reshape(bias, shape)
 
-    @_once
+    @once
     def sums(g: Array) -> tuple[Array, Array]:
         """sum g and sum(g (x - mean)) of every channel."""
         g = xp.reshape(g, centred.shape)
@@ -355,18 +354,6 @@ def _dots(a: Array, b: Array) -> Array:
     xp, shape, n = namespace(a, b), a.shape[:-1], a.shape[-1]
     rows, columns = xp.reshape(a, (*shape, 1, n)), xp.reshape(b, (*shape, n, 1))
     return xp.reshape(xp.matmul(rows, columns), (*shape, 1))
-
-
-def _once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, computed once however many rules ask for it with the same cotangent."""
-    last: list[Any] = []
-
-    def call(g: Array) -> Any:
-        if not last or last[0] is not g:
-            last[:] = [g, function(g)]
-        return last[1]
-
-    return call
 
 
 def _check(name: str, eps: float, *parts: Array) -> None:
