@@ -367,7 +367,7 @@ def test_the_report_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--nonlinearity", "tanh", "--depth", "3", "--width", "8")
     result = call(*options)
     assert result.exit_code == 1
-    verdict = "layers/00/weight  differs in 2 of 3 arrays, the last layers/01/weight"
+    verdict = "layers/00/weight  differs in 2 of 3 arrays; layers/01/weight is one"
     assert result.output.count(verdict) == len(INSTALLED)
     result = call(*options, "--json")
     assert result.exit_code == 1

@@ -4,6 +4,7 @@ tests/test_vectors.py and the tests of `npdrt.conform`."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,55 @@ def test_verdicts_in_the_docs() -> None:
     text = (ROOT / "docs" / "audit.md").read_text()
     found = dict(re.findall(r"^\| ([a-z ]+) \| ([01]) \|", text, re.M))
     assert found == {verdict: str(int(not held)) for verdict, held in PASSES.items()}
+
+
+# --- hints, and outputs that are refused ----------------------------------------------------------
+
+OWN_NAMES = """
+import numpy as np
+
+def update(w, g, state, *, lr, momentum=0.0):
+    v = g if "velocity" not in state else w.dtype.type(momentum) * state["velocity"] + g
+    return w - w.dtype.type(lr) * v, {"velocity": v}
+"""
+
+
+def test_state_under_other_names_is_guessed(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN_NAMES)
+    result = CliRunner().invoke(cli, ["audit", f"{file}:update", "--rule", "sgd"])
+    assert result.exit_code == 1
+    assert (
+        "those from a given state do not: does it read the state under the names" in result.output
+    )
+
+
+def test_a_forgotten_setting_of_a_recording_is_guessed(tmp_path: Path) -> None:
+    rng, w, v = np.random.default_rng(0), np.ones(3, np.float32), np.zeros(3, np.float32)
+    weights, gradients = [w], []
+    for _ in range(5):
+        g = rng.standard_normal(3).astype(np.float32)
+        v = np.float32(0.9) * v + g
+        w = w - np.float32(0.1) * v
+        weights, gradients = [*weights, w], [*gradients, g]
+    np.savez(tmp_path / "run.npz", weights=weights, gradients=gradients)
+    asked = ["audit", str(tmp_path / "run.npz"), "--rule", "sgd", "--lr", "0.1"]
+    result = CliRunner().invoke(cli, asked)
+    assert result.exit_code == 1
+    assert "held to sgd with momentum = 0.0" in result.output
+    assert CliRunner().invoke(cli, [*asked, "--set", "momentum=0.9"]).exit_code == 0
+    result = CliRunner().invoke(cli, [*asked[:-1], "-0.1"])
+    assert result.exit_code == 2
+    assert "lr: expected a finite number >= 0" in result.output
+
+
+def test_reports_go_into_files_of_their_own(tmp_path: Path) -> None:
+    page = str(tmp_path / "r.html")
+    result = CliRunner().invoke(cli, ["audit", "x.py:f", "--html", page, "--junit", page])
+    assert result.exit_code == 2
+    assert "two reports cannot go into one file" in result.output
+    os.mkfifo(tmp_path / "pipe")
+    asked = ["audit", "x.py:f", "--html", str(tmp_path / "pipe"), "--force"]
+    result = CliRunner().invoke(cli, asked)
+    assert result.exit_code == 2
+    assert "is no regular file" in result.output

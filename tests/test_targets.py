@@ -499,7 +499,7 @@ def test_hanging_files(write: Callable[[str], str]) -> None:
     assert [isinstance(o, tuple) for o in outcomes] == [True, False] * 3 + [False] * 3
     hung = Failure("hung", "no answer within 0.5 s")
     assert outcomes[1] == outcomes[3] == outcomes[5] == hung
-    late = Failure("hung", hung.message + "; the cases after it were not run")
+    late = Failure("not run", f"not run after 3 lost processes: {hung.message}")
     assert outcomes[6] == outcomes[8] == late
     assert isinstance(outcomes[7], Failure)
     assert outcomes[7].kind == "not offered"

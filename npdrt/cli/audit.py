@@ -98,6 +98,8 @@ def command(
         found = _recorded(Path(target), rule, given, lr, parameter)
     else:
         found = _asked(target, rule, given, formats or DEFAULT, limit, dialect, lr, parameter)
+    if dialect is not None:
+        known_dialect(dialect, found.rule)
     write(html, lambda: report_html.html(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
     if as_json:
@@ -105,6 +107,10 @@ def command(
     else:
         click.echo(report.text(found))
     if not report.passes(found, dialect):
+        if dialect is not None and not as_json:
+            click.echo(
+                f"It is not the {dialect} dialect of {found.rule}, which --dialect asks for."
+            )
         raise SystemExit(1)
 
 
@@ -155,7 +161,10 @@ def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
         settings = OPTIMIZERS[rule](lr=0.0, **given).settings
     except (TypeError, ValueError) as error:
         shown = " ".join(f"--set {name}={value}" for name, value in given.items())
-        raise Error(f"{shown}: {error}") from error
+        raise Error(
+            f"{shown}: {error}; a number, true or false, text in quotes, or a list: "
+            "--set momentum=0.9 --set betas=[0.9,0.999]"
+        ) from error
     return {name: settings[name] for name in known}
 
 
@@ -170,7 +179,9 @@ def known_dialect(name: str | None, rule: str | None) -> None:
     names = list(dict.fromkeys(d.name for r in rules for d in r.dialects))
     if name is not None and name not in names:
         close = get_close_matches(name, names, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(map(repr, names))}"
+        )
         raise Error(f"unknown dialect {name!r}{f' of {rule}' if rule else ''}; {hint}")
 
 
@@ -196,7 +207,12 @@ def values(pairs: Sequence[str]) -> dict[str, Any]:
 
 def outputs(force: bool, *paths: Path | None) -> None:
     """Refuse, before any work, files that exist and folders that do not."""
+    given = [path.absolute() for path in paths if path is not None]
+    if len(set(given)) < len(given):
+        raise Error(f"{given[0]}: two reports cannot go into one file")
     for path in paths:
+        if path is not None and path.exists() and not path.is_file():
+            raise Error(f"{path} is no regular file; nothing is written to it")
         if path is not None and path.exists() and not force:
             raise Error(f"{path} already exists; give --force to replace it")
         if path is not None and not path.absolute().parent.is_dir():

@@ -66,8 +66,8 @@ def command(
     error is max|ours - oracle| / max|oracle|, of the loss and of every parameter's gradient. Exit
     code 0 where all are within the tolerance, 1 where one is not, 4 where no oracle is installed.
 
-    In float32 the errors are those of npdrt's rounding. Two are no fault and pass the tolerance: a
-    relu whose argument rounds to the other side of 0, and derivatives below float32's range, as
+    In float32 the errors are those of npdrt's rounding. Two exceed the tolerance and are no fault:
+    a relu whose argument rounds to the other side of 0, and derivatives below float32's range, as
     under 50 layers of sigmoid.
 
     \b
@@ -182,7 +182,7 @@ def _verdict(c: Comparison, tolerance: float) -> str:
     """Agreement, or where it ends: a wrong derivative shows in its own and all earlier layers."""
     beyond = c.beyond(tolerance)
     if beyond:
-        return f"differs in {len(beyond)} of {len(c.errors)} arrays, the last {beyond[-1]}"
+        return f"differs in {len(beyond)} of {len(c.errors)} arrays; {beyond[-1]} is one"
     return "agrees" if c.agrees(tolerance) else "differs in the loss"
 
 
@@ -192,7 +192,7 @@ def _notes(found: Audit) -> list[str]:
     if found.spread is not None:
         notes.append(f"the oracles differ among themselves by at most {found.spread:.1e}")
         if not found.spread <= found.tolerance:
-            notes[0] += ": rounding alone passes the tolerance here"
+            notes[0] += ": rounding alone exceeds the tolerance here"
     if not math.isfinite(found.loss):
         notes.append("npdrt's loss is not finite: try less depth, or another --init")
     if found.zero:

@@ -27,7 +27,7 @@ PASSES = {
     "out of scope": False,  # another optimizer
     "no verdict": False,  # it raised, hung, changed its arguments, ...
 }
-HARMLESS = ("not offered", "missing")
+HARMLESS = ("not offered", "not run", "missing")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,26 @@ class Audit:
     def worst(self) -> Judged | None:
         """The gated test with the largest error."""
         return max(self.gated, key=lambda j: j.worst.ulps, default=None)
+
+    def hint(self) -> str:
+        """What an unexplained audit looks like, where it looks like something common."""
+        valid = [j for j in self.judged if j.test.case.result == "valid" and j.failure is None]
+        if all("RECORDED" in j.test.case.flags for j in valid):
+            settings = dict(valid[0].test.case.settings) if valid else {}
+            shown = ", ".join(f"{k} = {v}" for k, v in settings.items()) or "no settings"
+            return (
+                f"it was held to {self.rule} with {shown}: were these the run's, and its learning "
+                "rates, and was it recorded from the first step?"
+            )
+        fresh = [j.accurate for j in valid if j.test.case.state is None]
+        given = [j.accurate for j in valid if j.test.case.state is not None]
+        if all(fresh) and given and not all(given):
+            slots = sorted({n for j in valid for n in j.test.case.state or ()})
+            return (
+                "all tests from a fresh start hold and those from a given state do not: does it "
+                f"read the state under the names {', '.join(slots)}?"
+            )
+        return ""
 
     def failing_flags(self) -> dict[str, tuple[int, int]]:
         """flag -> (tests that are not accurate, tests), where there are any, worst first."""

@@ -197,8 +197,9 @@ def twins(
 def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
     """The finding for an implementation of unknown rule: answers by rule name.
 
-    The rule with the fewest unexplained clauses wins; one that explains nothing comes last.
+    The rule with the fewest unexplained clauses wins; one that explains nothing comes last. Among
+    equals it is the rule of which most was answered: whose settings the implementation has.
     """
-    found = [identify(RULES[name], cases) for name, cases in answered.items() if cases]
+    found = [(identify(RULES[n], cases), len(cases)) for n, cases in answered.items() if cases]
     order = ("published", "profile", "dialect", "out of scope", "deviation", "unknown")
-    return min(found, key=lambda f: (order.index(f.kind), len(f.choices or ())))
+    return min(found, key=lambda f: (order.index(f[0].kind), len(f[0].choices or ()), -f[1]))[0]

@@ -135,8 +135,8 @@ def load(
     parameter do not fit the file; Unavailable where safetensors is not installed.
     """
     path = Path(path)
-    if lr is not None and not math.isfinite(lr):
-        raise Error(f"lr: expected a finite number; got {lr}")
+    if lr is not None and not (math.isfinite(lr) and lr >= 0):
+        raise Error(f"lr: expected a finite number >= 0; got {lr}")
     data = _contents(path)
     arrays = _reader(path, data)(path, data)
     tensors = _tensors(path, arrays)
@@ -339,7 +339,7 @@ def _recording(
 def _rates(where: str, given: Numbers | None, lr: float | None, steps: int) -> Values:
     """The learning rate of every step."""
     if given is None and lr is None:
-        raise Error(f"{where}has no lr; give the learning rate of the steps")
+        raise Error(f"{where}has no lr; give the learning rate of the steps (--lr)")
     if given is not None and lr is not None:
         raise Error(f"{where}has lr itself; leave out the one given")
     rates = np.asarray(lr, dtype=np.float64) if given is None else given[1]

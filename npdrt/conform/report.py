@@ -218,6 +218,8 @@ def _unknown(audit: Audit) -> str:
     flags = ", ".join(f"{flag} ({odd} of {total})" for flag, (odd, total) in worst)
     bad = sum(not_finite(j) for j in audit.gated)
     note = f"; {counted(bad, 'answer')} not finite where finite ones are expected" if bad else ""
+    hint = audit.hint()
+    note += f"; {hint}" if hint else ""
     return f"no known way to write {audit.rule}; it fails most at {flags}{note}"
 
 
@@ -364,7 +366,7 @@ def _source(audit: Audit) -> list[str]:
     if finding.dialect is not None and finding.dialect.choices and audit.verdict != "no verdict":
         closest = f"closest to {finding.dialect.name}; " if audit.verdict == "deviates" else ""
         lines.append(f"{closest}source: {finding.dialect.source}")
-    if finding.also:
+    if finding.also and audit.verdict != "no verdict":
         lines.append(f"the tests it was asked cannot tell it from: {', '.join(finding.also)}")
     return lines
 

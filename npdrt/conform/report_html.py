@@ -167,7 +167,7 @@ def _about_dialect(audit: Audit, accepted: str | None) -> list[Markup]:
         note = f" ({dialect.note})" if dialect.note else ""
         what = "The closest dialect is" if audit.verdict == "deviates" else "The dialect:"
         lines.append(f"{what} {dialect.name}, as in {dialect.source}{note}.")
-    if audit.finding.also:
+    if audit.finding.also and audit.verdict != "no verdict":
         lines.append(f"The tests cannot tell it from: {', '.join(audit.finding.also)}.")
     return [tag("p", line, class_="note") for line in lines]
 

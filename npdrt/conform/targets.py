@@ -258,7 +258,7 @@ class _Children:
         """The outcome of a case; that of the last lost child, where there were too many."""
         if len(self._lost) >= LOSSES:
             last = self._lost[-1]
-            return Failure(last.kind, f"{last.message}; the cases after it were not run")
+            return Failure("not run", f"not run after {LOSSES} lost processes: {last.message}")
         try:
             if self._child is None:
                 self._child = _Child(self._target)
