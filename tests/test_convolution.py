@@ -332,8 +332,8 @@ def test_complex_arguments_too() -> None:
 
 
 def blas_threads() -> set[int]:
-    return {library["num_threads"] for library in threadpoolctl.threadpool_info()
-            if library["user_api"] == "blas"}  # fmt: skip
+    """Of NumPy's BLAS; what other libraries of the process bring with them is theirs."""
+    return {library.num_threads for library in parallel._blas().lib_controllers}
 
 
 def test_the_threads_of_the_blas_are_given_back() -> None:
