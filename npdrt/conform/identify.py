@@ -67,12 +67,9 @@ class Finding:
         return "profile" if all(c in PROFILES for c in self.choices) else "dialect"
 
 
-def identify(rule: Rule, answered: Sequence[Answered], *, gated: bool = True) -> Finding:
-    """The candidate with the fewest changes that explains the answers to a rule's cases.
-
-    gated: only cases that are "valid" count; else all.
-    """
-    cases = sorted((a for a in answered if not gated or a[0].result == "valid"), key=telling)
+def identify(rule: Rule, answered: Sequence[Answered]) -> Finding:
+    """The candidate with the fewest changes that explains the answers to a rule's valid cases."""
+    cases = sorted((a for a in answered if a[0].result == "valid"), key=telling)
     found = next((c for c in candidates(rule) if explains(rule, c[0], cases)), None)
     if found is None:
         return Finding(rule, None)
