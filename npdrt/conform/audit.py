@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -209,8 +208,3 @@ def recorded_vector(case: Case, answers: Sequence[Answer]) -> Vector:
         expected.append(Expected(exact, scale, Answer(np.reshape(made, w.shape))))
         w = answers[k].w
     return Vector(case, tuple(expected), accepted(case))
-
-
-def finite(value: float) -> float | None:
-    """A number for JSON: None where it is not finite."""
-    return value if math.isfinite(value) else None

@@ -21,10 +21,11 @@ from npdrt.conform import norms, page, primitives, steps
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS, cases
 from npdrt.conform.dialects import RULES, run
+from npdrt.conform.dual import mpmath
 from npdrt.conform.formats import Format, Values
 from npdrt.conform.judge import accepted, ulps_away
 from npdrt.conform.vectors import FOLDER, VERSION, Expected, Vector, settings_json, vector_json
-from npdrt.errors import Diverged, Unavailable
+from npdrt.errors import Diverged
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
 TAKES_NORMS = ("lars", "lars_lesion", "fromage")
@@ -36,11 +37,7 @@ NUMBERS = {"norms": 100_000, "primitives": 200_000, "steps": 300_000}  # first t
 
 def mp_context() -> Any:
     """mpmath with a precision of its own."""
-    try:
-        import mpmath
-    except ImportError as error:
-        raise Unavailable('vectors need mpmath: pip install "npdrt[vectors]"') from error
-    context = mpmath.mp.clone()
+    context = mpmath().mp.clone()
     context.prec = BITS
     return context
 

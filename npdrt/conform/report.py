@@ -17,13 +17,14 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 
 import npdrt
-from npdrt.conform.audit import PASSES, Audit, finite
+from npdrt.conform.audit import PASSES, Audit
 from npdrt.conform.case import Answer, Case, Failure
 from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Format
 from npdrt.conform.judge import Judged, distances
 from npdrt.conform.vectors import prompt_json, settings_json
 from npdrt.conform.verify import LEVELS, Checked, Verification
+from npdrt.store.log import finite
 
 LEGEND = (
     "C0: the bits of docs/updates.md. C1: one step, within a few ulps of the exact answer. "
