@@ -81,15 +81,12 @@ def with_npdrt(batch: int, *, dropout: float = DROPOUT, mode: str) -> Step:
     return step
 
 
-def with_torch(batch: int, *, dropout: float = DROPOUT) -> Step:
-    """PyTorch, eager: its own layers, clipping and SGD."""
+def torch_model(params: Any, dropout: float = DROPOUT) -> Any:
+    """The example's TransformerModel with npdrt's weights, in training mode."""
     import torch
     from torch import nn
-    from torch.nn import functional as F
 
     class Model(nn.Module):
-        """The example's TransformerModel."""
-
         def __init__(self) -> None:
             super().__init__()
             layer = nn.TransformerEncoderLayer(WIDTH, HEADS, WIDTH, dropout)
@@ -107,16 +104,25 @@ def with_torch(batch: int, *, dropout: float = DROPOUT) -> Step:
             self.mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
 
         def forward(self, x: Any) -> Any:
-            h = self.dropout(self.encoder(x) * math.sqrt(WIDTH) + self.positions)
-            return self.decoder(self.transformer_encoder(h, mask=self.mask))
+            n = len(x)
+            h = self.dropout(self.encoder(x) * math.sqrt(WIDTH) + self.positions[:n])
+            return self.decoder(self.transformer_encoder(h, mask=self.mask[:n, :n]))
+
+    model, names = Model(), model_of(dropout).pytorch_names()
+    model.load_state_dict({names[k]: torch.tensor(w) for k, w in params.items()})
+    return model.train()
+
+
+def with_torch(batch: int, *, dropout: float = DROPOUT) -> Step:
+    """PyTorch, eager: its own layers, clipping and SGD."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
 
     torch.manual_seed(0)
-    ours, model = model_of(dropout), Model()
-    names = ours.pytorch_names()
-    model.load_state_dict({names[k]: torch.tensor(w) for k, w in ours.init(seed=0).items()})
+    model = torch_model(model_of(dropout).init(seed=0), dropout)
     x, y = (torch.tensor(a) for a in data(batch))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    model.train()
 
     def step() -> float:
         optimizer.zero_grad()

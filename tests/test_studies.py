@@ -227,14 +227,14 @@ def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> No
     arguments = ["reproduce", "fromage/figure-4", "--scale", "smoke", "--as-is", "--json", "--out"]
     result = CliRunner().invoke(cli, [*arguments, str(tmp_path)])
     assert result.exit_code == 2
-    assert "none of the 7 runs" in result.output
+    assert "none of the 9 runs" in result.output
     whole = Path(made["fromage/figure-4"]["out"]) / "runs"
     kept = sorted(whole.iterdir())[:4]
     (tmp_path / "runs").mkdir()
     for run in kept:
         (tmp_path / "runs" / run.name).symlink_to(run)
     found = json.loads(CliRunner().invoke(cli, [*arguments, str(tmp_path)]).stdout)
-    assert "3 of 7 runs are not finished" in found["notes"][-1]
+    assert "5 of 9 runs are not finished" in found["notes"][-1]
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 

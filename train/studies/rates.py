@@ -11,11 +11,13 @@ from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
 
 OPTIONS = ()
+# The authors' benchmarks, whose error is of the last epoch's minibatches, each before its step.
+AS_LOGGED = ("resnet18", "transformer")
 Grid = dict[float, float]  # error by learning rate; inf where it diverged
 
 
 def report(work: Work) -> Report:
-    """The training loss over each optimizer's grid, and the best error over the error."""
+    """The error over each optimizer's grid, and the best error over the error."""
     tables, panels = [], []
     for name, runs in _benchmarks(work.runs).items():
         ours = _grids(runs)
@@ -43,29 +45,28 @@ def _benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
-    """The training loss by optimizer and learning rate."""
+    """The error by optimizer and learning rate."""
     grids: dict[str, Grid] = {}
     for run in runs:
         grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = _error(run)
     return grids
 
 
-def _as_logged(run: Run) -> bool:
-    """Whether the error is the authors': of the last epoch's minibatches, each before its step."""
-    return run.config.model == "resnet18"
-
-
 def _what(run: Run) -> str:
-    where = "of the minibatches" if _as_logged(run) else "over the whole set"
-    return f"training loss {where}, {run.config.epochs} epochs"
+    where = "of the minibatches" if run.config.model in AS_LOGGED else "over the whole set"
+    return f"training {_measure(run)} {where}, {run.config.epochs} epochs"
+
+
+def _measure(run: Run) -> str:
+    return "perplexity" if run.config.model == "transformer" else "loss"
 
 
 def _error(run: Run) -> float:
-    """The training loss after, or of, the last epoch; inf where it diverged."""
+    """The training loss, or perplexity, after the last epoch or of it; inf where it diverged."""
     result = run.result or {}
-    if "diverged" in result or not _as_logged(run):
+    if "diverged" in result or run.config.model not in AS_LOGGED:
         return float(result.get("train_loss", math.inf))
-    return float(run.records("epoch")[-1]["train_loss"])
+    return float(run.records("epoch")[-1][f"train_{_measure(run)}"])
 
 
 def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:
