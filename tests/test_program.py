@@ -848,6 +848,27 @@ def test_where_and_assign_do_not_write_over_what_they_read() -> None:
         check(step, RNG.standard_normal(40))
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int16", "float32", "int64", "float64", "complex64"])
+@pytest.mark.parametrize("shapes", [((8, 9),) * 3, ((9,), (8, 1), (8, 9)), ((8, 9), (), (9,))])
+def test_where_keeps_every_bit(dtype: str, shapes: Any) -> None:
+    """Payloads of NaN, signed zeros and infinities, of arrays that are broadcast or strided."""
+    rng = np.random.default_rng(0)
+    masks, *sources = (rng.integers(0, 256, (*shape, 16), dtype=np.uint8) for shape in shapes)
+    special = np.array([-0.0, np.inf, np.nan], dtype=np.float64).view(np.uint8)
+    a, b = (np.where(s % 7 == 0, np.resize(special, s.shape), s) for s in sources)
+    if dtype == "bool":
+        a, b = a % 2, b % 2
+    a, b = (x.view(dtype)[..., 1] for x in (a, b))  # not contiguous
+
+    def step(mask: Any, a: Any, b: Any) -> Any:
+        return namespace(mask).where(mask, a, b)
+
+    mask = masks[..., 0] % 2 == 0
+    program = record(step, mask, a, b)
+    assert program(mask, a, b).tobytes() == np.where(mask, a, b).tobytes()
+    assert program(~mask, a, b).tobytes() == np.where(~mask, a, b).tobytes()
+
+
 def test_a_constant_is_not_written_to() -> None:
     """What an assignment starts from is made anew in every replay."""
 

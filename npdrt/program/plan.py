@@ -20,7 +20,7 @@ from npdrt.program.calls import Call, Ref, Value
 from npdrt.program.tree import Path
 
 # These may write over an argument: each element of the result depends on that element alone, and
-# NumPy makes one pass. (`where` takes two.)
+# NumPy makes one pass. (`where` takes several.)
 IN_PLACE = (
     *("add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "maximum", "minimum"),
     *("exp", "log", "log1p", "tanh", "power", "square", "clip"),

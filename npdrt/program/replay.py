@@ -255,7 +255,19 @@ def _copy(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
 
 def _where(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     condition, a, b = args
-    return [(np.copyto, (out, b), {}), (np.copyto, (out, a), {"where": condition})]
+    if not all(_same_bits(array, out) for array in (a, b)):
+        return [(np.copyto, (out, b), {}), (np.copyto, (out, a), {"where": condition})]
+    # b ^ (a ^ b) c on the bits: no branch, where a copy with a mask without order takes ten times
+    # as long
+    whole = f"i{out.itemsize}"
+    x, y, z, c = a.view(whole), b.view(whole), out.view(whole), condition.view(np.int8)
+    steps = (np.bitwise_xor, (x, y)), (np.multiply, (z, c)), (np.bitwise_xor, (z, y))
+    return [(function, both, {"out": z}) for function, both in steps]
+
+
+def _same_bits(array: Any, out: Array) -> bool:
+    """Whether it is an array of the result's dtype, of a size that whole numbers have too."""
+    return isinstance(array, np.ndarray) and array.dtype == out.dtype and out.itemsize <= 8
 
 
 def _arg(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
