@@ -486,6 +486,9 @@ def test_show_nonsense(here: Path, tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout) == (3, "")
         assert str(tmp_path / name) in result.stderr
     assert call("show", "run/log.jsonl").exit_code == 3
+    result = call("train", "--out", tmp_path / "text" / "run", "--epochs", "1")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: {tmp_path / 'text' / 'run'}: Not a directory\n")
     (tmp_path / "folder").mkdir()
     result = call("show", tmp_path / "folder")
     assert result.exit_code == 2

@@ -18,6 +18,7 @@ from npdrt import data, store
 from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
 from npdrt.train import Config, perturb, train
+from npdrt.train.loop import Reporter
 from npdrt.train.perturb import slices
 
 ETA = (0.0, 0.004, 0.02, 0.1)
@@ -104,6 +105,19 @@ def test_best_is_the_lowest_loss(run: Path) -> None:
     found = slices(run, eta=ETA, name="best.h5")
     for i, best in enumerate(found.best()):
         assert found.loss[i, ETA.index(best)] == found.loss[i].min()
+
+
+def test_a_snapshot_beyond_the_run_is_warned_of(tmp_path: Path) -> None:
+    warned: list[str] = []
+
+    class Listening(Reporter):
+        def warning(self, text: str) -> None:
+            warned.append(text)
+
+    config = Config(model_options=OPTIONS, epochs=1, snapshots=(45, 46))
+    train(config, tmp_path / "run", reporter=Listening())
+    assert warned == ["no snapshot of step 46: the run has 45"]
+    assert [path.name for path in (tmp_path / "run" / "snapshots").iterdir()] == ["step-000045.h5"]
 
 
 def test_a_run_without_snapshots_is_sliced_at_its_end(tmp_path: Path) -> None:

@@ -222,6 +222,16 @@ def test_a_signal_ends_a_study(tmp_path: Path) -> None:
     assert not (tmp_path / "study.h5").exists()
 
 
+def test_a_sweep_is_shown_and_drawn(made: dict[str, Any], tmp_path: Path) -> None:
+    """Its directory stands for its study."""
+    out = Path(made["fromage/figure-4"]["out"])
+    shown = CliRunner().invoke(cli, ["show", str(out)])
+    assert shown.output == CliRunner().invoke(cli, ["show", str(out / "study.h5")]).output
+    picture = tmp_path / "picture.svg"
+    drawn = CliRunner().invoke(cli, ["plot", str(out), "--output", str(picture)])
+    assert (drawn.exit_code, picture.exists()) == (0, True)
+
+
 def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> None:
     """--as-is makes no run, and says which are missing."""
     arguments = ["reproduce", "fromage/figure-4", "--scale", "smoke", "--as-is", "--json", "--out"]

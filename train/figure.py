@@ -172,12 +172,13 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
 
 
 def load(path: Path) -> Figure:
-    """The figure of a run directory, its trace.h5, or a file that holds one (a study, slices).
+    """The figure of a run directory, its trace.h5, or a file that holds one (a study, slices); of
+    a sweep's directory, its study.
 
     Raises `Error` where there is no such file and `FileRefused` where it is damaged or holds
     something else.
     """
-    file = path / "trace.h5" if path.is_dir() else path
+    file = container.within(path, "trace.h5", "study.h5")
     if not file.exists():
         raise Error(f"{file} does not exist; give a run directory, a trace, a study or slices")
     arrays, meta = container.read(file)

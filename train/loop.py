@@ -259,13 +259,18 @@ class Trainer:
         progress = {"step": at.step, "steps": self.steps, "epoch": at.step / self.epoch}
         store.save(path, at.state.params, buffers=at.state.buffers, meta=self._meta(progress))
 
+    def _beyond(self) -> list[str]:
+        """What is to be said of snapshots that the run does not reach."""
+        beyond = [str(step) for step in self.config.snapshots if step > self.steps]
+        return [f"no snapshot of step {step}: the run has {self.steps}" for step in beyond]
+
     # --- the loop ------------------------------------------------------------------------
 
     def run(self, at: Position, stop: Callable[[], int], *, fresh: bool = False) -> Summary:
         """Train from `at` to the end, or to the step after which `stop` names a signal. fresh: the
         run begins here; its first record and checkpoint are written."""
         begun, signal = time.perf_counter() - at.seconds, 0
-        for note in self.dataset.notes:
+        for note in (*self.dataset.notes, *self._beyond()):
             self.reporter.warning(note)
         with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at), self.made:
             if fresh:

@@ -77,7 +77,9 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise  # Click's affair: whoever read the output has gone
         except OSError as error:
-            raise Failure(Error(str(error))) from error
+            named = error.filename is not None and error.strerror is not None
+            text = f"{error.filename}: {error.strerror}" if named else str(error)
+            raise Failure(Error(text)) from error
         except (MemoryError, OverflowError) as error:
             raise Failure(Unavailable(f"not enough memory: {error}")) from error
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import click
 
 from npdrt.cli.common import Name
 from npdrt.errors import Error
+from npdrt.store import container
 from npdrt.train import figure
 from npdrt.train.draw import FORMATS, draw
 
@@ -24,7 +25,7 @@ from npdrt.train.draw import FORMATS, draw
 )
 @click.option("--force", is_flag=True, help="Replace the picture if it exists.")
 def command(file: Path, output: Path | None, form: str | None, force: bool) -> None:
-    """A picture of FILE: a run directory or its trace, a study, or slices.
+    """A picture of FILE: a run directory or its trace, a study or its sweep, or slices.
 
     A run becomes its loss, accuracy and learning rate by epoch, and norm, relative update and
     direction of every layer by step. Needs Matplotlib (extra `plot`).
@@ -43,4 +44,4 @@ def command(file: Path, output: Path | None, form: str | None, force: bool) -> N
 
 def _beside(file: Path, form: str) -> Path:
     """run -> run/trace.png; study.h5 -> study.png."""
-    return (file / "trace.h5" if file.is_dir() else file).with_suffix(f".{form}")
+    return container.within(file, "trace.h5", "study.h5").with_suffix(f".{form}")

@@ -25,7 +25,7 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
     Elsewhere every array is listed with dtype, shape, norm, smallest and largest value; --json
     adds the SHA-256 of its bytes (C order, little-endian).
     """
-    file = path / "checkpoint.h5" if path.is_dir() else path
+    file = container.within(path, "checkpoint.h5", "study.h5")
     if not file.exists():
         raise Error(f"{file} does not exist")
     arrays, meta = container.read(file, expect_sha256=sha256)

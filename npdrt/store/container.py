@@ -148,6 +148,12 @@ def verify(path: Path) -> str:
         return expected.hex()
 
 
+def within(path: Path, *names: str) -> Path:
+    """A file as it is; of a directory the first of those files that is there, or else the first."""
+    files = [path / name for name in names] if path.is_dir() else [path]
+    return next(filter(Path.exists, files), files[0])
+
+
 def remove_stale_temporaries(directory: Path) -> list[Path]:
     """Remove the temporary files that killed processes left in `directory`; return their paths.
 
