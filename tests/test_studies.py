@@ -206,6 +206,7 @@ HEAD = 'title = "t"\nsource = "s"\nstatement = "c"\n'
         ('study = "norm"\n[full]\n', "did you mean 'norms'"),
         ('study = "depth"\n[full]\n', "has no runs at scale full"),
         ('study = "surrogate"\n[options]\ndepth = [3]\n[full]\n', "did you mean 'depths'"),
+        ('study = "surrogate"\n[options]\neta = [1]\n[full]\n', "needs depths, largest in"),
     ],
 )
 def test_studies_and_their_options_are_strict(tmp_path: Path, text: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """Studies: from the runs of a recipe to the tables and the figure beside the paper's.
 
-A study is a module with `OPTIONS`, the settings it takes from its recipe, and `report(work)`.
+A study is a module with `OPTIONS`, the settings that its recipe must have, `OPTIONAL`, those it may
+have, where there are any, and `report(work)`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def reproduce(
     """
     check_names("study", {recipe.study: None}, list(STUDIES))
     study = importlib.import_module(f"npdrt.train.studies.{recipe.study}")
-    check_names(f"option of study {recipe.study}", recipe.options, list(study.OPTIONS))
+    check_options(recipe, study.OPTIONS, getattr(study, "OPTIONAL", ()))
     if as_is:
         runs = sweep.runs(recipe, out, options)
     else:
@@ -103,6 +104,17 @@ def reproduce(
     report = replace(report, notes=(*report.notes, *_missing(runs)))
     _write(out / "study.h5", recipe, report, options)
     return report
+
+
+def check_options(recipe: Recipe, needed: Sequence[str], optional: Sequence[str]) -> None:
+    """Refuse options that a study does not know, or a recipe without those that it needs."""
+    check_names(f"option of study {recipe.study}", recipe.options, [*needed, *optional])
+    missing = [name for name in needed if name not in recipe.options]
+    if missing:
+        raise Error(
+            f"{recipe.name}: study {recipe.study} needs {', '.join(missing)} in [options]; see "
+            "the recipes that come with npdrt"
+        )
 
 
 def _missing(runs: Sequence[Run]) -> list[str]:

@@ -15,7 +15,8 @@ from npdrt.train.perturb import Slices
 from npdrt.train.studies import Report, Stopped, Table, Work
 from npdrt.train.sweep import Run
 
-OPTIONS = ("eta", "examples", "whole")  # grid; examples of a slice; steps sliced on all examples
+OPTIONS = ()
+OPTIONAL = ("eta", "examples", "whole")  # grid; examples of a slice; steps sliced on all examples
 SHOWN = (0.0, 0.01, 0.03, 0.099)
 
 

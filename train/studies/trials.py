@@ -27,7 +27,8 @@ from npdrt.train.sweep import Run
 # by: settings that tell groups of runs apart; measures: "train_loss", "train_loss@50" (after 50
 # epochs), "max test_accuracy", "batch test_accuracy", "test_perplexity at least valid_loss" (at
 # the epoch where that is least), "f1"; remarks: sentences that are printed.
-OPTIONS = ("by", "measures", "batch_statistics", "remarks")
+OPTIONS = ("by", "measures")
+OPTIONAL = ("batch_statistics", "remarks")
 Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings in `by`
 LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
           "test_loss": "test loss", "test_accuracy": "test accuracy",
@@ -41,7 +42,7 @@ def report(work: Work) -> Report:
     found = {run: _measures(work, run, i) for i, run in enumerate(work.runs)}
     tables = [_table(work, groups, found, name) for name in options["measures"]]
     panels = tuple(_panels(options["by"], groups))
-    notes = ("Mean and population standard deviation over the trials.", *options["remarks"])
+    notes = ("Mean and population standard deviation over the trials.", *options.get("remarks", ()))
     return Report(
         (*tables, _every(work, groups, found)),
         Figure("trials", work.recipe.title, panels, columns=2),
