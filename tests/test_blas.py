@@ -23,12 +23,15 @@ FLAGS = "fpu sse2 avx2 fma avx512f avx512dq avx512ifma avx512cd avx512bw avx512v
 needs_openblas = pytest.mark.skipif(not OPENBLAS, reason="NumPy runs another BLAS")
 
 
-def processor(vendor: str = "AuthenticAMD", flags: str = FLAGS) -> str:
+def processor(vendor: str = "AuthenticAMD", flags: str = FLAGS, family: int = 26) -> str:
     """The section of /proc/cpuinfo on one processor, a blank line at its end."""
-    return f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 26\nflags\t\t: {flags}\n\n"
+    fields = {"vendor_id": vendor, "cpu family": family, "flags\t": flags}
+    lines = (f"{name}\t: {value}\n" for name, value in fields.items())
+    return "".join(("processor\t: 0\n", *lines, "\n"))
 
 
 SUITED = processor()
+HALVES = processor(family=25)  # Zen 4
 PLAIN = processor(flags="fpu sse2 avx2 fma")
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd sve\nCPU part\t: 0xd40\n\n"
 
@@ -59,31 +62,33 @@ def python(code: str, *words: str, cwd: Path, **changes: str) -> str:
 @pytest.mark.parametrize(
     ("cpuinfo", "suited"),
     [
-        (SUITED, True),
-        (SUITED + PLAIN, True),
-        (PLAIN + SUITED, False),
-        (processor("GenuineIntel"), False),
-        (processor("HygonGenuine"), False),
-        (processor(flags=FLAGS.replace("avx512", "xavx512")), False),
-        (ARM, False),
-        ("", False),
-        ("\n", False),
-        ("no colon\nvendor_id\n", False),
+        (SUITED, "SkylakeX"),
+        (SUITED + PLAIN, "SkylakeX"),
+        (HALVES, "Haswell"),
+        (PLAIN + SUITED, None),
+        (processor(flags="fpu sse2 avx2 fma", family=25), None),  # Zen 3
+        (processor("GenuineIntel"), None),
+        (processor("HygonGenuine"), None),
+        (processor(flags=FLAGS.replace("avx512", "xavx512")), None),
+        (ARM, None),
+        ("", None),
+        ("\n", None),
+        ("no colon\nvendor_id\n", None),
     ],
 )
-def test_which_processors_are_suited(cpuinfo: str, suited: bool) -> None:
-    assert blas.runs_kernels(cpuinfo.splitlines(keepends=True)) == suited
+def test_which_kernels_suit_a_processor(cpuinfo: str, suited: str | None) -> None:
+    assert blas.suited(cpuinfo.splitlines(keepends=True)) == suited
 
 
 @pytest.mark.parametrize("missing", ["avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"])
 def test_every_instruction_set_is_needed(missing: str) -> None:
     flags = " ".join(flag for flag in FLAGS.split() if flag != missing)
-    assert not blas.runs_kernels(processor(flags=flags).splitlines(keepends=True))
+    assert not blas.suited(processor(flags=flags).splitlines(keepends=True))
 
 
 def test_only_the_first_processor_is_read() -> None:
     lines = iter((SUITED + PLAIN).splitlines(keepends=True))
-    assert blas.runs_kernels(lines)
+    assert blas.suited(lines)
     assert len(list(lines)) == PLAIN.count("\n")
 
 
@@ -103,6 +108,7 @@ print(json.dumps([os.environ.get(blas.VARIABLE), blas.kernels_chosen_by(), "nump
     ("cpuinfo", "before", "changes", "expected"),
     [
         (SUITED, "", {}, ["SkylakeX", "npdrt", False]),
+        (HALVES, "", {}, ["Haswell", "npdrt", False]),
         (PLAIN, "", {}, [None, "library", False]),
         (None, "", {}, [None, "library", False]),
         (b"vendor_id\t: \xff\xfe\n", "", {}, [None, "library", False]),
@@ -143,7 +149,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from npdrt import blas, cli
-blas.KERNELS = "Nehalem"
+blas.WIDE = "Nehalem"
 blas.choose_kernels.__defaults__ = (Path(sys.argv.pop(1)),)
 sys.platform = "linux"
 cli.main()

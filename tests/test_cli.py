@@ -675,14 +675,18 @@ def test_doctor() -> None:
     found = json.loads(call("doctor", "--json").stdout)
     assert set(found) == {
         "npdrt", "python", "packages", "cpu", "cpu_features", "blas", "blas_kernel_chosen_by",
-        "blas_kernel_by_itself", "gpu", "extras", "data", "advice",
+        "blas_kernel_by_itself", "blas_kernel_suited", "gpu", "extras", "data", "advice",
     }  # fmt: skip
     assert found["packages"]["numpy"] == np.__version__
     assert found["advice"] == doctor.advice(found)
 
 
 def machine(
-    features: list[str], kernel: str, chosen_by: str = "library", by_itself: str | None = None
+    features: list[str],
+    kernel: str,
+    chosen_by: str = "library",
+    by_itself: str | None = None,
+    suited: str | None = None,
 ) -> dict[str, Any]:
     """What doctor found on a machine with these features whose OpenBLAS runs these kernels."""
     blas = {"library": "openblas", "version": "0.3.31", "kernel": kernel, "threads": 2}
@@ -691,6 +695,7 @@ def machine(
         "blas": [blas],
         "blas_kernel_chosen_by": chosen_by,
         "blas_kernel_by_itself": by_itself or kernel,
+        "blas_kernel_suited": suited,
     }
 
 
@@ -711,7 +716,7 @@ def test_advice_on_kernels(features: list[str], kernel: str, advised: bool) -> N
     assert bool(advice) == advised
     if advised:
         assert advice[0].startswith(
-            f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512: set "
+            f"OpenBLAS runs its {kernel} kernels, and SkylakeX's suit the processor: set "
             "OPENBLAS_CORETYPE=SkylakeX in the shell, or in os.environ before NumPy is imported, "
         )
         assert "the command npdrt does so by itself" in advice[0]
@@ -721,13 +726,22 @@ def test_advice_on_kernels(features: list[str], kernel: str, advised: bool) -> N
 def test_advice_on_kernels_somebody_chose() -> None:
     wide = ["X86_V3", "X86_V4"]
     (advice,) = doctor.advice(machine(wide, "Haswell", "user", "SkylakeX"))
-    assert "has AVX-512, because OPENBLAS_CORETYPE is set: " in advice
+    assert "(it runs Haswell's because OPENBLAS_CORETYPE is set): " in advice
     (advice,) = doctor.advice(machine(wide, "SkylakeX", "npdrt", "Haswell"))
     assert advice.startswith("The command npdrt has OpenBLAS run its SkylakeX kernels. In a Python")
-    assert "OpenBLAS runs its Haswell kernels although" in advice
+    assert "OpenBLAS runs its Haswell kernels: set" in advice
     assert "set OPENBLAS_CORETYPE=SkylakeX in the shell, or in os.environ before" in advice
     assert doctor.advice(machine(wide, "SkylakeX", "npdrt", "Cooperlake")) == []
     assert doctor.advice(machine(wide, "SkylakeX", "user", "Haswell")) == []
+
+
+def test_advice_on_kernels_of_zen_4() -> None:
+    wide = ["X86_V3", "X86_V4"]
+    (advice,) = doctor.advice(machine(wide, "SkylakeX", "library", suited="Haswell"))
+    assert "runs its SkylakeX kernels, and Haswell's suit the processor: set" in advice
+    (advice,) = doctor.advice(machine(wide, "Haswell", "npdrt", "SkylakeX", suited="Haswell"))
+    assert "runs its SkylakeX kernels: set OPENBLAS_CORETYPE=Haswell in the shell" in advice
+    assert doctor.advice(machine(wide, "Zen", "library", suited="Haswell")) == []
 
 
 def test_advice_on_blas() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from npdrt import __version__, arrays, data
-from npdrt.blas import KERNELS, VARIABLE
+from npdrt.blas import NARROW, VARIABLE, WIDE, suited_here
 from npdrt.cli.common import json_option, print_json, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
@@ -25,8 +25,11 @@ EXTRAS = {  # extra -> the package it brings
     "text": "safetensors",
     "audit": "autograd",
 }
-WIDE_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # those that use AVX-512
-SET_IT = f"set {VARIABLE}={KERNELS} in the shell, or in os.environ before NumPy is imported"
+ALIKE = {  # kernels that serve a processor as well
+    WIDE: ("SkylakeX", "Cooperlake", "SapphireRapids"),  # those that use AVX-512
+    NARROW: ("Haswell", "Zen"),
+}
+SET_IT = f"set {VARIABLE}={{}} in the shell, or in os.environ before NumPy is imported"
 BITS = "The last bits of results differ between kernels."
 ASK_KERNEL = """
 import numpy, threadpoolctl
@@ -50,6 +53,7 @@ def command(data_dir: Path | None, as_json: bool) -> None:
         "blas": provenance.blas(),
         "blas_kernel_chosen_by": provenance.blas_kernel_chosen_by(),
         "blas_kernel_by_itself": _kernel_by_itself(),
+        "blas_kernel_suited": suited_here(),
         "gpu": _gpu(),
         "extras": {name: _version(package) for name, package in EXTRAS.items()},
         "data": [
@@ -99,20 +103,21 @@ def advice(found: dict[str, Any]) -> list[str]:
 
 
 def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
-    """Advice where OpenBLAS's kernels, in this process or in others, are below the processor."""
+    """Advice where other kernels of OpenBLAS, in this process or in others, suit the processor."""
     by_itself, chosen_by = found["blas_kernel_by_itself"], found["blas_kernel_chosen_by"]
-    if kernel not in WIDE_KERNELS:
-        why = f", because {VARIABLE} is set" if chosen_by == "user" else ""
+    better = found["blas_kernel_suited"] or WIDE
+    set_it = SET_IT.format(better)
+    if kernel not in ALIKE[better]:
+        why = f" (it runs {kernel}'s because {VARIABLE} is set)" if chosen_by == "user" else ""
         return (
-            f"OpenBLAS runs its {kernel} kernels although the processor has AVX-512{why}: "
-            f"{SET_IT}, and compare speeds. Where the variable is unset, the command npdrt does "
+            f"OpenBLAS runs its {kernel} kernels, and {better}'s suit the processor{why}: "
+            f"{set_it}, and compare speeds. Where the variable is unset, the command npdrt does "
             f"so by itself on AMD processors under Linux. {BITS}"
         )
-    if chosen_by == "npdrt" and by_itself and by_itself not in WIDE_KERNELS:
+    if chosen_by == "npdrt" and by_itself and by_itself not in ALIKE[better]:
         return (
             f"The command npdrt has OpenBLAS run its {kernel} kernels. In a Python program of "
-            f"yours OpenBLAS runs its {by_itself} kernels although the processor has AVX-512: "
-            f"{SET_IT}, there too. {BITS}"
+            f"yours OpenBLAS runs its {by_itself} kernels: {set_it}, there too. {BITS}"
         )
     return None
 
