@@ -134,20 +134,23 @@ def lines(found: list[Config], window: int) -> Iterator[str]:
     }
     yield f"| steps | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
-    least = min(len(column["losses"]) for column in columns.values())
+    most = max(len(column["losses"]) for column in columns.values())
     rows: list[tuple[str, Callable[[Config], float | None]]] = [
-        (f"{start + 1}-{min(start + window, least)}", _mean(start, min(start + window, least)))
-        for start in range(0, least, window)
+        (f"{start + 1}-{min(start + window, most)}", _mean(start, min(start + window, most)))
+        for start in range(0, most, window)
     ]
-    rows += [("all", _mean(0, least)), ("test", lambda column: column["test_loss"])]
+    rows += [("all", _mean(0, most)), ("test", lambda column: column["test_loss"])]
     for label, loss in rows:
         values = (loss(column) for column in columns.values())
         shown = ("" if v is None else f"{math.exp(v):.2f}" for v in values)
         yield f"| {label} | {' | '.join(shown)} |"
 
 
-def _mean(start: int, stop: int) -> Callable[[Config], float]:
-    return lambda column: statistics.mean(column["losses"][start:stop])
+def _mean(start: int, stop: int) -> Callable[[Config], float | None]:
+    """The mean loss of those steps, where a column has them all."""
+    return lambda column: (
+        statistics.mean(column["losses"][start:stop]) if stop <= len(column["losses"]) else None
+    )
 
 
 def main() -> None:
