@@ -32,6 +32,7 @@ _NAME = re.compile(r"folder(?:-([1-9]\d{0,3}))?:(.+)", re.DOTALL)
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _MOST_PIXELS = 1 << 26  # of one file; ImageNet's largest has 61 million
+_MOST_RATIO = 256  # of one side to the other
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,21 @@ def decode(path: str) -> Any:
         with Path(path).open("rb") as stream, library.open(stream, formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {_MOST_PIXELS}")
-            return image.convert("RGB")
+            if max(image.size) > _MOST_RATIO * min(image.size):  # resized, it would have more yet
+                raise ValueError(f"{image.width}x{image.height} pixels; sides 1 to {_MOST_RATIO}")
+            return _eight_bits(image).convert("RGB")
     except (MemoryError, FileRefused):
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         why = getattr(error, "strerror", None) or error
         raise FileRefused(f"{path}: expected a whole JPEG or PNG image: {why}") from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Grey of 16 bits as grey of 8; Pillow's own conversion cuts it off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return pillow().fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
 def refused(paths: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,10 @@ class Images(ABC):
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Floats:
-        rows = np.arange(len(self))[key[0] if isinstance(key, tuple) else key]
+        chosen, *rest = key if isinstance(key, tuple) else (key,)
+        if chosen is ... or any(part is not ... for part in rest):
+            raise Error(f"images: expected an index of the first axis alone; got {key}")
+        rows = np.arange(len(self))[chosen]
         out = self.batch(np.atleast_1d(rows))
         return out if rows.ndim else out[0]
 

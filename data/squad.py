@@ -129,7 +129,16 @@ def _value(holder: Any, key: str, kind: type, place: str) -> Any:
     if type(value) is not kind:
         found = type(value).__name__ if key in holder else "nothing"
         raise FileRefused(f"{place}{key}: expected {kind.__name__}; found {found}")
+    if isinstance(value, str):
+        _require_unicode(value, f"{place}{key}")
     return value
+
+
+def _require_unicode(text: str, place: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FileRefused(f"{place}: expected Unicode text: {error}") from error
 
 
 # Tokens and features

@@ -47,9 +47,9 @@ class BERT:
     The defaults are bert-base-cased: 107,721,218 parameters (no pooler). x: (batch, 3, length)
     integers: tokens, token types (0 for the question, 1 for the text), and 1 at real tokens, 0 at
     padding, to which no token attends. vocabulary: tokens; from the data. hidden: of the mlp.
-    positions: the longest sequence. dropout: rate in training mode, of embeddings, attention and
-    both branches. weights: a safetensors file with the encoder's first values, and the head's if
-    it holds one (`npdrt.models.weights.load`); without, all are drawn.
+    positions: the longest sequence. token_types: at least 2. dropout: rate in training mode, of
+    embeddings, attention and both branches. weights: a safetensors file with the encoder's first
+    values, and the head's if it holds one (`npdrt.models.weights.load`); without, all are drawn.
 
     Initialisation: weights normal with deviation 0.02, gains 1, biases 0, and the embedding of
     the padding token 0.
@@ -74,6 +74,8 @@ class BERT:
         for name in ("vocabulary", "width", "layers", "heads", "hidden", "positions"):
             if getattr(self, name) < 1:
                 raise Error(f"BERT: {name} must be at least 1; got {getattr(self, name)}")
+        if self.token_types < 2:
+            raise Error(f"BERT: token_types must be at least 2; got {self.token_types}")
         check_heads("BERT", self.width, self.heads)
         check_rate("BERT", self.dropout)
 

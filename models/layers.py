@@ -252,6 +252,11 @@ def unit_map(x: Any, *, channels: int, stride: int, before: int) -> Any:
 
     Source: MacDonald et al. 2023, section 6, from the authors' code.
     """
+    if x.shape[2] % stride or x.shape[3] % stride:
+        raise Error(
+            f"modified shortcut: expected a height and a width that {stride} divides; got "
+            f"{x.shape[2]} and {x.shape[3]}"
+        )
     y = x if stride == 1 else ops.average_pool(x, size=stride) * float(stride)
     after = channels - x.shape[0] - before
     return ops.pad(y, widths=((before, after), (0, 0), (0, 0), (0, 0)))

@@ -130,12 +130,15 @@ class ResNet(Network):
     """What the residual networks share: stem, blocks, the mean over each channel, linear."""
 
     shortcut: str
+    width: int
 
     def _check(self) -> None:
         super()._check()
         if self.shortcut not in SHORTCUTS:
             known = ", ".join(SHORTCUTS)
             raise Error(f"unknown shortcut {self.shortcut!r}; use one of {known}")
+        if self.width < 1:
+            raise Error(f"{type(self).__name__}: width must be at least 1; got {self.width}")
 
     @property
     def stem(self) -> Convolution:
@@ -202,11 +205,6 @@ class ResNet18(ResNet):
     pre_activation: bool = True
     shortcut: str = "convolution"
     init: Any = "authors"
-
-    def _check(self) -> None:
-        super()._check()
-        if self.width < 1:
-            raise Error(f"ResNet18: width must be at least 1; got {self.width}")
 
     @cached_property
     def stem(self) -> Convolution:

@@ -38,13 +38,16 @@ def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
 
     The file's floats are kept as they are (float16, float32 or float64). optional: parameters
     that the file may lack; they are left out. Old files call a norm's weight gamma and its bias
-    beta, and a file of the bare encoder has no prefix "bert."; both are understood. Arrays of
-    BERT's other heads (pooler, cls) are passed over.
+    beta, and a file of the bare encoder has no prefix "bert."; both are understood, and a tied
+    decoder's weight under either name or both. Arrays of BERT's other heads (pooler, cls) are
+    passed over.
 
     Raises Unavailable without the library, FileRefused where the file is not safetensors, or
     lacks a parameter, or has one too many or of another shape: all such names are listed.
     """
     found = _our_spelling(read(path))
+    if getattr(model, "tied", False):
+        found = _once(found)
     names, shapes = model.pytorch_names(), model.shapes()
     missing = [t for ours, t in names.items() if t not in found and ours not in optional]
     extra = [t for t in found if t not in set(names.values()) and not _passed_over(t)]
@@ -103,6 +106,15 @@ def _our_spelling(found: Mapping[str, Any]) -> Arrays:
         inside = bare and name.startswith(("embeddings.", "encoder.layer.", "pooler."))
         spelled[f"bert.{name}" if inside else name] = value
     return spelled
+
+
+def _once(found: Arrays) -> Arrays:
+    """A tied decoder's weight under the embedding's name, where it is the same or alone: PyTorch's
+    `save_model` keeps one of the two names, another writer both."""
+    decoder, rest = found.get("decoder.weight"), dict(found)
+    if decoder is not None and np.array_equal(rest.setdefault("encoder.weight", decoder), decoder):
+        del rest["decoder.weight"]
+    return rest
 
 
 def _passed_over(name: str) -> bool:

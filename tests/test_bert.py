@@ -74,6 +74,8 @@ def test_init_makes_the_shapes() -> None:
 def test_impossible_fields_are_refused() -> None:
     with pytest.raises(Error, match="width 24 cannot be cut into 5 heads"):
         dataclasses.replace(MODEL, heads=5)
+    with pytest.raises(Error, match="token_types must be at least 2; got 1"):
+        BERT(token_types=1)
     with pytest.raises(Error, match="layers must be at least 1"):
         dataclasses.replace(MODEL, layers=0)
     with pytest.raises(Error, match="the probability of dropping"):
@@ -370,6 +372,22 @@ def test_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     a, b = (store.load(tmp_path / run / "checkpoint.h5") for run in ("whole", "parts"))
     assert a.meta["progress"] == b.meta["progress"]
     assert all(np.array_equal(value, b.params[name]) for name, value in a.params.items())
+
+
+def test_a_run_resumes_without_the_file_of_its_first_weights(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    found, path = data.load("sample-squad"), tmp_path / "first.safetensors"
+    config = options(epochs=1)
+    model = build_model(config, found)
+    weights.save(path, model, model.init(seed=3))
+    config = dataclasses.replace(
+        config, model_options={**config.model_options, "weights": str(path)}
+    )
+    whole = train(config, tmp_path / "whole")
+    calls = iter(range(100))
+    train(config, tmp_path / "parts", stop=lambda: 15 * (next(calls) == 1))
+    path.unlink()
+    assert resume(tmp_path / "parts").train_loss == whole.train_loss
 
 
 def test_the_accuracy_is_over_both_ends(tmp_path: Path) -> None:

@@ -527,6 +527,32 @@ def test_export_safetensors(here: Path, tmp_path: Path) -> None:
         assert (found[name].dtype, found[name].tobytes()) == (value.dtype, value.tobytes())
 
 
+def test_export_has_the_buffers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its running statistics a network could not be evaluated."""
+    monkeypatch.chdir(tmp_path)
+    words = ("--model", "resnet18", "--width", "1", "--batch-size", "128", "--epochs", "0")
+    assert call("train", *words, "--out", "run", "-q").exit_code == 0
+    assert call("export", "run", "--to", "npz").exit_code == 0
+    held = npdrt.load("run/checkpoint.h5")
+    with np.load("run.npz") as found:
+        assert found.keys() == held.params.keys() | held.buffers.keys()
+        for name, value in held.buffers.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_export_csv_of_text(tmp_path: Path) -> None:
+    words = ("--model", "transformer", "--data", "sample-text", "--set", "width=2", "--set",
+             "heads=1", "--batch-size", "20", "--epochs", "1", "-q", "--out")  # fmt: skip
+    assert call("train", *words, tmp_path / "run").exit_code == 0
+    assert call("export", tmp_path / "run", "--to", "csv").exit_code == 0
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "run.csv").read_text()))
+    (epoch,) = (r for r in log.read(tmp_path / "run" / "log.jsonl") if r["event"] == "epoch")
+    assert {name: float(value) for name, value in row.items()} == {
+        name: value for name, value in epoch.items() if name != "event"
+    }
+    assert {"valid_loss", "valid_perplexity", "test_perplexity"} <= row.keys()
+
+
 def test_export_csv(here: Path, tmp_path: Path) -> None:
     target = tmp_path / "history.csv"
     assert call("export", "run", "--to", "csv", "--output", target).exit_code == 0

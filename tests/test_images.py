@@ -1492,3 +1492,42 @@ def test_explain_a_model_of_images(images: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["explain", *words])
     assert done.exit_code == 0, done.output
     assert re.search(r"x +float32\[5, 3, 32, 32\]", done.output)
+
+
+# --- what a new user met ---------------------------------------------------------------------
+
+
+def test_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    ramp = np.arange(0, 1 << 16, 64, dtype=np.uint16).reshape(32, 32)
+    pil.fromarray(ramp).save(tmp_path / "a.png")
+    found = np.asarray(folder.decode(str(tmp_path / "a.png")))
+    expected = np.rint(ramp / 257).astype(np.uint8)
+    assert all(np.array_equal(found[..., c], expected) for c in range(3))
+
+
+def test_a_thin_image_is_refused(tmp_path: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    for width, name in ((256, "wide"), (257, "wider")):
+        pil.new("L", (width, 1)).save(tmp_path / f"{name}.png")
+    assert folder.decode(str(tmp_path / "wide.png")).size == (256, 1)
+    with pytest.raises(FileRefused, match=r"wider.png: .* 257x1 pixels; sides 1 to 256"):
+        folder.decode(str(tmp_path / "wider.png"))
+
+
+def test_images_have_an_index_of_the_first_axis_alone() -> None:
+    raw = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    images = Stored(raw, as_they_are)
+    assert np.array_equal(images[1, ...], raw[1])
+    assert np.array_equal(images[:1, ...], raw[:1])
+    for key in ((0, 1), (..., 0), (slice(None), 0), ...):
+        with pytest.raises(Error, match="expected an index of the first axis alone"):
+            images[key]
+
+
+def test_a_last_batch_of_one_image_is_refused_at_once(tmp_path: Path) -> None:
+    """The digits are 1437 = 4 * 359 + 1, and ResNet-18 makes them one pixel large."""
+    config = Config(model="resnet18", model_options={"width": 1}, batch_size=4, epochs=1)
+    with pytest.raises(Error, match="has 1 of the 1437 examples, since the batch size is 4"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

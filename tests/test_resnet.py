@@ -153,7 +153,8 @@ def test_he_initialisation() -> None:
         (lambda: MNISTResNet(variant="a"), "unknown variant 'a'; use one of chain, residual, mod"),
         (lambda: MNISTResNet(image_shape=(1, 32, 32)), r"images of \(1, 28, 28\); got \(1, 32, 32"),
         (lambda: ResNet18(image_shape=(3, 32)), r"expected image_shape .* got \(3, 32\) and 10"),
-        (lambda: ResNet18(width=0), "width must be at least 1; got 0"),
+        (lambda: ResNet18(width=0), "ResNet18: width must be at least 1; got 0"),
+        (lambda: ResNet50(width=-3), "ResNet50: width must be at least 1; got -3"),
         (lambda: ResNet18(init="hee"), "unknown initialisation 'hee'"),
         (lambda: SkipNet(inputs=4, outputs=3, width=2), "expected widths d_0"),
         (lambda: SkipNet(inputs=4, outputs=3, hidden=0), "hidden must be at least 1; got 0"),
@@ -487,3 +488,10 @@ def test_skipnet_meets_its_bound() -> None:
     check_gradients(
         lambda p: ops.softmax_cross_entropy(model(p, x), np.arange(4) % 3), params, method="complex"
     )
+
+
+def test_the_modified_shortcut_needs_sizes_that_halve() -> None:
+    """A convolution of stride 2 rounds an odd size up, an average pool down."""
+    model = ResNet18(width=2, image_shape=(1, 7, 7), shortcut="modified")
+    with pytest.raises(Error, match="expected a height and a width that 2 divides; got 7 and 7"):
+        model(model.init(seed=0), np.zeros((2, 1, 7, 7), np.float32), buffers=model.buffers(seed=0))

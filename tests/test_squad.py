@@ -83,6 +83,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"data": []}, "no questions"),
         (changed(*QUESTION[:4], "context", value=1), r"paragraphs\[0\]\.context: expected str"),
         (changed(*QUESTION, "question", value=...), r"qas\[1\]\.question: expected str; found no"),
+        (
+            changed(*QUESTION, "question", value="\ud83d"),
+            r"question: expected Unicode text: .*surr",
+        ),
         (changed(*QUESTION, "id", value=7), r"data\[0\]\.paragraphs\[0\]\.qas\[1\]\.id: expected"),
         (changed(*QUESTION, "id", value="1"), "the id '1' occurs twice"),
         (

@@ -515,3 +515,38 @@ def test_weights_go_to_safetensors_and_back_to_the_bit(kind: str, tmp_path: Path
     shutil.copy(path, tmp_path / "copy.safetensors")
     with pytest.raises(FileRefused, match=r"encoder\.weight is float32\(50, 12\), the model has"):
         weights.load(tmp_path / "copy.safetensors", dataclasses.replace(model, vocabulary=51))
+
+
+@pytest.mark.parametrize(
+    "kept", [("encoder.weight",), ("decoder.weight",), ("encoder.weight", "decoder.weight")]
+)
+def test_a_tied_decoder_is_read_under_either_name(kept: tuple[str, ...], tmp_path: Path) -> None:
+    """PyTorch's save_model keeps one name of two that share their memory."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    model = Transformer(50, tied=True, **TINY)
+    params, path = model.init(seed=0), tmp_path / "tied.safetensors"
+    weights.save(path, model, params)
+    held = numpy.load_file(path)
+    table = held.pop("encoder.weight")
+    numpy.save_file({**held, **dict.fromkeys(kept, table)}, path)
+    found = weights.load(path, model)
+    assert found.keys() == params.keys()
+    assert np.array_equal(found["embedding/weight"], params["embedding/weight"])
+    numpy.save_file({**held, "encoder.weight": table, "decoder.weight": table + 1}, path)
+    with pytest.raises(FileRefused, match=r"unknown: decoder\.weight"):
+        weights.load(path, model)
+
+
+def test_evaluation_is_without_label_smoothing(tmp_path: Path) -> None:
+    """Nobody's perplexity is the exp of a smoothed loss."""
+    options = {"width": 2, "heads": 1, "hidden": 2}
+    made = {}
+    for smoothing in (0.0, 0.5):
+        config = Config(model="transformer", model_options=options, data="sample-text", epochs=1,
+                        batch_size=20, lr=0.0, log_every=1, label_smoothing=smoothing)  # fmt: skip
+        made[smoothing] = train(config, tmp_path / str(smoothing))
+    assert made[0.0].test_loss == made[0.5].test_loss
+    assert made[0.0].test_perplexity == made[0.5].test_perplexity
+    for line in log.read(tmp_path / "0.5" / "log.jsonl"):
+        assert "train_perplexity" not in line
+        assert "perplexity" not in line

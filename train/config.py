@@ -196,7 +196,10 @@ def build_model(config: Config, dataset: Dataset) -> Any:
     defaults = {"depth": 2, "width": 128} if config.model == "mlp" else {}
     options = {
         **{n: v for n, v in {**defaults, **sizes}.items() if n in known},
-        **{n: tuple(v) if n == "image_shape" else v for n, v in config.model_options.items()},
+        **{
+            n: tuple(v) if isinstance(v, list) and n == "image_shape" else v
+            for n, v in config.model_options.items()
+        },
     }
     for name, size in sizes.items():
         if name in known and options[name] != size:

@@ -178,8 +178,13 @@ class Trainer:
 
     def fresh(self) -> Position:
         """The position before the first step."""
+        start = self._first(self.model)
+        self._require_last_batch(start.state)
+        return start
+
+    def _first(self, model: Any) -> Position:
         config = self.config
-        params = self.model.init(seed=config.seed, device=self.device, dtype=config.dtype)
+        params = model.init(seed=config.seed, device=self.device, dtype=config.dtype)
         schedule = optim.schedule(
             config.schedule, lr=float(config.lr), steps_per_epoch=self.epoch, steps=self.steps
         )
@@ -187,13 +192,31 @@ class Trainer:
         state = State(params, buffers, self.optimizer.init(params))
         return Position(state, schedule, 0, *self._sums(0.0, 0))
 
+    def _require_last_batch(self, state: State) -> None:
+        """Refuse at once, and not after an epoch, a last batch of one example with which the model
+        can do nothing: a single one may have no batch statistics."""
+        n, size = self.sampler.n, self.sampler.batch_size
+        if n % size != 1:
+            return
+        x, y = self.train_set
+        random = Random(self.config.seed, "train/last-batch")
+        try:
+            self.task.forward(state.params, state.buffers, x[:1, ...], y[:1, ...], random)
+        except Error as error:
+            raise Error(
+                f"the last batch of an epoch has 1 of the {n} examples, since the batch size is "
+                f"{size}; use another: {error}"
+            ) from error
+
     def _sums(self, loss: float, right: int) -> tuple[Array, Array]:
         xp = arrays.namespace(self.train_set[1])
         return xp.asarray(loss, dtype=xp.float64), xp.asarray(right, dtype=xp.int64)
 
     def restored(self, checkpoint: Checkpoint, path: Path) -> Position:
         """The position that a checkpoint holds."""
-        start, progress = self.fresh(), checkpoint.meta["progress"]
+        model = self.model  # weights that a file gave it at first are in the checkpoint
+        model = dataclasses.replace(model, weights="") if getattr(model, "weights", "") else model
+        start, progress = self._first(model), checkpoint.meta["progress"]
         shapes = {name: tuple(value.shape) for name, value in start.state.params.items()}
         checkpoint.check_shapes(shapes, path)
         if start.state.optimizer.keys() != checkpoint.state.keys():
@@ -413,7 +436,7 @@ class Trainer:
         record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
         if self.dataset.classes is not None:
             record["accuracy"] = right / self._batch_count(at.step - 1)
-        return record | self._perplexity("perplexity", loss)
+        return record | self._of_minibatches("perplexity", loss)
 
     def _epoch_record(self, at: Position, lr: float, begun: float) -> Record:
         """The record of a finished epoch."""
@@ -422,7 +445,7 @@ class Trainer:
         record |= {"lr": lr, "train_loss": self._mean_loss(at)}
         if self.dataset.classes is not None:
             record["train_accuracy"] = int(to_host(at.right)) / self.task.count(self.dataset.y)
-        record |= self._perplexity("train_perplexity", record["train_loss"])
+        record |= self._of_minibatches("train_perplexity", record["train_loss"])
         record |= self._evaluation("valid", at.state, self.valid_set)
         record |= self._evaluation("test", at.state, self.test_set)
         record["seconds"] = time.perf_counter() - begun
@@ -438,6 +461,10 @@ class Trainer:
         if self.dataset.classes is not None:
             result[f"{name}_accuracy"] = int(to_host(right)) / self.task.count(y)
         return result | self._perplexity(f"{name}_perplexity", result[f"{name}_loss"])
+
+    def _of_minibatches(self, name: str, loss: float) -> dict[str, float]:
+        """The perplexity of a loss that is trained on; a smoothed one has none."""
+        return {} if self.config.label_smoothing else self._perplexity(name, loss)
 
     def _perplexity(self, name: str, loss: float) -> dict[str, float]:
         """exp(mean loss), by name, of a language model; inf where that overflows."""

@@ -237,7 +237,8 @@ class Slicer:
         return self._programs[key](*args)
 
     def _loss(self, params: Params, buffers: Params, x: Array, y: Array) -> Any:
-        return self.trainer.task.loss(self.trainer.task.predict(params, buffers, x), y)
+        output = self.trainer.task.predict(params, buffers, x)
+        return self.trainer.task.loss(output, y, smoothed=True)
 
     def _add(
         self, params: Params, buffers: Params, x: Array, y: Array, share: Any, loss: Any, total: Any

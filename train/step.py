@@ -55,13 +55,14 @@ class Task:
     label_smoothing: float = 0.0
     clip: float | None = None
 
-    def loss(self, output: Any, y: Array) -> Any:
-        """The mean loss of a batch; 0-d."""
+    def loss(self, output: Any, y: Array, *, smoothed: bool) -> Any:
+        """The mean loss of a batch; 0-d. smoothed: with label smoothing, as it is trained."""
         if self.classes is None:
             return ops.squared_error(output, y)
         if output.shape[-1] < self.classes:  # a label beyond the logits would count as loss 0
             raise Error(f"the model returns {output.shape[-1]} values for {self.classes} classes")
-        return ops.softmax_cross_entropy(output, y, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if smoothed else 0.0
+        return ops.softmax_cross_entropy(output, y, label_smoothing=smoothing)
 
     def count(self, y: Array) -> int:
         """How many predictions the loss of a batch is the mean of: an example's, or a label's
@@ -87,7 +88,7 @@ class Task:
             output, buffers = self.model.apply(params, buffers, x, train=True, random=random)
         else:
             output = self.model(params, x)
-        return self.loss(output, y), (output, buffers)
+        return self.loss(output, y, smoothed=True), (output, buffers)
 
     def predict(self, params: Params, buffers: Params, x: Array) -> Array:
         """The output in evaluation mode; a model that makes buffers is given them, if any."""
@@ -137,7 +138,7 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
     for start in range(0, x.shape[0], batch):
         part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
         output = task.predict(state.params, state.buffers, part)
-        loss = xp.asarray(task.loss(output, labels), dtype=xp.float64)
+        loss = xp.asarray(task.loss(output, labels, smoothed=False), dtype=xp.float64)
         total = total + loss * task.count(labels)
         right = right + task.correct(output, labels)
     return total / task.count(y), right

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from npdrt.errors import Error, Unavailable
 from npdrt.store import atomic, log
 from npdrt.store.trace import HISTORY
 
+APART = ("event", "seconds")  # of a record of the log, no columns of the history
+
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -25,8 +28,9 @@ from npdrt.store.trace import HISTORY
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def command(run: Path, form: str, output: Path | None, force: bool) -> None:
-    """Parameters of RUN (a run directory or a checkpoint) as npz or safetensors, under their
-    names; or the history of a run directory as CSV, one row an epoch.
+    """Parameters and buffers (running statistics, say) of RUN, a run directory or a checkpoint, as
+    npz or safetensors, under their names; or the history of a run directory as CSV, one row an
+    epoch.
     """
     target = output or _beside(run, form)
     if target.exists() and not force:
@@ -43,10 +47,11 @@ def _beside(run: Path, form: str) -> Path:
 
 
 def _parameters(run: Path, form: str) -> bytes:
-    params = store.load(run / "checkpoint.h5" if run.is_dir() else run).params
+    held = store.load(run / "checkpoint.h5" if run.is_dir() else run)
+    arrays = held.params | held.buffers
     if form == "npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **params)
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
     try:
         from safetensors.numpy import save
@@ -54,7 +59,7 @@ def _parameters(run: Path, form: str) -> bytes:
         raise Unavailable(
             'safetensors is not installed; install it with pip install "npdrt[text]"'
         ) from error
-    data: bytes = save({name: np.ascontiguousarray(value) for name, value in params.items()})
+    data: bytes = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     return data
 
 
@@ -65,8 +70,10 @@ def _history(run: Path) -> bytes:
     epochs = [r for r in log.read(path) if r["event"] == "epoch"]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*HISTORY, "seconds"])
-    writer.writerows([_cell(r.get(name)) for name in (*HISTORY, "seconds")] for r in epochs)
+    more = [name for name in dict.fromkeys(chain(*epochs)) if name not in (*HISTORY, *APART)]
+    names = (*HISTORY, *more, "seconds")
+    writer.writerow(names)
+    writer.writerows([_cell(r.get(name)) for name in names] for r in epochs)
     return text.getvalue().encode()
 
 

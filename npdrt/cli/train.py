@@ -324,7 +324,10 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of `Config`."""
     given = {name: value for name, value in given.items() if value not in (None, ())}
     fields = _model_fields(given.pop("fields", ()))
-    model = {n: given.pop(n) for n in MODEL_OPTIONS if n in given} | fields
+    model = {n: given.pop(n) for n in MODEL_OPTIONS if n in given}
+    for name in model.keys() & fields.keys():
+        raise click.UsageError(f"--set {name} and --{name} name the same field; give one of them.")
+    model |= fields
     optimizer = {n: given.pop(n) for n in OPTIMIZER_OPTIONS if n in given}
     if "lr" in given:
         given["lr"] = _rate(given["lr"])
