@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from npdrt.store import atomic
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")
-WORDS = {"True": True, "False": False, "true": True, "false": False, "None": None, "none": None}
+WORDS = {"True": True, "False": False, "None": None, "none": None}  # besides those of TOML
+_FILE = click.Path(path_type=Path, dir_okay=False)
+html_option = click.option("--html", type=_FILE, help="Web page to write.")
+junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
 
 
 @click.command("audit")
@@ -52,12 +56,8 @@ WORDS = {"True": True, "False": False, "true": True, "false": False, "None": Non
     default=10.0,
     help="Seconds a test may take.  [default: 10]",
 )
-@click.option(
-    "--html", "html", type=click.Path(path_type=Path, dir_okay=False), help="Web page to write."
-)
-@click.option(
-    "--junit", "junit", type=click.Path(path_type=Path, dir_okay=False), help="JUnit XML to write."
-)
+@html_option
+@junit_option
 @click.option("--force", is_flag=True, help="Replace these files if they exist.")
 @click.option("--list", "listing", is_flag=True, help="List known targets and dialects; no audit.")
 @json_option
@@ -93,13 +93,13 @@ def command(
     outputs(force, html, junit)
     given = values(settings)
     if Path(target).suffix.lower() in RECORDED:
-        _vectors_only(formats)
+        if formats:
+            raise click.UsageError("--format is not for recordings, which have one.")
         known_dialect(dialect, rule)
         found = _recorded(Path(target), rule, given, lr, parameter)
     else:
         found = _asked(target, rule, given, formats or DEFAULT, limit, dialect, lr, parameter)
-    if dialect is not None:
-        known_dialect(dialect, found.rule)
+    known_dialect(dialect, found.rule)
     write(html, lambda: report_html.html(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
     if as_json:
@@ -125,11 +125,7 @@ def _asked(
     target = targets.find(spec, given, rule)
     known_dialect(dialect, target.rule)
     with Bars(show=on_terminal()) as bars:
-
-        def progress(done: int, total: int) -> None:
-            bars.progress("audit", done, total)
-
-        return audit(target, formats, limit=limit, progress=progress)
+        return audit(target, formats, limit=limit, progress=partial(bars.progress, "audit"))
 
 
 def _recorded(
@@ -152,10 +148,7 @@ def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
     known = targets.SETTINGS[rule]
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
-            )
+            hint = _hint(name, known, f"it has {', '.join(known) or 'none'}")
             raise Error(f"{rule} has no setting {name!r}; {hint}")
     try:
         settings = OPTIMIZERS[rule](lr=0.0, **given).settings
@@ -168,21 +161,19 @@ def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in known}
 
 
-def _vectors_only(formats: tuple[str, ...]) -> None:
-    if formats:
-        raise click.UsageError("--format is not for recordings, which have one.")
-
-
 def known_dialect(name: str | None, rule: str | None) -> None:
     """Refuse the name of a dialect that the rule does not have."""
     rules = [RULES[rule]] if rule else list(RULES.values())
     names = list(dict.fromkeys(d.name for r in rules for d in r.dialects))
     if name is not None and name not in names:
-        close = get_close_matches(name, names, 1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(map(repr, names))}"
-        )
+        hint = _hint(name, names, f"use one of {', '.join(map(repr, names))}")
         raise Error(f"unknown dialect {name!r}{f' of {rule}' if rule else ''}; {hint}")
+
+
+def _hint(name: str, known: Sequence[str], otherwise: str) -> str:
+    """The known name that was probably meant, or else `otherwise`."""
+    close = get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -207,15 +198,15 @@ def values(pairs: Sequence[str]) -> dict[str, Any]:
 
 def outputs(force: bool, *paths: Path | None) -> None:
     """Refuse, before any work, files that exist and folders that do not."""
-    given = [path.absolute() for path in paths if path is not None]
-    if len(set(given)) < len(given):
-        raise Error(f"{given[0]}: two reports cannot go into one file")
-    for path in paths:
-        if path is not None and path.exists() and not path.is_file():
+    given = [path for path in paths if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise Error(f"{given[0].absolute()}: two reports cannot go into one file")
+    for path in given:
+        if path.exists() and not path.is_file():
             raise Error(f"{path} is no regular file; nothing is written to it")
-        if path is not None and path.exists() and not force:
+        if path.exists() and not force:
             raise Error(f"{path} already exists; give --force to replace it")
-        if path is not None and not path.absolute().parent.is_dir():
+        if not path.absolute().parent.is_dir():
             raise Error(f"{path.parent}: no such folder")
 
 
@@ -238,13 +229,10 @@ def _list(as_json: bool) -> None:
     lines = [table(rows), "path/to/file.py:callable: docs/audit-protocol.md", ""]
     named = [("rule", "dialect", "source, and how it differs from the published rule")]
     for d in _dialects():
-        named.append((d["rule"], _name(d), d["source"]))
+        name = d["dialect"] if d["in_scope"] else f"{d['dialect']} (out of scope)"
+        named.append((d["rule"], name, d["source"]))
         named += [("", "", f"  {clause}: {choice}") for clause, choice in d["choices"].items()]
     click.echo("\n".join([*lines, table(named)]))
-
-
-def _name(dialect: Mapping[str, Any]) -> str:
-    return f"{dialect['dialect']}{'' if dialect['in_scope'] else ' (out of scope)'}"
 
 
 def _targets() -> list[dict[str, Any]]:

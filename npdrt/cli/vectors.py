@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from npdrt.cli.audit import outputs, write
+from npdrt.cli.audit import html_option, junit_option, outputs, write
 from npdrt.cli.common import Name, json_option, print_json, table
 from npdrt.conform import report, report_html, vectors, verify
 from npdrt.conform.dialects import RULES
@@ -146,19 +146,13 @@ def _files(rule: str | None, formats: tuple[str, ...]) -> dict[str, bytes]:
     listed = {}
     for name, digest in vectors.sums().items():
         groups = vectors.read(vectors.FOLDER / name)["testGroups"]
-        if any(_of(group, rule, formats) for group in groups):
+        if any(verify.wanted(group, rule, formats) for group in groups):
             listed[name] = digest
     if not listed:
         raise Error("no vector file has such tests")
     lines = "".join(f"{digest}  {name}\n" for name, digest in listed.items())
     files = {name: (vectors.FOLDER / name).read_bytes() for name in (*listed, "schema.json")}
     return {**files, "SHA256SUMS": lines.encode()}
-
-
-def _of(group: dict[str, Any], rule: str | None, formats: tuple[str, ...]) -> bool:
-    if rule and group.get("rule") != rule:
-        return False
-    return not formats or group.get("format", formats[0]) in formats
 
 
 # --- verify ---------------------------------------------------------------------------------------
@@ -168,10 +162,8 @@ def _of(group: dict[str, Any], rule: str | None, formats: tuple[str, ...]) -> bo
 @click.argument("response", type=click.Path(path_type=Path, dir_okay=False))
 @rule_option
 @format_option
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Web page to write.")
-@click.option(
-    "--junit", type=click.Path(path_type=Path, dir_okay=False), help="JUnit XML to write."
-)
+@html_option
+@junit_option
 @force_option
 @json_option
 def verify_response(

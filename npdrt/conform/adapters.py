@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,12 +55,12 @@ class Adapter(Protocol):
     files: tuple[str, ...]  # whose lines are the target's own; empty: the innermost line is named
 
     def run(self, case: Case) -> list[Answer]:
-        """The answers of a case. Raises `Refused`, or whatever the target raises."""
+        """The answers of a case. Raises `Unanswered`, or whatever the target raises."""
         ...
 
 
-class Refused(Exception):
-    """The target answered, but not as its protocol says."""
+class Unanswered(Exception):
+    """There is no answer, or none as the protocol says; `failure` stands for it."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -127,8 +128,8 @@ def attempt(adapter: Adapter, case: Case) -> tuple[Answer, ...] | Failure:
     """The answers, or a failure in place of every exception, SystemExit included."""
     try:
         return tuple(adapter.run(case))
-    except Refused as refused:
-        return refused.failure
+    except Unanswered as reason:
+        return reason.failure
     except BaseException as error:
         message = described(error, adapter.files)
         if isinstance(error, ValueError) and "read-only" in str(error):
@@ -140,12 +141,10 @@ def described(error: BaseException, files: Sequence[str]) -> str:
     """Type, message and place of an exception in one line; the place is the innermost in `files`,
     or innermost where those are none."""
     places = []
-    trace = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
+    for frame, line in walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
         if not files or name in files:
-            places.append(f"{Path(name).name}:{trace.tb_lineno}")
-        trace = trace.tb_next
+            places.append(f"{Path(name).name}:{line}")
     if isinstance(error, SyntaxError) and error.filename in files:
         places.append(f"{Path(error.filename or '').name}:{error.lineno}")
         error = type(error)(error.msg)  # without the place that it would add itself
@@ -197,14 +196,14 @@ def wide(array: Any) -> Values:
 def checked(w: Any, shape: tuple[int, ...], name: str, k: int) -> Any:
     """`w`, if it is an array of that shape and dtype."""
     if not hasattr(w, "dtype") or not hasattr(w, "shape"):
-        raise Refused(
+        raise Unanswered(
             "shape", f"step {k}: returned {type(w).__name__} as w; expected an array of {name}"
         )
     if tuple(w.shape) != shape:
-        raise Refused("shape", f"step {k}: returned shape {tuple(w.shape)} for a w of {shape}")
+        raise Unanswered("shape", f"step {k}: returned shape {tuple(w.shape)} for a w of {shape}")
     found = str(getattr(w.dtype, "name", w.dtype)).removeprefix("torch.")
     if found != name:
-        raise Refused("dtype", f"step {k}: returned {found} for a w of {name}")
+        raise Unanswered("dtype", f"step {k}: returned {found} for a w of {name}")
     return w
 
 
@@ -214,14 +213,23 @@ def betas(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **pair}
 
 
-def accepts(call: Callable[..., Any], name: str, overrides: Mapping[str, Any]) -> None:
-    """Raise Error where `call` has no parameter of an override's name."""
-    known = inspect.signature(call).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
+def offered(case: Case, source: str) -> dict[str, Any]:
+    """The settings of a case that a library's optimizer takes by npdrt's names."""
+    taken = KNOWN[source] - {"decoupled"}  # which is what the optimizer is, no argument
+    return {k: v for k, v in betas(case.settings).items() if k in taken}
+
+
+def accepts(known: Collection[str], name: str, overrides: Mapping[str, Any]) -> None:
+    """Raise Error where an override is none of the parameters of `name`."""
     for key in overrides:
         if key not in known:
-            raise Error(f"{name} has no {key!r}; it has {', '.join(known)}")
+            raise Error(f"{name} has no {key!r}; it has {', '.join(known) or 'none'}")
+
+
+def double(jax: Any, on: bool) -> Any:
+    """A context in which JAX has 64-bit types, or has not."""
+    home = jax if hasattr(jax, "enable_x64") else library("jax.experimental")
+    return home.enable_x64(on)
 
 
 # --- torch.optim ------------------------------------------------------------------------------
@@ -233,9 +241,9 @@ class Torch:
     files: tuple[str, ...] = ()
 
     def __init__(self, source: str, overrides: Mapping[str, Any]):
-        self.torch = library("torch")
+        self.torch, self.source = library("torch"), source
         self.make = getattr(self.torch.optim, source.rpartition(".")[2])
-        accepts(self.make, source, overrides)
+        accepts(inspect.signature(self.make).parameters, source, overrides)
         self.overrides = dict(overrides)
         self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
         one = self.torch.zeros(1, requires_grad=True)  # the first step imports half of torch
@@ -244,9 +252,8 @@ class Torch:
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `step()` with the learning rate set in the group."""
         w = self.tensor(case.w, case).requires_grad_()
-        offered = {k: v for k, v in betas(case.settings).items() if k in (self.info.offers or ())}
-        offered.pop("decoupled", None)
-        optimizer = self.make([w], lr=case.steps[0].lr, **{**offered, **self.overrides})
+        settings = {**offered(case, self.source), **self.overrides}
+        optimizer = self.make([w], lr=case.steps[0].lr, **settings)
         if state := self.state(case):
             optimizer.state[w] = state
         answers = []
@@ -306,19 +313,17 @@ class Optax:
     def __init__(self, source: str, overrides: Mapping[str, Any]):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
-        self.name = source.rpartition(".")[2]
-        self.make = getattr(self.optax, self.name)
-        accepts(self.make, source, overrides)
+        self.source = source
+        self.make = getattr(self.optax, source.rpartition(".")[2])
+        accepts(inspect.signature(self.make).parameters, source, overrides)
         self.overrides = dict(overrides)
-        self.sign = -1.0 if self.name == "lars" else 1.0  # its velocity points to the new w
+        self.sign = -1.0 if source == "optax.lars" else 1.0  # its velocity points to the new w
         self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
         self.jnp.zeros(1).block_until_ready()
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `update` and `apply_updates`."""
-        new = hasattr(self.jax, "enable_x64")
-        switch = (self.jax if new else library("jax.experimental")).enable_x64
-        with switch(case.format == "float64"):
+        with double(self.jax, case.format == "float64"):
             return self.steps(case)
 
     def steps(self, case: Case) -> list[Answer]:
@@ -340,11 +345,10 @@ class Optax:
 
     def transform(self, case: Case, lr: float) -> Any:
         """The transformation with the case's settings."""
-        settings = {k: v for k, v in case.settings.items() if k in (self.info.offers or ())}
-        settings.pop("decoupled", None)
+        settings = offered(case, self.source)
         if "betas" in settings:
-            settings["b1"], settings["b2"] = map(float, settings.pop("betas"))
-        if self.name == "sgd":
+            settings["b1"], settings["b2"] = settings.pop("betas")
+        if self.source == "optax.sgd":
             settings["momentum"] = settings["momentum"] or None  # as one asks for none
         return self.make(lr, **{**settings, **self.overrides})
 
@@ -399,9 +403,8 @@ class File:
         self.overrides = dict(overrides)
         names, self.any = keywords(self.update, name)
         self.named = frozenset(names)
-        for key in overrides:
-            if key not in names and not self.any:
-                raise Error(f"{name} has no {key!r}; it has {', '.join(names) or 'none'}")
+        if not self.any:
+            accepts(names, name, overrides)
         own = {n: needed for n, needed in names.items() if n not in (*OURS, *overrides)}
         self.info = Info(
             None if self.any else frozenset(own),
@@ -422,7 +425,7 @@ class File:
             result = self.update(w, g, state, **given)
             for label, x, held in watched:
                 if bits(x) != held:
-                    raise Refused("mutated", f"step {k}: {label} was changed in place")
+                    raise Unanswered("mutated", f"step {k}: {label} was changed in place")
             new, state = pair(result, k)
             values = wide(checked(new, case.w.shape, case.format, k))
             answers.append(Answer(values, slots(state, values.shape)))
@@ -490,7 +493,7 @@ def formats(update: Any, name: str) -> tuple[str, ...]:
 
 def readonly(values: Values, name: str) -> Any:
     """A copy of numbers of a format in NumPy's dtype, that refuses to be written."""
-    array = np.array(values, dtype=np.float64).astype(dtype(name))
+    array = values.astype(dtype(name))
     array.flags.writeable = False
     return array
 
@@ -530,10 +533,10 @@ def pair(result: Any, k: int) -> tuple[Any, dict[str, Any]]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
         found = f"{type(result).__name__}{many}"
-        raise Refused("shape", f"step {k}: returned {found}; expected (w, state)")
+        raise Unanswered("shape", f"step {k}: returned {found}; expected (w, state)")
     w, state = result
     if not isinstance(state, dict):
-        raise Refused("shape", f"step {k}: returned {type(state).__name__} as state, not a dict")
+        raise Unanswered("shape", f"step {k}: returned {type(state).__name__} as state, not a dict")
     return w, state
 
 
@@ -555,7 +558,6 @@ ADAPTERS: dict[str, Callable[[str, Mapping[str, Any]], Adapter]] = {
     "file": File,
 }
 _ADAM = frozenset({"betas", "eps"})
-_LARS = frozenset({"momentum", "weight_decay", "trust_coefficient", "eps"})
 # class or function -> the settings that it offers, by npdrt's names
 KNOWN: dict[str, frozenset[str]] = {
     "torch.optim.SGD": frozenset({"momentum", "dampening", "nesterov", "weight_decay"}),
@@ -566,5 +568,5 @@ KNOWN: dict[str, frozenset[str]] = {
     "optax.adamw": _ADAM | {"weight_decay", "decoupled"},
     "optax.amsgrad": _ADAM,
     "optax.fromage": frozenset(),
-    "optax.lars": _LARS,
+    "optax.lars": frozenset({"momentum", "weight_decay", "trust_coefficient", "eps"}),
 }

@@ -26,7 +26,7 @@ PASSES = {
     "out of scope": False,  # another optimizer
     "no verdict": False,  # it raised, hung, changed its arguments, ...
 }
-HARMLESS = ("not offered", "not run", "missing")
+NOT_ASKED = ("not offered", "not run", "missing")  # failures to put the test to it at all
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,29 @@ class Audit:
     """Everything found about one implementation.
 
     judged: every test that was asked and offered. skipped: how many were not offered, by reason.
-    failures: how many tests ended in each kind of failure, with an example. finding: the dialect.
+    finding: the rule and the dialect.
     """
 
     name: str
     versions: dict[str, str]
-    rule: str
     judged: tuple[Judged, ...]
     finding: Finding
     skipped: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, tuple[int, Judged]] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that it was held to."""
+        return self.finding.rule.name
+
+    @property
+    def failures(self) -> dict[str, tuple[int, Judged]]:
+        """kind of failure -> (how many, the first), on tests that should have been answered."""
+        found: dict[str, tuple[int, Judged]] = {}
+        for j in self.judged:
+            if j.failure is not None and j.test.case.result == "valid":
+                count, first = found.get(j.failure.kind, (0, j))
+                found[j.failure.kind] = (count + 1, first)
+        return found
 
     @property
     def verdict(self) -> str:
@@ -95,10 +108,6 @@ class Audit:
                     worst = max(some, key=lambda j: j.worst.ulps)
                     rows.append(Level(level, form, sum(j.accurate for j in some), len(some), worst))
         return rows
-
-    def worst(self) -> Judged | None:
-        """The gated test with the largest error."""
-        return max(self.gated, key=lambda j: j.worst.ulps, default=None)
 
     def hint(self) -> str:
         """What an unexplained audit looks like, where it looks like something common."""
@@ -157,32 +166,21 @@ def concluded(
     name: str, versions: dict[str, str], vectors: Sequence[Vector], outcomes: Sequence[Outcome]
 ) -> Audit:
     """The audit of answers: which rule, which dialect, how far away."""
+    pairs = list(zip(vectors, outcomes, strict=True))
     answered: dict[str, list[Answered]] = {}
-    for v, o in zip(vectors, outcomes, strict=True):
+    for v, o in pairs:
         if not isinstance(o, Failure) and v.case.result != "error":
             answered.setdefault(v.case.rule, []).append((v.case, o))
     finding = identify_any(answered) if answered else Finding(RULES[vectors[0].case.rule], None)
-    rule = finding.rule.name
-    mine = [(v, o) for v, o in zip(vectors, outcomes, strict=True) if v.case.rule == rule]
-    judged = [judge(v, o) for v, o in mine]
-    skipped = Counter(j.failure.message for j in judged if j.failure and harmless(j.failure))
-    asked = tuple(j for j in judged if not (j.failure and harmless(j.failure)))
-    return Audit(name, versions, rule, asked, finding, dict(skipped), failures(asked))
-
-
-def harmless(failure: Failure) -> bool:
-    """Whether a test was not put to the implementation at all."""
-    return failure.kind in HARMLESS
-
-
-def failures(judged: Sequence[Judged]) -> dict[str, tuple[int, Judged]]:
-    """kind of failure -> (how many, the first), on tests that should have been answered."""
-    found: dict[str, tuple[int, Judged]] = {}
-    for j in judged:
-        if j.failure is not None and j.test.case.result == "valid":
-            count, first = found.get(j.failure.kind, (0, j))
-            found[j.failure.kind] = (count + 1, first)
-    return found
+    asked, skipped = [], Counter[str]()
+    for v, o in pairs:
+        if v.case.rule != finding.rule.name:
+            continue
+        if isinstance(o, Failure) and o.kind in NOT_ASKED:
+            skipped[o.message] += 1
+        else:
+            asked.append(judge(v, o))
+    return Audit(name, versions, tuple(asked), finding, dict(skipped))
 
 
 # --- recorded trajectories ------------------------------------------------------------------------
@@ -190,10 +188,9 @@ def failures(judged: Sequence[Judged]) -> dict[str, tuple[int, Judged]]:
 
 def audit_recorded(name: str, answered: Sequence[Answered]) -> Audit:
     """The audit of steps that somebody recorded, all under one rule."""
-    rule = RULES[answered[0][0].rule]
-    finding = identify(rule, answered)
+    finding = identify(RULES[answered[0][0].rule], answered)
     judged = tuple(judge(recorded_vector(case, answers), answers) for case, answers in answered)
-    return Audit(name, {}, rule.name, judged, finding)
+    return Audit(name, {}, judged, finding)
 
 
 def recorded_vector(case: Case, answers: Sequence[Answer]) -> Vector:

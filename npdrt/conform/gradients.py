@@ -1,8 +1,8 @@
 """npdrt's gradients against those of autograd, PyTorch and JAX.
 
-Each of these oracles has the forward pass and the loss written anew in its own operations (later
-networks once for all three), and differentiates them itself, in float64 on the CPU. An oracle is
-imported when it is asked, and leaves no setting of its library changed.
+The forward passes are written anew here, apart from npdrt's models, of operations that each oracle
+has in its own functions, as it has the loss; it differentiates them itself, in float64 on the CPU.
+An oracle is imported when it is asked, and leaves no setting of its library changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from itertools import combinations
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
+from npdrt.conform.adapters import double
 from npdrt.errors import Error, Unavailable
 from npdrt.models import MLP, ResNet18, Transformer
 
@@ -271,10 +272,23 @@ def _widened(problem: Problem) -> Problem:
     return replace(problem, params=params, buffers=buffers, x=x, y=y)
 
 
-def _layers(model: MLP) -> list[tuple[str, bool]]:
-    """The prefix of each layer's arrays, and whether it is the last."""
-    prefixes = [n.removesuffix("/weight") for n in model.shapes() if n.endswith("/weight")]
-    return [(prefix, prefix == prefixes[-1]) for prefix in prefixes]
+@dataclass(frozen=True)
+class Library:
+    """Operations of an oracle, beside those that arrays have everywhere: @, +, .mean(axes), ...
+
+    array: from NumPy's. phi: the nonlinearities by name. spectral: of (weight, u), the weight over
+    its spectral norm, after one step of the power method from u. convolve: of (x, weight, stride,
+    padding), images (N, C, H, W). batch_norm, layer_norm: of (x, gain, bias), eps 1e-5, over all
+    but the channels and over the last axis. attend: causal attention of queries, keys and values.
+    """
+
+    array: Callable[[Any], Any]
+    phi: dict[str, Callable[[Any], Any]]
+    spectral: Callable[[Any, Any], Any]
+    convolve: Callable[[Any, Any, int, int], Any]
+    batch_norm: Callable[[Any, Any, Any], Any]
+    layer_norm: Callable[[Any, Any, Any], Any]
+    attend: Callable[[Any, Any, Any], Any]
 
 
 # --- autograd --------------------------------------------------------------------------------
@@ -284,7 +298,7 @@ def _by_autograd(problem: Problem) -> Answer:
     anp, rows = _library("autograd.numpy"), np.arange(problem.y.size)
 
     def loss(params: Params) -> Any:
-        z = FORWARDS[type(problem.model)]["autograd"](problem, params)
+        z = FORWARDS[type(problem.model)](_operations_autograd(), problem, params)
         z = anp.reshape(z, (-1, z.shape[-1]))
         top = np.max(_value(z), axis=1, keepdims=True)
         log_sum = anp.log(anp.sum(anp.exp(z - top), axis=1)) + top[:, 0]
@@ -299,42 +313,6 @@ def _value(x: Any) -> Any:
     return _library("autograd.tracer").getval(x)
 
 
-def _mlp_autograd(problem: Problem, params: Params) -> Any:
-    anp, model, h = _library("autograd.numpy"), problem.model, problem.x
-    for name, last in _layers(model):
-        weight = params[f"{name}/weight"]
-        if model.normalisation == "spectral":
-            weight = _spectral_autograd(weight, problem.buffers[f"{name}/u"])
-        z = anp.dot(h, anp.transpose(weight))
-        if model.bias:
-            z = z + params[f"{name}/bias"]
-        out = z if last and not model.output_nonlinearity else _phi_autograd(model.nonlinearity)(z)
-        h = h + out if model.residual and not last and h.shape == z.shape else out
-    return h
-
-
-def _spectral_autograd(weight: Any, u: Any) -> Any:
-    anp, matrix = _library("autograd.numpy"), _value(weight)
-    v = matrix.T @ u
-    v = v / np.linalg.norm(v)
-    u = matrix @ v
-    return weight / anp.dot(u / np.linalg.norm(u), anp.dot(weight, v))
-
-
-def _phi_autograd(name: str) -> Callable[[Any], Any]:
-    anp = _library("autograd.numpy")
-    table: dict[str, Callable[[Any], Any]] = {
-        "relu": lambda z: anp.where(z > 0, z, 0.0),
-        "leaky_relu": lambda z: anp.where(z > 0, z, 0.01 * z),
-        "tanh": anp.tanh,
-        "sigmoid": lambda z: anp.exp(-anp.logaddexp(0.0, -z)),
-        "gelu": lambda z: z * (1.0 + _erf_autograd()(z / math.sqrt(2.0))) / 2.0,
-        "softplus": lambda z: anp.logaddexp(z, 0.0),
-        "identity": lambda z: z,
-    }
-    return table[name]
-
-
 @cache
 def _erf_autograd() -> Any:
     """The C library's erf as an operation of autograd, whose own needs SciPy."""
@@ -345,142 +323,15 @@ def _erf_autograd() -> Any:
     return erf
 
 
-# --- PyTorch ---------------------------------------------------------------------------------
-
-
-def _by_torch(problem: Problem) -> Answer:
-    torch = _library("torch")
-    with torch.enable_grad(), torch.device("cpu"):
-        params = {n: torch.tensor(value, requires_grad=True) for n, value in problem.params.items()}
-        logits = FORWARDS[type(problem.model)]["torch"](problem, params)
-        labels = torch.tensor(problem.y).flatten()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels)
-        grads = torch.autograd.grad(loss, list(params.values()))
-    return loss.item(), {n: g.numpy() for n, g in zip(params, grads, strict=True)}
-
-
-def _mlp_torch(problem: Problem, params: Params) -> Any:
-    torch, model = _library("torch"), problem.model
-    h, phi = torch.tensor(problem.x), _phi_torch(model.nonlinearity)
-    for name, last in _layers(model):
-        weight, bias = params[f"{name}/weight"], params.get(f"{name}/bias")
-        if model.normalisation == "spectral":
-            weight = _spectral_torch(weight, torch.tensor(problem.buffers[f"{name}/u"]))
-        z = torch.nn.functional.linear(h, weight, bias)
-        out = phi(z) if model.output_nonlinearity or not last else z
-        skip = model.residual and not last and z.size() == h.size()
-        h = torch.add(h, out) if skip else out
-    return h
-
-
-def _spectral_torch(weight: Any, u: Any) -> Any:
-    torch = _library("torch")
-    with torch.no_grad():
-        v = torch.nn.functional.normalize(torch.mv(weight.t(), u), dim=0)
-        u = torch.nn.functional.normalize(torch.mv(weight, v), dim=0)
-    return torch.div(weight, torch.dot(u, torch.mv(weight, v)))
-
-
-def _phi_torch(name: str) -> Callable[[Any], Any]:
-    torch = _library("torch")
-    functional = torch.nn.functional
-    table: dict[str, Callable[[Any], Any]] = {
-        "relu": functional.relu,
-        "leaky_relu": lambda z: functional.leaky_relu(z, 0.01),
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-        "gelu": lambda z: functional.gelu(z, approximate="none"),
-        "softplus": lambda z: torch.logaddexp(z, torch.zeros_like(z)),  # softplus cuts at 20
-        "identity": lambda z: z,
-    }
-    return table[name]
-
-
-# --- JAX -------------------------------------------------------------------------------------
-
-
-def _by_jax(problem: Problem) -> Answer:
-    jax = _library("jax")
-
-    def loss(params: Params, y: Any) -> Any:
-        log_p = jax.nn.log_softmax(FORWARDS[type(problem.model)]["jax"](problem, params))
-        return -jax.numpy.mean(jax.numpy.take_along_axis(log_p, y[..., None], axis=-1))
-
-    with _double(jax), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params = {name: jax.numpy.asarray(value) for name, value in problem.params.items()}
-        value, grads = jax.value_and_grad(loss)(params, jax.numpy.asarray(problem.y))
-        return float(value), {name: np.asarray(grads[name]) for name in problem.params}
-
-
-def _double(jax: Any) -> Any:
-    """A context in which JAX has float64."""
-    new = hasattr(jax, "enable_x64")
-    return (jax if new else _library("jax.experimental")).enable_x64(True)
-
-
-def _mlp_jax(problem: Problem, params: Params) -> Any:
-    jnp, model = _library("jax.numpy"), problem.model
-    h, phi = jnp.asarray(problem.x), _phi_jax(model.nonlinearity)
-    for name, last in _layers(model):
-        weight = params[f"{name}/weight"]
-        if model.normalisation == "spectral":
-            weight = _spectral_jax(weight, jnp.asarray(problem.buffers[f"{name}/u"]))
-        out = jnp.einsum("ni,oi->no", h, weight)
-        if model.bias:
-            out = jnp.add(out, params[f"{name}/bias"][None, :])
-        if not last or model.output_nonlinearity:
-            out = phi(out)
-        if model.residual and not last and out.shape == h.shape:
-            out = jnp.add(h, out)
-        h = out
-    return h
-
-
-def _spectral_jax(weight: Any, u: Any) -> Any:
-    jnp, stop = _library("jax.numpy"), _library("jax").lax.stop_gradient
-    v = jnp.matmul(u, weight)
-    v = stop(v / jnp.linalg.norm(v))
-    u = jnp.matmul(weight, v)
-    u = stop(u / jnp.linalg.norm(u))
-    return weight / jnp.einsum("o,oi,i->", u, weight, v)
-
-
-def _phi_jax(name: str) -> Callable[[Any], Any]:
-    jnp, nn = _library("jax.numpy"), _library("jax.nn")
-    table: dict[str, Callable[[Any], Any]] = {
-        "relu": nn.relu,
-        "leaky_relu": lambda z: jnp.where(z > 0, z, 0.01 * z),  # JAX's own has slope 1 at 0
-        "tanh": jnp.tanh,
-        "sigmoid": nn.sigmoid,
-        "gelu": lambda z: nn.gelu(z, approximate=False),
-        "softplus": nn.softplus,
-        "identity": lambda z: z,
-    }
-    return table[name]
-
-
-# --- networks that are written once, of operations of each oracle ---------------------------------
-
-
-@dataclass(frozen=True)
-class Library:
-    """Operations of an oracle, beside those that arrays have everywhere: @, +, .mean(axes), ...
-
-    array: from NumPy's. phi: a nonlinearity by name. convolve: of (x, weight, stride, padding),
-    images (N, C, H, W). batch_norm, layer_norm: of (x, gain, bias), eps 1e-5, over all but the
-    channels and over the last axis. attend: causal attention of queries, keys and values.
-    """
-
-    array: Callable[[Any], Any]
-    phi: Callable[[str], Callable[[Any], Any]]
-    convolve: Callable[[Any, Any, int, int], Any]
-    batch_norm: Callable[[Any, Any, Any], Any]
-    layer_norm: Callable[[Any, Any, Any], Any]
-    attend: Callable[[Any, Any, Any], Any]
-
-
 def _operations_autograd() -> Library:
     anp = _library("autograd.numpy")
+
+    def spectral(weight: Any, u: Any) -> Any:
+        matrix = _value(weight)
+        v = matrix.T @ u
+        v = v / np.linalg.norm(v)
+        u = matrix @ v
+        return weight / anp.dot(u / np.linalg.norm(u), anp.dot(weight, v))
 
     def convolve(x: Any, weight: Any, stride: int, padding: int) -> Any:
         """Tap by tap."""
@@ -505,30 +356,93 @@ def _operations_autograd() -> Library:
         return anp.matmul(weights / anp.sum(weights, axis=-1, keepdims=True), v)
 
     return Library(
-        np.asarray,
-        _phi_autograd,
-        convolve,
-        lambda x, a, b: standardised(x, (0, 2, 3)) * a[:, None, None] + b[:, None, None],
-        lambda x, a, b: standardised(x, (-1,)) * a + b,
-        attend,
+        array=np.asarray,
+        phi={
+            "relu": lambda z: anp.where(z > 0, z, 0.0),
+            "leaky_relu": lambda z: anp.where(z > 0, z, 0.01 * z),
+            "tanh": anp.tanh,
+            "sigmoid": lambda z: anp.exp(-anp.logaddexp(0.0, -z)),
+            "gelu": lambda z: z * (1.0 + _erf_autograd()(z / math.sqrt(2.0))) / 2.0,
+            "softplus": lambda z: anp.logaddexp(z, 0.0),
+            "identity": lambda z: z,
+        },
+        spectral=spectral,
+        convolve=convolve,
+        batch_norm=lambda x, a, b: standardised(x, (0, 2, 3)) * a[:, None, None] + b[:, None, None],
+        layer_norm=lambda x, a, b: standardised(x, (-1,)) * a + b,
+        attend=attend,
     )
+
+
+# --- PyTorch ---------------------------------------------------------------------------------
+
+
+def _by_torch(problem: Problem) -> Answer:
+    torch = _library("torch")
+    with torch.enable_grad(), torch.device("cpu"):
+        params = {n: torch.tensor(value, requires_grad=True) for n, value in problem.params.items()}
+        logits = FORWARDS[type(problem.model)](_operations_torch(), problem, params)
+        labels = torch.tensor(problem.y).flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels)
+        grads = torch.autograd.grad(loss, list(params.values()))
+    return loss.item(), {n: g.numpy() for n, g in zip(params, grads, strict=True)}
 
 
 def _operations_torch() -> Library:
     torch = _library("torch")
     functional = torch.nn.functional
+
+    def spectral(weight: Any, u: Any) -> Any:
+        with torch.no_grad():
+            v = functional.normalize(torch.mv(weight.t(), u), dim=0)
+            u = functional.normalize(torch.mv(weight, v), dim=0)
+        return torch.div(weight, torch.dot(u, torch.mv(weight, v)))
+
     return Library(
-        torch.tensor,
-        _phi_torch,
-        lambda x, weight, stride, padding: functional.conv2d(x, weight, None, stride, padding),
-        lambda x, a, b: functional.batch_norm(x, None, None, a, b, training=True),
-        lambda x, a, b: functional.layer_norm(x, x.shape[-1:], a, b),
-        lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
+        array=torch.tensor,
+        phi={
+            "relu": functional.relu,
+            "leaky_relu": lambda z: functional.leaky_relu(z, 0.01),
+            "tanh": torch.tanh,
+            "sigmoid": torch.sigmoid,
+            "gelu": lambda z: functional.gelu(z, approximate="none"),
+            "softplus": lambda z: torch.logaddexp(z, torch.zeros_like(z)),  # softplus cuts at 20
+            "identity": lambda z: z,
+        },
+        spectral=spectral,
+        convolve=lambda x, w, stride, padding: functional.conv2d(x, w, None, stride, padding),
+        batch_norm=lambda x, a, b: functional.batch_norm(x, None, None, a, b, training=True),
+        layer_norm=lambda x, a, b: functional.layer_norm(x, x.shape[-1:], a, b),
+        attend=lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
     )
+
+
+# --- JAX -------------------------------------------------------------------------------------
+
+
+def _by_jax(problem: Problem) -> Answer:
+    jax = _library("jax")
+
+    def loss(params: Params, y: Any) -> Any:
+        logits = FORWARDS[type(problem.model)](_operations_jax(), problem, params)
+        log_p = jax.nn.log_softmax(logits)
+        return -jax.numpy.mean(jax.numpy.take_along_axis(log_p, y[..., None], axis=-1))
+
+    with double(jax, True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = {name: jax.numpy.asarray(value) for name, value in problem.params.items()}
+        value, grads = jax.value_and_grad(loss)(params, jax.numpy.asarray(problem.y))
+        return float(value), {name: np.asarray(grads[name]) for name in problem.params}
 
 
 def _operations_jax() -> Library:
     jax, jnp = _library("jax"), _library("jax.numpy")
+
+    def spectral(weight: Any, u: Any) -> Any:
+        v = jnp.matmul(u, weight)
+        v = jax.lax.stop_gradient(v / jnp.linalg.norm(v))
+        u = jnp.matmul(weight, v)
+        u = jax.lax.stop_gradient(u / jnp.linalg.norm(u))
+        return weight / jnp.einsum("o,oi,i->", u, weight, v)
 
     def convolve(x: Any, weight: Any, stride: int, padding: int) -> Any:
         around = [(padding, padding)] * 2
@@ -544,19 +458,48 @@ def _operations_jax() -> Library:
         return jnp.einsum("nhqk,nhkd->nhqd", jax.nn.softmax(scores, where=seen), v)
 
     return Library(
-        jnp.asarray,
-        _phi_jax,
-        convolve,
-        batch_norm,
-        lambda x, a, b: jax.nn.standardize(x, epsilon=1e-5) * a + b,
-        attend,
+        array=jnp.asarray,
+        phi={
+            "relu": jax.nn.relu,
+            "leaky_relu": lambda z: jnp.where(z > 0, z, 0.01 * z),  # JAX's own has slope 1 at 0
+            "tanh": jnp.tanh,
+            "sigmoid": jax.nn.sigmoid,
+            "gelu": lambda z: jax.nn.gelu(z, approximate=False),
+            "softplus": jax.nn.softplus,
+            "identity": lambda z: z,
+        },
+        spectral=spectral,
+        convolve=convolve,
+        batch_norm=batch_norm,
+        layer_norm=lambda x, a, b: jax.nn.standardize(x, epsilon=1e-5) * a + b,
+        attend=attend,
     )
 
 
-def _resnet(library: Callable[[], Library], problem: Problem, params: Params) -> Any:
+# --- networks, of the operations of an oracle ----------------------------------------------------
+
+
+def _mlp(of: Library, problem: Problem, params: Params) -> Any:
+    """Linear layers and nonlinearities, with skip connections or without; x (N, inputs)."""
+    model, phi, h = problem.model, of.phi[problem.model.nonlinearity], of.array(problem.x)
+    names = [n.removesuffix("/weight") for n in model.shapes() if n.endswith("/weight")]
+    for name in names:
+        weight, last = params[f"{name}/weight"], name == names[-1]
+        if model.normalisation == "spectral":
+            weight = of.spectral(weight, of.array(problem.buffers[f"{name}/u"]))
+        z = h @ weight.T
+        if model.bias:
+            z = z + params[f"{name}/bias"]
+        if model.output_nonlinearity or not last:
+            z = phi(z)
+        h = h + z if model.residual and not last and h.shape == z.shape else z
+    return h
+
+
+def _resnet(of: Library, problem: Problem, params: Params) -> Any:
     """Blocks of two 3x3 convolutions, pre-activated or not, on images (N, C, H, W)."""
-    of, before = library(), problem.model.pre_activation
-    relu, modified = of.phi("relu"), problem.model.shortcut == "modified"
+    before, modified = problem.model.pre_activation, problem.model.shortcut == "modified"
+    relu = of.phi["relu"]
 
     def conv(name: str, h: Any, stride: int = 1) -> Any:
         weight = params[f"{name}/weight"]
@@ -594,10 +537,10 @@ def _affine(params: Params, name: str, x: Any) -> Any:
     return x @ params[f"{name}/weight"].T + params[f"{name}/bias"]
 
 
-def _transformer(library: Callable[[], Library], problem: Problem, params: Params) -> Any:
+def _transformer(of: Library, problem: Problem, params: Params) -> Any:
     """Causal layers, with norms after the sums or before the branches; tokens (length, batch)."""
-    of, model = library(), problem.model
-    phi, (length, batch), width = of.phi(model.nonlinearity), problem.x.shape, model.width
+    model, (length, batch), width = problem.model, problem.x.shape, problem.model.width
+    phi = of.phi[model.nonlinearity]
 
     def norm(name: str, h: Any) -> Any:
         return of.layer_norm(h, params[f"{name}/weight"], params[f"{name}/bias"])
@@ -640,14 +583,9 @@ INSTALL = {
     "torch": "pip install torch",
     "jax": "pip install jax",
 }
-LIBRARIES: dict[str, Callable[[], Library]] = {
-    "autograd": _operations_autograd,
-    "torch": _operations_torch,
-    "jax": _operations_jax,
-}
-# type of a model -> for every oracle, (problem, params in its arrays) -> logits (batch, outputs)
-FORWARDS: dict[type, dict[str, Callable[[Problem, Any], Any]]] = {
-    MLP: {"autograd": _mlp_autograd, "torch": _mlp_torch, "jax": _mlp_jax},
-    ResNet18: {name: partial(_resnet, library) for name, library in LIBRARIES.items()},
-    Transformer: {name: partial(_transformer, library) for name, library in LIBRARIES.items()},
+# type of a model -> (operations, problem, params in the oracle's arrays) -> logits (batch, outputs)
+FORWARDS: dict[type, Callable[[Library, Problem, Any], Any]] = {
+    MLP: _mlp,
+    ResNet18: _resnet,
+    Transformer: _transformer,
 }

@@ -86,7 +86,7 @@ def telling(answered: Answered) -> tuple[bool, int]:
     return "ORDINARY" in case.flags or "TRAJECTORY" in case.flags, case.id
 
 
-Candidate = tuple[Choices, Dialect | None, Choices]
+Candidate = tuple[Choices, Dialect, Choices]
 
 
 def candidates(rule: Rule) -> Iterator[Candidate]:
@@ -183,7 +183,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def twins(
-    rule: Rule, differences: Choices, dialect: Dialect | None, answered: list[Answered]
+    rule: Rule, differences: Choices, dialect: Dialect, answered: list[Answered]
 ) -> tuple[str, ...]:
     """The other named dialects that explain the same answers, in the same arithmetic."""
     profile = {k: v for k, v in differences.items() if k in PROFILES}

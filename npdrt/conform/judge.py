@@ -56,7 +56,7 @@ class Judged:
     """One test with its verdict.
 
     bits: level C0 holds (parameter alone). accurate: C1 (C3 where there are several steps) holds.
-    worst: the largest error. failure: why there was no answer.
+    worst: the largest error.
     """
 
     test: Vector
@@ -65,7 +65,16 @@ class Judged:
     accurate: bool
     worst: Worst
     slots: tuple[str, ...] = ()  # of other bits than the canonical ones
-    failure: Failure | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there was no answer."""
+        return self.outcome if isinstance(self.outcome, Failure) else None
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The answers; none where there is a failure."""
+        return () if isinstance(self.outcome, Failure) else self.outcome
 
     @property
     def gated(self) -> bool:
@@ -85,7 +94,7 @@ def judge(test: Vector, outcome: Outcome) -> Judged:
     """The verdict on one outcome. A test whose result is "error" holds where it was refused."""
     if isinstance(outcome, Failure):
         refused = test.case.result == "error" and outcome.kind == "raised"
-        return Judged(test, outcome, refused, refused, Worst(math.inf), failure=outcome)
+        return Judged(test, outcome, refused, refused, Worst(math.inf))
     if test.case.result == "error":
         return Judged(test, outcome, False, False, Worst(math.inf))
     worst = furthest(test, outcome)

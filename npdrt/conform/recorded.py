@@ -137,28 +137,36 @@ def load(
     path = Path(path)
     if lr is not None and not (math.isfinite(lr) and lr >= 0):
         raise Error(f"lr: expected a finite number >= 0; got {lr}")
-    data = _contents(path)
-    arrays = _reader(path, data)(path, data)
-    tensors = _tensors(path, arrays)
+    try:
+        return _recordings(_contents(path), lr, parameter)
+    except Unavailable:
+        raise
+    except Error as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _recordings(data: bytes, lr: float | None, parameter: str | None) -> list[Recording]:
+    arrays = _reader(data)(data)
+    tensors = _tensors(arrays)
     if parameter is not None:
         if parameter not in tensors:
             known = ", ".join(name or "one without a name" for name in tensors)
-            raise Error(f"{path}: no tensor {parameter!r}; it has {known}")
+            raise Error(f"no tensor {parameter!r}; it has {known}")
         tensors = {parameter: tensors[parameter]}
     common = arrays.get("lr")
-    return [_recording(path, name, own, common, lr) for name, own in sorted(tensors.items())]
+    return [_recording(name, own, common, lr) for name, own in sorted(tensors.items())]
 
 
 def _contents(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise FileRefused(f"{path}: {path.stat().st_size} bytes; at most {MAX_BYTES} are read")
+            raise FileRefused(f"{path.stat().st_size} bytes; at most {MAX_BYTES} are read")
         return path.read_bytes()
     except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+        raise FileRefused(f"cannot be read: {error.strerror}") from error
 
 
-def _reader(path: Path, data: bytes) -> Callable[[Path, bytes], Arrays]:
+def _reader(data: bytes) -> Callable[[bytes], Arrays]:
     """What reads a file that begins so."""
     if data[:2] == b"PK":
         return _npz
@@ -166,27 +174,27 @@ def _reader(path: Path, data: bytes) -> Callable[[Path, bytes], Arrays]:
         return _hdf5
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data):
         return _safetensors
-    raise FileRefused(f"{path}: expected an npz, safetensors or HDF5 file; it begins {data[:8]!r}")
+    raise FileRefused(f"expected an npz, safetensors or HDF5 file; it begins {data[:8]!r}")
 
 
-def _npz(path: Path, data: bytes) -> Arrays:
+def _npz(data: bytes) -> Arrays:
     """Arrays by NumPy's reader, without pickles; sizes are looked at first."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _bounded(path, [info.file_size for info in archive.infolist()])
+            _bounded([info.file_size for info in archive.infolist()])
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {k: _numbers(path, k, file[k]) for k in file.files if _wanted(k)}
+            return {k: _numbers(k, file[k]) for k in file.files if _wanted(k)}
     except FileRefused:
         raise
     except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise FileRefused(f"{path}: holds pickled objects, which are not read") from error
-        raise FileRefused(f"{path}: damaged npz file: {error}") from error
+        if "pickle" in str(error).lower():
+            raise FileRefused("holds pickled objects, which are not read") from error
+        raise FileRefused(f"damaged npz file: {error}") from error
     except Exception as error:  # zipfile, zlib and the parser of headers raise many things
-        raise FileRefused(f"{path}: damaged npz file: {_line(error)}") from error
+        raise FileRefused(f"damaged npz file: {_line(error)}") from error
 
 
-def _safetensors(path: Path, data: bytes) -> Arrays:
+def _safetensors(data: bytes) -> Arrays:
     """Arrays by the library's parser of headers."""
     try:
         deserialize: Any = importlib.import_module("safetensors").deserialize
@@ -197,7 +205,7 @@ def _safetensors(path: Path, data: bytes) -> Arrays:
     try:
         found = {name: view for name, view in deserialize(data) if _wanted(name)}
     except Exception as error:  # its exception is not in its interface
-        raise FileRefused(f"{path}: damaged safetensors file: {_line(error)}") from error
+        raise FileRefused(f"damaged safetensors file: {_line(error)}") from error
     codes = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
     arrays = {}
     for name, view in found.items():
@@ -205,15 +213,15 @@ def _safetensors(path: Path, data: bytes) -> Arrays:
         if kind == "BF16":
             bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16  # the upper half of a float32
             single = bits.view(np.float32).reshape(shape)
-            arrays[name] = ("bfloat16", _numbers(path, name, single)[1])
+            arrays[name] = ("bfloat16", _numbers(name, single)[1])
         elif kind in codes:
-            arrays[name] = _numbers(path, name, np.frombuffer(raw, codes[kind]).reshape(shape))
+            arrays[name] = _numbers(name, np.frombuffer(raw, codes[kind]).reshape(shape))
         else:
-            raise FileRefused(f"{path}: {name} is {kind}; expected F16, BF16, F32 or F64")
+            raise FileRefused(f"{name} is {kind}; expected F16, BF16, F32 or F64")
     return arrays
 
 
-def _hdf5(path: Path, data: bytes) -> Arrays:
+def _hdf5(data: bytes) -> Arrays:
     """Datasets of a plain HDF5 file: hard links, floats, stored in the file itself.
 
     libhdf5 is not built for hostile files; the bytes are given to it without a path, and what
@@ -223,16 +231,16 @@ def _hdf5(path: Path, data: bytes) -> Arrays:
 
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            sets = dict(_datasets(path, file, "", [0]))
-            _bounded(path, [math.prod(s.shape) * s.dtype.itemsize for s in sets.values()])
-            return {name: _numbers(path, name, s[()]) for name, s in sets.items()}
+            sets = dict(_datasets(file, "", [0]))
+            _bounded([math.prod(s.shape) * s.dtype.itemsize for s in sets.values()])
+            return {name: _numbers(name, s[()]) for name, s in sets.items()}
     except FileRefused:
         raise
     except Exception as error:
-        raise FileRefused(f"{path}: damaged HDF5 file: {_line(error)}") from error
+        raise FileRefused(f"damaged HDF5 file: {_line(error)}") from error
 
 
-def _datasets(path: Path, group: Any, prefix: str, count: list[int]) -> Iterator[tuple[str, Any]]:
+def _datasets(group: Any, prefix: str, count: list[int]) -> Iterator[tuple[str, Any]]:
     """The datasets that are wanted, by name, through hard links only."""
     import h5py
 
@@ -240,53 +248,51 @@ def _datasets(path: Path, group: Any, prefix: str, count: list[int]) -> Iterator
         name = f"{prefix}{key}"
         count[0] += 1
         if count[0] > MAX_MEMBERS or name.count("/") > MAX_DEPTH:
-            raise FileRefused(f"{path}: too many groups and datasets, or too deep")
+            raise FileRefused("too many groups and datasets, or too deep")
         hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
         member = group[key] if hard else None
         if isinstance(member, h5py.Group):
-            yield from _datasets(path, member, f"{name}/", count)
+            yield from _datasets(member, f"{name}/", count)
         elif _wanted(name):
-            yield name, _plain(path, name, member)
+            yield name, _plain(name, member)
 
 
-def _plain(path: Path, name: str, dataset: Any) -> Any:
+def _plain(name: str, dataset: Any) -> Any:
     """A dataset whose numbers are in the file."""
     plist = None if dataset is None else dataset.id.get_create_plist()
     if plist is None or dataset.is_virtual or dataset.external or dataset.shape is None:
-        raise FileRefused(f"{path}: {name} is not in the file itself; copy it into one file")
+        raise FileRefused(f"{name} is not in the file itself; copy it into one file")
     filters = {plist.get_filter(k)[0] for k in range(plist.get_nfilters())}
     if not filters <= _FILTERS:
-        raise FileRefused(f"{path}: {name} is compressed other than by gzip")
-    _bounded(path, [math.prod(dataset.chunks or ()) * dataset.dtype.itemsize])
+        raise FileRefused(f"{name} is compressed other than by gzip")
+    _bounded([math.prod(dataset.chunks or ()) * dataset.dtype.itemsize])
     if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
-        raise FileRefused(_not_float(path, name, dataset.dtype))
+        raise FileRefused(_not_float(name, dataset.dtype))
     return dataset
 
 
-def _bounded(path: Path, sizes: list[int]) -> None:
+def _bounded(sizes: list[int]) -> None:
     if len(sizes) > MAX_MEMBERS or sum(sizes) > MAX_BYTES:
-        raise FileRefused(
-            f"{path}: {len(sizes)} arrays of {sum(sizes)} bytes; at most {MAX_MEMBERS} of "
-            f"{MAX_BYTES} bytes are read"
-        )
+        found = f"{len(sizes)} arrays of {sum(sizes)} bytes"
+        raise FileRefused(f"{found}; at most {MAX_MEMBERS} of {MAX_BYTES} bytes are read")
 
 
 def _wanted(name: str) -> bool:
     return name.rpartition("/")[2] in FIELDS
 
 
-def _numbers(path: Path, name: str, array: Any) -> Numbers:
+def _numbers(name: str, array: Any) -> Numbers:
     """An array of one of the float formats as float64; a learning rate may be an integer."""
     whole = name.rpartition("/")[2] == "lr" and array.dtype.kind in "iu"
     if array.dtype.name not in FLOATS and not whole:
-        raise FileRefused(_not_float(path, name, array.dtype))
+        raise FileRefused(_not_float(name, array.dtype))
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         return array.dtype.name, np.asarray(array, dtype=np.float64, order="C")
 
 
-def _not_float(path: Path, name: str, dtype: Any) -> str:
+def _not_float(name: str, dtype: Any) -> str:
     hint = "; keep bfloat16 in safetensors" if dtype.kind == "V" else ""
-    return f"{path}: {name} is {dtype}; expected {', '.join(FLOATS)}{hint}"
+    return f"{name} is {dtype}; expected {', '.join(FLOATS)}{hint}"
 
 
 def _line(error: Exception) -> str:
@@ -296,7 +302,7 @@ def _line(error: Exception) -> str:
 # --- from arrays to recordings --------------------------------------------------------------------
 
 
-def _tensors(path: Path, arrays: Arrays) -> dict[str, Arrays]:
+def _tensors(arrays: Arrays) -> dict[str, Arrays]:
     """Tensor -> field -> array; an `lr` on its own is no tensor."""
     tensors: dict[str, Arrays] = {}
     for key, value in arrays.items():
@@ -304,20 +310,18 @@ def _tensors(path: Path, arrays: Arrays) -> dict[str, Arrays]:
         tensors.setdefault(name, {})[field] = value
     tensors = {name: own for name, own in tensors.items() if set(own) != {"lr"}}
     if not tensors:
-        raise FileRefused(f"{path}: {LAYOUT}, or <name>/weights ...; found none of them")
+        raise FileRefused(f"{LAYOUT}, or <name>/weights ...; found none of them")
     return tensors
 
 
-def _recording(
-    path: Path, name: str, own: Arrays, common: Numbers | None, lr: float | None
-) -> Recording:
+def _recording(name: str, own: Arrays, common: Numbers | None, lr: float | None) -> Recording:
     """One tensor's arrays, held against each other."""
-    where = f"{path}: {_label(name)}"
+    where = _label(name)
     triple = "weights" not in own
     needed = ("before", "after", "gradients") if triple else ("weights", "gradients")
-    if [field for field in needed if field not in own]:
+    if not own.keys() >= set(needed):
         raise FileRefused(f"{where}{LAYOUT}; found {', '.join(sorted(own))}")
-    if not triple and {"before", "after"} & set(own):
+    if not triple and {"before", "after"} & own.keys():
         raise FileRefused(f"{where}has weights and before or after; keep one form")
     shapes = {field: own[field][1].shape for field in needed}
     steps = shapes["gradients"][0] if shapes["gradients"] else 0

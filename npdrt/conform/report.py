@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 import npdrt
 from npdrt.conform.audit import PASSES, Audit
-from npdrt.conform.case import Answer, Case, Failure
+from npdrt.conform.case import Answer, Case
 from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Format
 from npdrt.conform.judge import Judged, distances
@@ -30,7 +30,6 @@ LEGEND = (
     "C0: the bits of docs/updates.md. C1: one step, within a few ulps of the exact answer. "
     "C3: many steps, gated in float64."
 )
-ARRAYS = ("momentum", "exp_avg", "exp_avg_sq")  # slots with an element for each of the parameter
 FEW = 12  # elements of an array that are shown
 DOES = {  # kind of failure -> what a target does
     "raised": "raises",
@@ -42,6 +41,7 @@ DOES = {  # kind of failure -> what a target does
     "dtype": "returns another dtype",
 }
 WHOLE = {"norm": "norms", "primitive": "primitives", "training": "training steps"}
+COUNTS = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
 Row = tuple[str, ...]
 
 
@@ -147,9 +147,7 @@ def _within(audit: Audit) -> str:
     """The largest errors of levels C1 and C3."""
     found = []
     for level, what in (("C1", ""), ("C3", " after many steps")):
-        errors = [
-            row.worst.worst.ulps for row in audit.levels() if row.level == level and row.worst
-        ]
+        errors = [j.worst.ulps for j in audit.gated if j.level == level]
         if errors:
             most = max(errors)
             unit = "ulp" if most == 1 else "ulps"
@@ -194,18 +192,12 @@ def clauses(audit: Audit) -> list[Clause]:
 
 
 def _clauses(audit: Audit) -> str:
-    """What is found in every clause, and what is published."""
-
-    def listed(some: Sequence[Clause]) -> str:
-        return "; ".join(
-            f"`{c.name}`: {c.found_text} (published: {c.published_text})" for c in some
-        )
-
-    found = clauses(audit)
-    rules, arithmetic = ([c for c in found if c.arithmetic is kind] for kind in (False, True))
-    if not (rules and arithmetic):
-        return listed(found)
-    return f"{listed(rules)}; and in its arithmetic in {listed(arithmetic)}"
+    """What is found in every clause, and what is published; those of arithmetic last."""
+    kinds = [
+        "; ".join(f"`{c.name}`: {c.found_text} (published: {c.published_text})" for c in some)
+        for _, some in groupby(clauses(audit), key=lambda c: c.arithmetic)
+    ]
+    return "; and in its arithmetic in ".join(kinds)
 
 
 def _unknown(audit: Audit) -> str:
@@ -226,9 +218,7 @@ def _unknown(audit: Audit) -> str:
 
 def not_finite(judged: Judged) -> bool:
     """Whether an answer has an infinity or NaN where there should be none."""
-    if isinstance(judged.outcome, Failure):
-        return False
-    pairs = zip(judged.outcome, judged.test.expected, strict=False)
+    pairs = zip(judged.answers, judged.test.expected, strict=False)  # either may be empty
     return any(bool(np.any(~np.isfinite(a.w) & np.isfinite(e.exact))) for a, e in pairs)
 
 
@@ -242,8 +232,12 @@ def _no_verdict(audit: Audit) -> str:
         for kind, (count, _) in audit.failures.items()
     ]
     first = min((j for _, j in audit.failures.values()), key=lambda j: j.test.case.id)
-    message = plain(first.failure.message) if first.failure else ""
-    return f"{', '.join(parts)}; first: {title(first.test.case)}: {message}"
+    return f"{', '.join(parts)}; first: {title(first.test.case)}: {message(first)}"
+
+
+def message(judged: Judged) -> str:
+    """Why there is no answer, or ""."""
+    return plain(judged.failure.message) if judged.failure else ""
 
 
 # --- one test in full -----------------------------------------------------------------------------
@@ -253,12 +247,10 @@ def _no_verdict(audit: Audit) -> str:
 class Shown:
     """One step of a test, element by element.
 
-    about: label -> value, of the test as a whole. step: from 0. rows: elements, under `heads`.
-    hidden: how many elements are left out.
+    about: label -> value, of the test as a whole. rows: elements, under `heads`. hidden: how many
+    elements are left out.
     """
 
-    judged: Judged
-    step: int
     about: dict[str, str]
     heads: Row
     rows: list[Row]
@@ -267,20 +259,22 @@ class Shown:
 
 def smallest(audit: Audit) -> Judged | None:
     """The smallest test that tells the implementation from the published rule, or None."""
-    told = audit.finding.smallest.id if audit.finding.smallest else None
-    for judged in audit.judged:
-        if judged.test.case.id == told:
-            return judged
-    odd = [j for j in audit.gated if not j.accurate and not isinstance(j.outcome, Failure)]
+    told = audit.finding.smallest
+    if told is not None:
+        return next(j for j in audit.judged if j.test.case.id == told.id)
+    odd = [j for j in audit.gated if not j.accurate and j.answers]
     return min(odd, key=lambda j: (len(j.test.case.steps), j.test.case.w.size, j.test.case.id),
                default=None)  # fmt: skip
 
 
 def shown(judged: Judged) -> Shown | None:
     """The step of a test at which it first goes wrong, or is furthest off; None without answer."""
-    if isinstance(judged.outcome, Failure) or not judged.test.expected:
+    if not (judged.answers and judged.test.expected):
         return None
-    errors = [_errors(judged, k) for k in range(len(judged.test.expected))]
+    errors = [
+        distances(answer.w, e.exact, e.scale, judged.test.case.number)
+        for answer, e in zip(judged.answers, judged.test.expected, strict=True)
+    ]
     worst = [float(np.max(e, initial=0.0)) for e in errors]
     limit = judged.test.ulps
     k = next((i for i, most in enumerate(worst) if most > limit), int(np.argmax(worst)))
@@ -288,20 +282,13 @@ def shown(judged: Judged) -> Shown | None:
     n = judged.test.case.w.size
     kept = sorted(np.argsort(-errors[k], kind="stable")[:FEW].tolist())
     rows = [tuple(values[i] for values in columns.values()) for i in kept]
-    return Shown(judged, k, _about(judged, k), tuple(columns), rows, n - len(rows))
-
-
-def _errors(judged: Judged, k: int) -> Any:
-    expected, outcome = judged.test.expected[k], judged.outcome
-    assert not isinstance(outcome, Failure)
-    return distances(outcome[k].w, expected.exact, expected.scale, judged.test.case.number)
+    return Shown(_about(judged, k), tuple(columns), rows, n - len(rows))
 
 
 def _columns(judged: Judged, k: int, errors: Any) -> dict[str, list[str]]:
     """Head -> cells: what goes into a step, what should come out and what does."""
-    case, outcome, form = judged.test.case, judged.outcome, judged.test.case.number
-    assert not isinstance(outcome, Failure)
-    before: Sequence[Answer] = (Answer(case.w, case.state or {}), *outcome)
+    case, form = judged.test.case, judged.test.case.number
+    before = (Answer(case.w, case.state or {}), *judged.answers)
 
     def cells(values: Any) -> list[str]:
         return [decimal(x, form) for x in np.asarray(values).reshape(-1).tolist()]
@@ -312,7 +299,7 @@ def _columns(judged: Judged, k: int, errors: Any) -> dict[str, list[str]]:
     slots = {
         n: v for n, v in before[k].slots.items() if np.shape(v) == case.w.shape and n != "step"
     }
-    exact, got = judged.test.expected[k].exact, outcome[k].w
+    exact, got = judged.test.expected[k].exact, judged.answers[k].w
     return {
         "element": [str(list(index)).replace(" ", "") for index in np.ndindex(case.w.shape)],
         "w": cells(before[k].w),
@@ -419,17 +406,12 @@ def _notes(audit: Audit) -> list[str]:
 def verification_sentence(found: Verification) -> str:
     """The verdict on a response in words."""
     parts = [f"{a.rule}: {a.verdict}" for a in found.audits]
-    for kind, rows in kinds(found.checked).items():
-        gated = [c for c in rows if c.gated]
-        parts.append(f"{LEVELS[kind]}: {sum(c.passed for c in gated)} of {len(gated)}")
+    for kind, rows in groupby(found.checked, key=lambda c: c.kind):
+        passed = [c.passed for c in rows if c.gated]
+        parts.append(f"{LEVELS[kind]}: {sum(passed)} of {len(passed)}")
     if found.missing:
         parts.append(counted(len(found.missing), "missing answer"))
     return f"{plain(found.name)} {'passes' if found.passes else 'fails'}: {', '.join(parts)}"
-
-
-def kinds(checked: Sequence[Checked]) -> dict[str, list[Checked]]:
-    """The checked answers by kind."""
-    return {kind: list(rows) for kind, rows in groupby(checked, key=lambda c: c.kind)}
 
 
 def checked_rows(checked: Sequence[Checked], *, each: bool) -> list[Row]:
@@ -464,10 +446,8 @@ def verification_text(found: Verification) -> str:
 
 
 def _worst_checked(checked: Sequence[Checked]) -> list[str]:
-    odd = [c for c in checked if c.gated and not c.passed]
-    return [f"  {failed(c)}" for c in odd[:5]] + (
-        [f"  ... {len(odd) - 5} more"] if len(odd) > 5 else []
-    )
+    odd = [f"  {failed(c)}" for c in checked if c.gated and not c.passed]
+    return [*odd[:5], f"  ... {len(odd) - 5} more"] if len(odd) > 5 else odd
 
 
 def failed(c: Checked) -> str:
@@ -496,15 +476,12 @@ def _unanswered(found: Verification) -> list[str]:
 
 def attempts(found: Verification) -> list[str]:
     """What was not attempted: a whole rule or kind of test in a word, else by format."""
-    kinds: dict[str, list[tuple[str, int]]] = {}
-    for group, n in found.not_attempted.items():
-        kinds.setdefault(group.partition(" ")[0], []).append((group, n))
     touched = {m.group.partition(" ")[0] for m in found.missing}
     touched |= {a.rule for a in found.audits} | {c.group.partition(" ")[0] for c in found.checked}
     names = Counter[str]()
-    for kind, rows in kinds.items():
-        for group, n in rows:
-            names[group if kind in touched else WHOLE.get(kind, kind)] += n
+    for group, n in found.not_attempted.items():
+        kind = group.partition(" ")[0]
+        names[group if kind in touched else WHOLE.get(kind, kind)] += n
     return [f"{name} {n}" for name, n in names.items()]
 
 
@@ -536,18 +513,13 @@ def as_json(audit: Audit, dialect: str | None = None) -> dict[str, Any]:
         "smallest": _smallest_json(audit),
         "failing_flags": {f: list(pair) for f, pair in audit.failing_flags().items()},
         "failures": {
-            kind: {"tests": n, "tcId": j.test.case.id, "message": plain(message(j))}
+            kind: {"tests": n, "tcId": j.test.case.id, "message": message(j)}
             for kind, (n, j) in audit.failures.items()
         },
         "not_asked": {plain(why): n for why, n in audit.skipped.items()},
         "tests": [test_json(j) for j in audit.judged],
         "versions": {k: plain(v) for k, v in environment(audit.versions).items()},
     }  # fmt: skip
-
-
-def message(judged: Judged) -> str:
-    """Why there is no answer, or ""."""
-    return judged.failure.message if judged.failure else ""
 
 
 def worst_json(judged: Judged) -> dict[str, Any]:
@@ -572,14 +544,13 @@ def test_json(judged: Judged) -> dict[str, Any]:
         "accurate": judged.accurate,
         "accepted": judged.test.ulps,
         "slots": list(judged.slots),
-        "failure": None if judged.failure is None
-        else {"kind": judged.failure.kind, "message": plain(judged.failure.message)},
-    }  # fmt: skip
+        "failure": judged.failure and {"kind": judged.failure.kind, "message": message(judged)},
+    }
 
 
 def _smallest_json(audit: Audit) -> dict[str, Any] | None:
     judged = smallest(audit)
-    if judged is None or isinstance(judged.outcome, Failure):
+    if judged is None:
         return None
     case, form, parting = judged.test.case, judged.test.case.number, audit.finding.parting
     return {
@@ -589,7 +560,7 @@ def _smallest_json(audit: Audit) -> dict[str, Any] | None:
         "format": case.format,
         "settings": settings_json(case.settings),
         "expected": [form.bits(e.exact) for e in judged.test.expected],
-        "got": [form.bits(a.w) for a in judged.outcome],
+        "got": [form.bits(a.w) for a in judged.answers],
         "worst": worst_json(judged),
         "parting": None if parting is None else {
             "label": parting.label,
@@ -642,15 +613,11 @@ def verification_junit(found: Verification) -> bytes:
 
 def _document(name: str, suites: Sequence[Xml.Element]) -> bytes:
     root = Xml.Element("testsuites", name=plain(name))
-    totals = Counter[str]()
-    for suite in suites:
-        counts = {"tests": len(suite.findall("testcase"))}
-        for kind, found in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-            counts[kind] = len(suite.findall(f"testcase/{found}"))
-        suite.attrib.update({k: str(v) for k, v in counts.items()})
-        totals.update(counts)
-        root.append(suite)
-    root.attrib.update({k: str(totals[k]) for k in ("tests", "failures", "errors")})
+    root.extend(suites)
+    for element in (root, *suites):
+        for count, found in COUNTS.items():
+            element.set(count, str(len(element.findall(f".//{found}"))))
+    del root.attrib["skipped"]  # which only suites have
     Xml.indent(root)
     return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
@@ -658,31 +625,22 @@ def _document(name: str, suites: Sequence[Xml.Element]) -> bytes:
 def _suite(audit: Audit, dialect: str | None) -> Xml.Element:
     suite = Xml.Element("testsuite", name=plain(f"{audit.name} against {audit.rule}"))
     properties = Xml.SubElement(suite, "properties")
-    for name, value in _properties(audit):
+    skipped = {f"not asked: {why}": n for why, n in audit.skipped.items()}
+    about = {"verdict": audit.verdict, **environment(audit.versions), **skipped}
+    for name, value in about.items():
         Xml.SubElement(properties, "property", name=plain(name), value=plain(value))
     held = passes(audit, dialect)
     verdict = _case(suite, audit.rule, "verdict")
     if not held:
         _result(verdict, "failure", sentence(audit))
+    excused = held and dialect is not None
     for judged in audit.judged:
         case = judged.test.case
         made = _case(suite, f"{case.rule}.{case.format}", f"{case.id} {case.comment}")
         if not judged.accurate:
-            excused = held and dialect is not None
-            _result(
-                made, "skipped" if excused or not judged.gated else _kind(judged), wrong(judged)
-            )
+            kind = "failure" if judged.failure is None else "error"
+            _result(made, "skipped" if excused or not judged.gated else kind, wrong(judged))
     return suite
-
-
-def _properties(audit: Audit) -> Iterator[tuple[str, str]]:
-    yield "verdict", audit.verdict
-    yield from environment(audit.versions).items()
-    yield from ((f"not asked: {why}", str(n)) for why, n in audit.skipped.items())
-
-
-def _kind(judged: Judged) -> str:
-    return "failure" if judged.failure is None else "error"
 
 
 def _case(suite: Xml.Element, group: str, name: str) -> Xml.Element:
@@ -697,14 +655,13 @@ def _result(made: Xml.Element, kind: str, text: str) -> None:
 def wrong(judged: Judged) -> str:
     """What is wrong with a test, in a line, with the elements in those below it."""
     if judged.failure is not None:
-        return f"{judged.failure.kind}: {plain(judged.failure.message)}"
+        return f"{judged.failure.kind}: {message(judged)}"
     if not judged.test.expected:
         return "it was answered and should have been refused"
     found = shown(judged)
     assert found is not None
-    assert not isinstance(judged.outcome, Failure)
     worst, form = judged.worst, judged.test.case.number
-    pair = judged.test.expected[worst.step].exact, judged.outcome[worst.step].w
+    pair = judged.test.expected[worst.step].exact, judged.answers[worst.step].w
     exact, got = (form.bits(np.asarray(a).reshape(-1)[worst.index]) for a in pair)
     return "\n".join(
         [

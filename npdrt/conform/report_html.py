@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 from typing import Any
 
 from npdrt.conform import report
 from npdrt.conform.audit import Audit
-from npdrt.conform.case import Failure
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.judge import Judged
 from npdrt.conform.verify import Verification
@@ -83,7 +82,7 @@ def tag(element: str, /, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{element}{given}>" if void else f"<{element}{given}>{inner}</{element}>")
 
 
-def joined(parts: Sequence[Markup] | Iterator[Markup]) -> Markup:
+def joined(parts: Iterable[Markup]) -> Markup:
     """Some markup, one after the other."""
     return Markup("\n".join(parts))
 
@@ -99,15 +98,10 @@ def table(rows: Sequence[Sequence[object]], caption: str, numbers: Sequence[int]
         ))  # fmt: skip
 
     head, *body = rows
-    inner = joined([line(row, "td") for row in body])
+    inner = joined(line(row, "td") for row in body)
     made = tag("table", tag("caption", caption), tag("thead", line(head, "th")),
                tag("tbody", inner))  # fmt: skip
     return tag("div", made, class_="wide", tabindex="0", role="region", aria_label=caption)
-
-
-def bits(text: str) -> Markup:
-    """A bit pattern."""
-    return tag("code", text)
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -141,8 +135,8 @@ def html(audit: Audit, dialect: str | None = None) -> bytes:
     """An audit as a page."""
     title = f"{audit.name} against {audit.rule}"
     held = report.passes(audit, dialect)
-    parts = [*_about_dialect(audit, dialect), *_levels(audit, "h2"), *_rest(audit, "h2")]
-    return page(title, held, report.sentence(audit), [*parts, _environment(audit.versions)])
+    parts = [*_sections(audit, "h2", dialect), _environment(audit.versions)]
+    return page(title, held, report.sentence(audit), parts)
 
 
 def verification_html(found: Verification) -> bytes:
@@ -150,12 +144,19 @@ def verification_html(found: Verification) -> bytes:
     parts: list[Markup] = []
     for audit in found.audits:
         sentence = tag("p", *_worded(f"{report.sentence(audit)}."))
-        parts += [tag("h2", audit.rule), sentence, *_about_dialect(audit, None)]
-        parts += [*_levels(audit, "h3"), *_rest(audit, "h3")]
+        parts += [tag("h2", audit.rule), sentence, *_sections(audit, "h3", None)]
     parts += [*_checked(found), *_unanswered(found), _environment({})]
     return page(
         f"Response of {found.name}", found.passes, report.verification_sentence(found), parts
     )
+
+
+def _sections(audit: Audit, h: str, accepted: str | None) -> list[Markup]:
+    """Everything about an audit but its sentence, under headings of the level `h`."""
+    return [
+        *_about_dialect(audit, accepted), *_levels(audit, h), *_clauses(audit, h),
+        *_smallest(audit, h), *_failing(audit, h), *_flags(audit, h), *_not_asked(audit, h),
+    ]  # fmt: skip
 
 
 def _about_dialect(audit: Audit, accepted: str | None) -> list[Markup]:
@@ -181,13 +182,6 @@ def _levels(audit: Audit, h: str) -> list[Markup]:
     return [*parts, tag(h, "Error of every test"), *_plots(audit)]
 
 
-def _rest(audit: Audit, h: str) -> list[Markup]:
-    return [
-        *_clauses(audit, h), *_smallest(audit, h), *_failing(audit, h), *_flags(audit, h),
-        *_not_asked(audit, h),
-    ]  # fmt: skip
-
-
 def _clauses(audit: Audit, h: str) -> list[Markup]:
     found = report.clauses(audit)
     if not found or audit.verdict == "no verdict":
@@ -206,7 +200,7 @@ def _smallest(audit: Audit, h: str) -> list[Markup]:
     if found is None:
         return []
     places = [i for i, head in enumerate(found.heads) if head.startswith("bits")]
-    rows = [[bits(c) if i in places else c for i, c in enumerate(row)] for row in found.rows]
+    rows = [[tag("code", c) if i in places else c for i, c in enumerate(row)] for row in found.rows]
     numbers = [i for i in range(1, len(found.heads)) if i not in places]
     parts = [tag(h, "Smallest disagreeing test"), _list(found.about)]
     parts.append(table([found.heads, *rows], "Its elements, before and after the step", numbers))
@@ -224,7 +218,7 @@ def _smallest(audit: Audit, h: str) -> list[Markup]:
 
 def _list(found: dict[str, str]) -> Markup:
     """Labels with values."""
-    rows = [tag("tr", tag("th", k, scope="row"), tag("td", v)) for k, v in found.items()]
+    rows = (tag("tr", tag("th", k, scope="row"), tag("td", v)) for k, v in found.items())
     return tag("div", tag("table", tag("tbody", joined(rows))), class_="wide")
 
 
@@ -327,15 +321,14 @@ def _plots(audit: Audit) -> list[Markup]:
         "gated and within the accepted error (line). Cross: gated and beyond it. Ring: not "
         "gated. Point at a mark for its test.", class_="note",
     )  # fmt: skip
-    ordered = sorted(audit.judged, key=lambda j: j.test.case.format)
     forms = dict.fromkeys(j.test.case.format for j in audit.judged)
-    by_form = {k: list(v) for k, v in groupby(ordered, key=lambda j: j.test.case.format)}
-    return [key, *(_figure(by_form[form], form) for form in forms)]
+    return [key, *(_figure(audit, form) for form in forms)]
 
 
-def _figure(judged: Sequence[Judged], form: str) -> Markup:
+def _figure(audit: Audit, form: str) -> Markup:
     """The plot of one format."""
-    answered = [j for j in judged if not isinstance(j.outcome, Failure) and j.test.expected]
+    asked = [j for j in audit.judged if j.test.case.format == form]
+    answered = [j for j in asked if j.answers and j.test.expected]
     if not answered:
         return tag("p", f"{form}: no answer to plot.")
     ordered = sorted(answered, key=lambda j: (_order(j.test.case.flags[0]), j.test.case.id))

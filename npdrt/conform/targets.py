@@ -13,17 +13,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import metadata
+from inspect import signature
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from npdrt.conform.adapters import KNOWN, Info
+from npdrt import optim
+from npdrt.conform.adapters import KNOWN, Info, Unanswered
 from npdrt.conform.case import Case, Failure, Outcome
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error, Unavailable
@@ -37,13 +38,8 @@ RULE = {
     "fromage": "fromage", "lars": "lars",
 }  # fmt: skip
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "sgd": ("momentum", "dampening", "nesterov", "weight_decay"),
-    "adam": ("betas", "eps", "weight_decay", "decoupled"),
-    "lars": ("momentum", "weight_decay", "trust_coefficient", "eps"),
-    "lars_lesion": (),
-    "fromage": ("norm_bound",),
-}
+# rule -> its settings; lr, the first parameter, comes with every step
+SETTINGS = {rule: tuple(signature(make).parameters)[1:] for rule, make in optim.RULES.items()}
 # rule -> setting -> the value that an implementation without the setting has
 ABSENT: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0, "dampening": 0, "nesterov": False, "weight_decay": 0},
@@ -107,7 +103,7 @@ def find(spec: str, overrides: Mapping[str, Any] | None = None, rule: str | None
     target = replace(target, overrides=overrides, name=name)
     if target.kind != "file" and not overrides:
         return target
-    with _Child(target) as child:
+    with closing(_Child(target)) as child:
         info = child.info
     return replace(target, offers=info.offers, required=info.required, formats=info.formats)
 
@@ -221,7 +217,7 @@ def answers(
     every case. Never raises what a target does.
     """
     outcomes: list[Outcome] = []
-    with _Children(target, limit) as children:
+    with closing(_Children(target, limit)) as children:
         for case in cases:
             outcomes.append(lacks(target, case) or children.ask(case))
             if progress is not None:
@@ -229,30 +225,13 @@ def answers(
     return outcomes
 
 
-class _Lost(Exception):
-    """A child is of no more use."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.failure = Failure(kind, message)
-
-
 class _Children:
-    """The child of the moment. A context manager that leaves none behind."""
+    """The child of the moment; `close` leaves none behind."""
 
     def __init__(self, target: Target, limit: float):
         self._target, self._limit = target, limit
         self._child: _Child | None = None
         self._lost: list[Failure] = []
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self._end()
 
     def ask(self, case: Case) -> Outcome:
         """The outcome of a case; that of the last lost child, where there were too many."""
@@ -263,23 +242,24 @@ class _Children:
             if self._child is None:
                 self._child = _Child(self._target)
             return self._child.ask(case, self._limit)
-        except _Lost as lost:
+        except Unanswered as lost:
             self._lost.append(lost.failure)
-            self._end()
+            self.close()
             return lost.failure
         except Error as error:  # what could be loaded before cannot be now
-            self._end()
+            self.close()
             self._lost = [Failure("raised", str(error))] * LOSSES
             return self._lost[-1]
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the child, if there is one."""
         if self._child is not None:
-            self._child.stop()
+            self._child.close()
         self._child = None
 
 
 class _Child:
-    """A process that has loaded a target. A context manager that ends it.
+    """A process that has loaded a target, until `close`.
 
     It is started with `python -c`, so that the main module is not run again, in a session of its
     own, so that Ctrl-C does not reach it and what it starts ends with it.
@@ -300,53 +280,43 @@ class _Child:
         )
         theirs.close()
         try:
-            self.info = self._load(target)
+            self.info: Info = self._load(target)
         except BaseException:
-            self.stop()
+            self.close()
             raise
 
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self.stop()
-
-    def _load(self, target: Target) -> Info:
+    def _load(self, target: Target) -> Any:
         try:
             request = (target.kind, target.source, target.overrides)
             what, content = self._exchange(request, START)
-        except _Lost as lost:
-            raise Error(f"{target.spec} does not load: {lost.failure.message}") from lost
+        except Unanswered as lost:
+            what, content = "error", lost.failure.message
         if what == "error":
             raise Error(f"{target.spec} does not load: {content}")
-        info: Info = content
-        return info
+        return content
 
     def ask(self, case: Case, limit: float) -> Outcome:
-        """The outcome of a case. Raises `_Lost` where the child is of no more use."""
+        """The outcome of a case. Raises `Unanswered` where the child is of no more use."""
         self._number += 1
         plain = replace(case, settings=dict(case.settings))
+        outcome: Outcome
         number, outcome = self._exchange((self._number, plain), limit)
         if number != self._number:
-            raise _Lost("died", "its answers came out of order, as when it forks")
-        found: Outcome = outcome
-        return found
+            raise Unanswered("died", "its answers came out of order, as when it forks")
+        return outcome
 
     def _exchange(self, request: Any, limit: float) -> tuple[Any, Any]:
         try:
             self._connection.send(request)
             arrived = self._connection.poll(limit)
         except OSError as error:  # nobody is there
-            raise _Lost("died", self._how_it_ended()) from error
+            raise Unanswered("died", self._how_it_ended()) from error
         if not arrived:
-            raise _Lost("hung", f"no answer within {limit:g} s")
+            raise Unanswered("hung", f"no answer within {limit:g} s")
         try:
             first, second = self._connection.recv()
         except Exception as error:  # the connection is closed, or holds no answer of `serve`
-            raise _Lost("died", self._how_it_ended()) from error
+            raise Unanswered("died", self._how_it_ended()) from error
         return first, second
 
     def _how_it_ended(self) -> str:
@@ -356,7 +326,7 @@ class _Child:
             return "it closed its connection"
         return f"exit code {code}" if code >= 0 else f"killed by {_signal(-code)}"
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the process, and those it has started."""
         self._connection.close()
         with suppress(ProcessLookupError, PermissionError):

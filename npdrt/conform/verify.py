@@ -130,8 +130,11 @@ def format_of(test: Json) -> str:
 
 
 def wanted(group: Json, rule: str | None, formats: Sequence[str]) -> bool:
-    """Whether a group is of the rule and of one of the formats, where these are given."""
-    return (not rule or group.get("rule") == rule) and (not formats or group["format"] in formats)
+    """Whether a group is of the rule and of one of the formats, where these are given. One whose
+    tests are of several formats is of any."""
+    if rule and group.get("rule") != rule:
+        return False
+    return not formats or group.get("format", formats[0]) in formats
 
 
 def label(group: Json) -> str:
