@@ -1494,7 +1494,7 @@ def test_explain_a_model_of_images(images: Path, tmp_path: Path) -> None:
     assert re.search(r"x +float32\[5, 3, 32, 32\]", done.output)
 
 
-# --- what a new user met ---------------------------------------------------------------------
+# --- images of other kinds, indices, last batches -------------------------------------------
 
 
 def test_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
