@@ -214,8 +214,9 @@ class Trainer:
 
     def restored(self, checkpoint: Checkpoint, path: Path) -> Position:
         """The position that a checkpoint holds."""
-        model = self.model  # weights that a file gave it at first are in the checkpoint
-        model = dataclasses.replace(model, weights="") if getattr(model, "weights", "") else model
+        model = self.model
+        if self.config.model == "bert":  # what a file gave it at first is in the checkpoint
+            model = dataclasses.replace(model, weights="")
         start, progress = self._first(model), checkpoint.meta["progress"]
         shapes = {name: tuple(value.shape) for name, value in start.state.params.items()}
         checkpoint.check_shapes(shapes, path)

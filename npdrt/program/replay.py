@@ -267,7 +267,7 @@ def _where(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
 
 def _same_bits(array: Any, out: Array) -> bool:
     """Whether it is an array of the result's dtype, of a size that whole numbers have too."""
-    return isinstance(array, np.ndarray) and array.dtype == out.dtype and out.itemsize <= 8
+    return hasattr(array, "dtype") and bool(array.dtype == out.dtype) and out.itemsize <= 8
 
 
 def _arg(call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
