@@ -17,7 +17,7 @@ from npdrt.arrays import Params, quiet, to_host
 from npdrt.cli.common import json_option, print_json, table
 from npdrt.errors import Error
 from npdrt.optim import norm
-from npdrt.store import Checkpoint
+from npdrt.store import Checkpoint, container
 from npdrt.trust import bounds, distances, spectra
 from npdrt.trust.bounds import Bound, Pair
 from npdrt.trust.net import SLOPES, Net
@@ -78,7 +78,7 @@ def command(
         raise click.UsageError(
             "--samples measures against the bounds, which --no-bounds leaves out."
         )
-    files = [path / "checkpoint.h5" if path.is_dir() else path for path in (a, b)]
+    files = [container.within(path, "checkpoint.h5") for path in (a, b)]
     before, after = (_load(file) for file in files)
     distances.check_same_shapes(before.params, after.params)
     old, new = distances.weights(before.params), distances.weights(after.params)

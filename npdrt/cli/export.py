@@ -14,7 +14,7 @@ import numpy as np
 from npdrt import store
 from npdrt.cli.common import Name
 from npdrt.errors import Error, Unavailable
-from npdrt.store import atomic, log
+from npdrt.store import atomic, container, log
 from npdrt.store.trace import HISTORY
 
 APART = ("event", "seconds")  # of a record of the log, no columns of the history
@@ -47,7 +47,7 @@ def _beside(run: Path, form: str) -> Path:
 
 
 def _parameters(run: Path, form: str) -> bytes:
-    held = store.load(run / "checkpoint.h5" if run.is_dir() else run)
+    held = store.load(container.within(run, "checkpoint.h5"))
     arrays = held.params | held.buffers
     if form == "npz":
         buffer = io.BytesIO()
