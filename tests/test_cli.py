@@ -167,6 +167,7 @@ def test_version() -> None:
         ("train --depth two", "'two' is not a valid integer"),
         ("train --device tpu", "unknown device 'tpu'; use auto, cpu, cuda or cuda:N"),
         ("train --label-smoothing 1", "label_smoothing must lie in [0, 1); got 1.0"),
+        ("train --set width=4 --width 6", "--set width and --width name the same field"),
         ("train --resume", "--resume needs --out, the directory of the run."),
         ("train --model x.py:Net", "model file x.py does not exist"),
         ("train extra", "Got unexpected extra argument (extra)"),
