@@ -35,16 +35,24 @@ def assign(x, index, value):
 # --- convolutions: the products, and the order of their sums, of npdrt.ops.convolution ----------
 
 
-def blocks(images, size):
-    """(images, rows) of every block of a convolution's output: about 1024 positions."""
+def blocks(images, size, limit=1024):
+    """(images, rows) of every block of a convolution's output: about so many positions."""
     area = size[0] * size[1]
-    height = -(-size[0] // max(1, round(area / 1024)))
-    several = min(max(1, 1024 // area, min(8, 2048 // area)), -(-images // 2))
-    several = several if area <= 512 else 1
+    height = -(-size[0] // max(1, round(area / limit)))
+    several = min(max(1, limit // area, min(8, 2 * limit // area)), -(-images // 2))
+    several = several if 2 * area <= limit else 1
     several = -(-images // -(-images // several))
     for n in range(0, images, several):
         for r in range(0, size[0], height):
             yield slice(n, min(n + several, images)), slice(r, min(r + height, size[0]))
+
+
+def near(x, rows, columns):
+    """The pixels of x (C, N, H, W) in rows and columns, images last; 0 outside."""
+    i, j = np.asarray(rows)[:, None], np.asarray(columns)
+    inside = (i >= 0) & (i < x.shape[2]) & (j >= 0) & (j < x.shape[3])
+    found = x[:, :, np.clip(i, 0, x.shape[2] - 1), np.clip(j, 0, x.shape[3] - 1)]
+    return np.where(inside, found, x.dtype.type(0)).transpose(0, 2, 3, 1)
 
 
 def seen(x, window, images, rows):
@@ -55,13 +63,9 @@ def seen(x, window, images, rows):
     x, (taps, step, start, size) = x[:, images], window
     height, matrices = rows.stop - rows.start, []
     for k in range(taps[0]):
-        i = (step[0] * np.arange(rows.start, rows.stop) + k + start[0])[:, None]
-        parts = []
-        for m in range(taps[1]):
-            j = step[1] * np.arange(size[1]) + m + start[1]
-            inside = (i >= 0) & (i < x.shape[2]) & (j >= 0) & (j < x.shape[3])
-            near = x[:, :, np.clip(i, 0, x.shape[2] - 1), np.clip(j, 0, x.shape[3] - 1)]
-            parts.append(np.where(inside, near, x.dtype.type(0)).transpose(0, 2, 3, 1))
+        down = step[0] * np.arange(rows.start, rows.stop) + k + start[0]
+        across = step[1] * np.arange(size[1]) + start[1]
+        parts = [near(x, down, across + m) for m in range(taps[1])]
         matrices.append(np.stack(parts).reshape(-1, height * size[1] * x.shape[1]))
     narrow = taps[0] > 1 and taps[1] * x.shape[0] < 128
     return [np.concatenate(matrices)] if narrow else matrices
@@ -74,8 +78,14 @@ def flat(x, window):
     return x.reshape(len(x), -1), 1, (x[0].size, 1)
 
 
-def correlate(matrix, x, window, whole):
-    """The correlation of images (C, N, H, W) with a kernel as a matrix (O, kh kw C)."""
+def correlate(taps, x, window, whole, transposed=False):
+    """The correlation of images (C, N, H, W) with a kernel (kh, kw, O, C), or transposed."""
+    if by_tiles(window, *taps.shape[2:]):
+        return correlate_tiles(taps, x, window, transposed)
+    if transposed:
+        matrix = taps.reshape(-1, taps.shape[3]).T
+    else:
+        matrix = taps.transpose(2, 0, 1, 3).reshape(taps.shape[2], -1)
     shape = (len(matrix), x.shape[1], *window[3])
     x, count, size = flat(x, window) if whole else (x, x.shape[1], window[3])
     y = np.empty((len(matrix), count, *size), x.dtype)
@@ -86,6 +96,84 @@ def correlate(matrix, x, window, whole):
         form = (len(matrix), rows.stop - rows.start, size[1], -1)
         y[:, images, rows] = total.reshape(form).transpose(0, 3, 1, 2)
     return y.reshape(shape)
+
+
+# --- 3x3 of stride 1 and enough channels: Winograd's F(2x2, 3x3), as in npdrt.ops.winograd -------
+
+TILE = ((0, np.subtract, 2), (1, np.add, 2), (2, np.subtract, 1), (3, np.subtract, 1))
+
+
+def by_tiles(window, outputs, channels):
+    """Whether a correlation is made of tiles: 2x2 outputs by 16 products."""
+    (taps, step, _, (height, width)), (h, w) = window, tiles(window)
+    fits = (taps, step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
+    return fits and min(outputs, channels) >= 64
+
+
+def tiles(window):
+    """How many tiles an image is high and wide."""
+    return -(-window[3][0] // 2), -(-window[3][1] // 2)
+
+
+def seen_by_tiles(x, window, rows):
+    """B' d B of the tiles in some rows, as [column][row] of matrices (C, tiles)."""
+    i, j = window[2]
+    down, across = 2 * np.arange(rows.start, rows.stop) + i, 2 * np.arange(tiles(window)[1]) + j
+    d = [[near(x, down + a, across + b) for a in range(4)] for b in range(4)]
+    sums = [[f(d[k][a], d[m][a]) for a in range(4)] for k, f, m in TILE]
+    return [[f(s[k], s[m]).reshape(len(x), -1) for k, f, m in TILE] for s in sums]
+
+
+def transformed(g):
+    """G g, along the first axis."""
+    half, total = g.dtype.type(0.5), g[0] + g[2]
+    return np.stack([g[0], (total + g[1]) * half, (total - g[1]) * half, g[2]])
+
+
+def restored(d):
+    """G' d, along the first axis."""
+    half = (d[1] + d[2]) * d.dtype.type(0.5)
+    return np.stack([half + d[0], (d[1] - d[2]) * d.dtype.type(0.5), half + d[3]])
+
+
+def correlate_tiles(taps, x, window, transposed):
+    """`correlate`, of tiles."""
+    kernel = transformed(transformed(taps).swapaxes(0, 1))  # [column, row] (O, C)
+    kernel = kernel.swapaxes(2, 3) if transposed else kernel
+    y = np.empty((kernel.shape[2], x.shape[1], *window[3]), x.dtype)
+    for images, rows in blocks(x.shape[1], tiles(window), 512):
+        made = []
+        for u, v in zip(kernel, seen_by_tiles(x[:, images], window, rows), strict=True):
+            m = [a @ b for a, b in zip(u, v, strict=True)]
+            made.append((m[0] + m[1] + m[2], m[1] - m[2] + m[3]))
+        form = (len(y), rows.stop - rows.start, tiles(window)[1], -1)
+        for i in (0, 1):
+            down = slice(2 * rows.start + i, min(2 * rows.stop, window[3][0]), 2)
+            a, b, c, d = (column[i].reshape(form).transpose(0, 3, 1, 2) for column in made)
+            for j, value in ((0, a + b + c), (1, b - c + d)):
+                to = y[:, images, down, j::2]
+                to[...] = value[:, :, : to.shape[2], : to.shape[3]]
+    return y
+
+
+def weights_by_tiles(g, x, window):
+    """The derivative (O, C, 3, 3) by the weights, of tiles."""
+    made = []
+    for images, rows in blocks(x.shape[1], tiles(window), 512):
+        down, across = 2 * np.arange(rows.start, rows.stop), 2 * np.arange(tiles(window)[1])
+        y = [[near(g[:, images], down + a, across + b) for a in (0, 1)] for b in (0, 1)]
+        y = [np.stack(column) for column in y]
+        columns = (y[0], y[0] + y[1], y[0] - y[1], y[1])
+        ours = [(c[0], c[0] + c[1], c[0] - c[1], c[1]) for c in columns]
+        theirs = seen_by_tiles(x[:, images], window, rows)
+        products = [
+            [a.reshape(len(g), -1) @ b.T for a, b in zip(left, right, strict=True)]
+            for left, right in zip(ours, theirs, strict=True)
+        ]
+        made.append(np.array(products))
+    total = added(in_parts(made, 8))
+    rows = np.stack([restored(column) for column in total])  # [column][row of the kernel]
+    return restored(rows).transpose(2, 3, 1, 0)
 
 
 def forward(size, kernel, stride, padding):
@@ -99,9 +187,7 @@ def convolve(x, weight, stride, padding, groups):
     """y[o] = sum over c, k, l of weight[o, c, k, l] x[c], shifted by k and l."""
     window = forward(x.shape[2:], weight.shape[2:], stride, padding)
     parts = zip(np.split(x, groups), np.split(weight, groups), strict=True)
-    return np.concatenate(
-        [correlate(w.transpose(0, 2, 3, 1).reshape(len(w), -1), a, window, True) for a, w in parts]
-    )
+    return np.concatenate([correlate(w.transpose(2, 3, 0, 1), a, window, True) for a, w in parts])
 
 
 def convolve_input(g, weight, size, stride, padding, groups):
@@ -120,8 +206,8 @@ def convolve_input(g, weight, size, stride, padding, groups):
         made = tuple(len(range(v, n, s)) for v, s, _, _, n in axes)
         parts = zip(np.split(g, groups), np.split(weight, groups), strict=True)
         for k, (a, w) in enumerate(parts) if 0 not in count else ():
-            tall = w[:, :, *taps][:, :, ::-1, ::-1].transpose(2, 3, 0, 1).reshape(-1, inner)
-            found = correlate(tall.T, a, (count, (1, 1), start, made), stride == (1, 1))
+            flipped = w[:, :, *taps][:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
+            found = correlate(flipped, a, (count, (1, 1), start, made), stride == (1, 1), True)
             gx[k * inner : (k + 1) * inner, :, *pixels] = found
     return gx
 
@@ -130,6 +216,9 @@ def convolve_weight(g, x, size, stride, padding, groups):
     """Its derivative by the weight, some channels at a time."""
     window, found = forward(x.shape[2:], size, stride, padding), []
     for a, b in zip(np.split(g, groups), np.split(x, groups), strict=True):
+        if by_tiles(window, len(a), len(b)):
+            found.append(weights_by_tiles(a, b, window))
+            continue
         channels = [b[c : c + 64] for c in range(0, len(b), 64)]
         parts = max(1, 8 // len(channels))
         found.append(np.concatenate([weights(a, some, window, parts) for some in channels], axis=1))
@@ -144,6 +233,12 @@ def added(arrays):
     return total
 
 
+def in_parts(made, parts):
+    """The sums of consecutive parts, so many at most."""
+    parts, n = min(parts, len(made)), len(made)
+    return [added(made[n * k // parts : n * (k + 1) // parts]) for k in range(parts)]
+
+
 def weights(g, x, window, parts):
     """The derivative (O, C, kh, kw) by the weights of the channels x: sums of the blocks, in so
     many parts at most, then of these."""
@@ -153,8 +248,7 @@ def weights(g, x, window, parts):
     for images, rows in blocks(count, size):
         ours = g[:, images, rows].transpose(0, 2, 3, 1).reshape(len(g), -1)
         made.append(np.stack([ours @ b.T for b in seen(x, window, images, rows)]))
-    parts, n = min(parts, len(made)), len(made)
-    total = added([added(made[n * k // parts : n * (k + 1) // parts]) for k in range(parts)])
+    total = added(in_parts(made, parts))
     if len(total) == 1:
         return total.reshape(len(g), kh, kw, c).transpose(0, 3, 1, 2)
     return total.reshape(kh, len(g), kw, c).transpose(1, 3, 0, 2)

@@ -146,6 +146,15 @@ def composite(
     return call
 
 
+def into(to: Array, function: str, a: Array, b: Array) -> None:
+    """to[...] = xp.function(a, b), without an array between where the library can write to one."""
+    xp = namespace(to)
+    if xp.__name__ in ("numpy", "cupy"):
+        getattr(xp, function)(a, b, out=to)
+    else:
+        to[...] = getattr(xp, function)(a, b)
+
+
 # --- a kernel: the sum of rows in row order ------------------------------------------------
 
 

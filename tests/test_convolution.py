@@ -30,7 +30,7 @@ import npdrt
 from npdrt import arrays, ops, optim, record, value_and_grad
 from npdrt.autodiff import Tensor, backward, check_gradients
 from npdrt.errors import Error, FileRefused
-from npdrt.ops import blocked, convolution, parallel, window
+from npdrt.ops import blocked, convolution, parallel, window, winograd
 from npdrt.program.calls import flops
 
 try:
@@ -280,12 +280,18 @@ TWINS = [
     *(((64, 3, 32, 32), 1, (3, 3), 1, 1), ((64, 2, 50, 40), 2, (3, 3), 1, 1)),
     *(((16, 7, 30, 20), 1, (1, 1), 0, 1), ((160, 70, 4, 4), 1, (3, 3), 1, 1)),
 ]  # fmt: skip
+TILED = [  # in Winograd's form: odd sizes, ragged blocks, parts of the batch, every offset of 2
+    *itertools.product([(64, 21, 8, 8), (70, 3, 7, 34)], [1], [(3, 3)], [0, 1, 2], [1]),
+    *(((128, 5, 8, 8), 1, (3, 3), 1, 2), ((64, 2, 70, 66), 1, (3, 3), 3, 1)),
+    *(((64, 3, 20, 21), 2, (6, 6), 2, 1), ((80, 35, 4, 4), 1, (3, 3), 1, 1)),
+]  # fmt: skip
 
 
-def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str) -> Any:
+def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str,
+          outputs: int = 4) -> Any:  # fmt: skip
     """Calls of both twins: (definition, fast, arguments, settings) for each of the products."""
     x = normal(*shape).astype(dtype)
-    w = normal(4 * groups, shape[0] // groups, *kernel).astype(dtype)
+    w = normal(outputs * groups, shape[0] // groups, *kernel).astype(dtype)
     chosen = {"stride": images.two(stride), "padding": (padding, padding), "groups": groups}
     g = normal(*images.convolved(x, w, **chosen).shape).astype(dtype)
     for function, pair, size in (
@@ -298,12 +304,12 @@ def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, d
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("shape", "stride", "kernel", "padding", "groups"), TWINS, ids=str)
-def test_the_fast_twin_has_the_bits_of_the_definition(
-    shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str
-) -> None:
+@pytest.mark.parametrize(
+    ("case", "outputs"), [*((case, 4) for case in TWINS), *((case, 66) for case in TILED)], ids=str
+)
+def test_the_fast_twin_has_the_bits_of_the_definition(case: Any, outputs: int, dtype: str) -> None:
     """On one thread of the BLAS and on several; into `out` too, whatever is in it."""
-    for definition, fast, pair, chosen in twins(shape, stride, kernel, padding, groups, dtype):
+    for definition, fast, pair, chosen in twins(*case, dtype, outputs):
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
             expected = definition(*pair, **chosen)
             assert fast(*pair, **chosen).tobytes() == expected.tobytes()
@@ -325,6 +331,56 @@ def test_layouts_of_arguments_change_no_bit(layout: Any) -> None:
 def test_complex_arguments_too() -> None:
     x, w = normal(3, 2, 5, 6) + 1j * normal(3, 2, 5, 6), normal(2, 3, 3, 3)
     for a, b in ((x, w), (x.real, w + 1j * normal(*w.shape)), (x, w + 0j)):
+        assert error(ops.conv2d(a, b, padding=1), images.convolved(a, b, padding=1)) <= 1e-14
+
+
+# --- Winograd's form ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", TILED, ids=str)
+def test_tiles_against_the_direct_form(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sums in another order: as near as their magnitudes allow."""
+    calls = list(twins(*case, "float64", 66))
+    tiled = [fast(*pair, **chosen) for _, fast, pair, chosen in calls]
+    monkeypatch.setattr(winograd, "LEAST", 1 << 30)
+    direct = [fast(*pair, **chosen) for _, fast, pair, chosen in calls]
+    assert max(map(error, tiled, direct)) <= 1e-14
+    same = [np.array_equal(*both) for both in zip(tiled, direct, strict=True)]
+    assert same == ([False] * 3 if case[1] == 1 else [True, False, True])
+
+
+def test_where_tiles_save_nothing_the_form_is_direct() -> None:
+    def suits(size: int, kernel: int = 3, stride: int = 1, channels: int = 64) -> bool:
+        of = window.forward_window((size, size), (kernel, kernel), (stride, stride), (1, 1))
+        return winograd.suits(of, channels, 64)
+
+    assert [n for n in range(1, 12) if not suits(n)] == [1, 3]
+    assert not suits(8, kernel=5)
+    assert not suits(8, stride=2)
+    assert not suits(8, channels=63)
+
+
+def test_the_formula_of_a_tile() -> None:
+    """The docstring's matrices: exact on integers, and the direct form's on one tile."""
+    g, d = RNG.integers(-4, 5, (3, 3)), RNG.integers(-9, 10, (4, 4))
+    over = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    inner = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
+    outer = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
+    transformed, rows = np.empty((4, 4)), np.empty((4, 3))
+    winograd.transform(transformed, rows, g)
+    assert np.array_equal(transformed.T, over @ g @ over.T)
+    restored, rows = np.empty((3, 3)), np.empty((3, 4))
+    winograd.restore(restored, rows, 4.0 * d)
+    assert np.array_equal(restored, over.T @ (4 * d).T @ over)
+    y = outer @ ((over @ g @ over.T) * (inner @ d @ inner.T)) @ outer.T
+    direct = [[np.sum(g * d[i : i + 3, j : j + 3]) for j in (0, 1)] for i in (0, 1)]
+    assert np.array_equal(y, direct)
+
+
+@pytest.mark.parametrize("dtype", [complex, float])
+def test_tiles_of_complex_arguments(dtype: Any) -> None:
+    x, w = (normal(*shape).astype(dtype) for shape in ((64, 2, 6, 6), (64, 64, 3, 3)))
+    for a, b in ((x, w), (x + 1j, w), (x, w + 1j)):
         assert error(ops.conv2d(a, b, padding=1), images.convolved(a, b, padding=1)) <= 1e-14
 
 
@@ -460,6 +516,20 @@ def test_a_replay_allocates_nothing_that_grows(size: int) -> None:
     assert peak(program, given) < FIXED
 
 
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_replay_of_tiles_allocates_nothing_that_grows(size: int) -> None:
+    x, w = normal(64, 16, size, size), normal(64, 64, 3, 3)
+
+    def products(x: Any, w: Any) -> Any:
+        chosen: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "groups": 1}
+        y = convolution.convolve(x, w, **chosen)
+        gx = convolution.convolve_input(y, w, size=(size, size), **chosen)
+        return gx, convolution.convolve_weight(y, x, size=(3, 3), **chosen)
+
+    assert x.nbytes > 3 * FIXED
+    assert peak(record(products, x, w), (x, w)) < FIXED
+
+
 def test_a_program_lists_its_convolutions() -> None:
     given = start("float32", count=6, size=17)
     program = record(step, *given)
@@ -471,22 +541,45 @@ def test_a_program_lists_its_convolutions() -> None:
     assert "convolve(" in program.listing()
 
 
-def test_a_saved_program_runs_here_and_with_plain_numpy(tmp_path: Path) -> None:
-    """The runner's products have the BLAS's threads: one."""
-    given = start("float32", count=6, size=17)
-    record(step, *given).save(tmp_path / "step.json")
-    expected = step(*given)
-    found = npdrt.program.load(tmp_path / "step.json")(*given)
-    params, state, x, y, lr = given
-    named = {f"params/{k}": a for k, a in params.items()} | {"x": x, "y": y, "lr": np.asarray(lr)}
-    np.savez(tmp_path / "in.npz", **named, **{f"state/{k}": a for k, a in state.items()})
-    files = [str(tmp_path / name) for name in ("step.json", "in.npz", "out.npz")]
+def run_plainly(folder: Path, program: Any, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """What docs/run_program.py makes of a program; its products have the BLAS's threads: one."""
+    program.save(folder / "step.json")
+    np.savez(folder / "in.npz", **inputs)
+    files = [str(folder / name) for name in ("step.json", "in.npz", "out.npz")]
     alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(RUNNER), *files], check=True, env=alone)
-    with np.load(tmp_path / "out.npz") as plain:
-        for name, a in expected[0].items():
-            assert np.array_equal(found[0][name], a), name
-            assert np.array_equal(plain[f"0/{name}"], a), name
+    with np.load(folder / "out.npz") as found:
+        return dict(found)
+
+
+def test_a_saved_program_runs_here_and_with_plain_numpy(tmp_path: Path) -> None:
+    given = start("float32", count=6, size=17)
+    expected, (params, state, x, y, lr) = step(*given), given
+    named = {f"params/{k}": a for k, a in params.items()} | {"x": x, "y": y, "lr": np.asarray(lr)}
+    plain = run_plainly(
+        tmp_path, record(step, *given), **named, **{f"state/{k}": a for k, a in state.items()}
+    )
+    found = npdrt.program.load(tmp_path / "step.json")(*given)
+    for name, a in expected[0].items():
+        assert np.array_equal(found[0][name], a), name
+        assert np.array_equal(plain[f"0/{name}"], a), name
+
+
+@pytest.mark.parametrize("case", TILED, ids=str)
+def test_plain_numpy_makes_the_tiles_to_the_bit(case: Any, tmp_path: Path) -> None:
+    (_, _, (x, w), chosen), (_, _, (g, _), _), _ = twins(*case, "float32", 66)
+
+    def products(x: Any, w: Any, g: Any) -> Any:
+        return {
+            "y": convolution.convolve(x, w, **chosen),
+            "gx": convolution.convolve_input(g, w, size=x.shape[2:], **chosen),
+            "gw": convolution.convolve_weight(g, x, size=w.shape[2:], **chosen),
+        }
+
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        expected = products(x, w, g)
+    found = run_plainly(tmp_path, record(products, x, w, g), x=x, w=w, g=g)
+    assert all(np.array_equal(found[name], a) for name, a in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -521,6 +614,15 @@ def test_on_every_backend(backend: Backend, limit: int, monkeypatch: Any) -> Non
     assert error(backend.to_host(found), loss) <= 1e-12
     for name, g in grads.items():
         assert error(backend.to_host(derivatives[name]), g) <= 1e-12
+
+
+@pytest.mark.parametrize("case", TILED, ids=str)
+def test_tiles_on_every_backend(backend: Backend, case: Any) -> None:
+    for definition, fast, pair, chosen in twins(*case, "float64", 66):
+        waits = backends.synchronisations
+        found = definition(*map(backend.asarray, pair), **chosen)
+        assert backends.synchronisations == waits
+        assert error(backend.to_host(found), fast(*pair, **chosen)) <= 1e-14
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64])

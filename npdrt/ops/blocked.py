@@ -8,14 +8,15 @@ given, and allocates nothing that grows with the arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npdrt.arrays import Array, columns
-from npdrt.ops import parallel
+from npdrt.ops import parallel, winograd
 from npdrt.ops.parallel import Task, scratch
 from npdrt.ops.window import (
     Pair,
@@ -34,7 +35,7 @@ from npdrt.ops.window import (
     unfolded_shape,
 )
 
-PANEL = 1 << 15  # elements of the weight that are put in another order at a time
+PANEL = 1 << 17  # elements of the weight that a task puts in another order or transforms
 
 
 def convolve(
@@ -51,13 +52,11 @@ def convolve(
     window = forward_window(x.shape[2:], weight.shape[2:], stride, padding)
     dtype, count = np.result_type(x, weight), weight.shape[0]
     y = np.empty((count, x.shape[1], *window.size), dtype) if out is None else out
-    (ordered,) = scratch(weight.dtype, _shape(weight, (0, 2, 3, 1)), use="caller")
-    parallel.run(list(_reorder(ordered, weight, (0, 2, 3, 1), 0)))
-    matrix, tasks = ordered.reshape(count, -1), list[Task]()
+    taps, found = weight.transpose(2, 3, 0, 1), []
     for g in range(groups):
         ours, theirs = part(count, groups, g), part(x.shape[0], groups, g)
-        tasks += _correlation(y[ours], matrix[ours], x[theirs], window)
-    parallel.run(tasks)
+        found.append(_Correlation(y[ours], taps[:, :, ours], x[theirs], window))
+    _run(found)
     return y
 
 
@@ -76,25 +75,17 @@ def convolve_input(
     count, inner = weight.shape[:2]
     shape, dtype = (inner * groups, g.shape[1], *size), np.result_type(g, weight)
     gx = np.empty(shape, dtype) if out is None else out
-    (ordered,) = scratch(weight.dtype, (weight.size,), use="caller")
-    orders: list[Task] = []
-    tasks: list[Task] = []
-    start = 0
+    found = []
     for pixels, taps, window in backward_windows(size, weight.shape[2:], stride, padding):
         if 0 in window.taps:
             gx[:, :, *pixels] = 0
             continue
-        flipped = weight[:, :, *taps][:, :, ::-1, ::-1]
+        flipped = weight[:, :, *taps][:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
         for k in range(groups):
-            ours = flipped[part(count, groups, k)]
-            tall = ordered[start : start + ours.size].reshape(_shape(ours, (2, 3, 0, 1)))
-            start += ours.size
-            orders += _reorder(tall, ours, (2, 3, 0, 1), 2)
+            ours = part(count, groups, k)
             to = gx[part(shape[0], groups, k), :, *pixels]
-            seen = g[part(count, groups, k)]
-            tasks += _correlation(to, tall.reshape(-1, inner).T, seen, window)
-    parallel.run(orders)
-    parallel.run(tasks)
+            found.append(_Correlation(to, flipped[:, :, ours], g[ours], window, transposed=True))
+    _run(found)
     return gx
 
 
@@ -113,18 +104,21 @@ def convolve_weight(
     window = forward_window(x.shape[2:], size, stride, padding)
     shape, dtype = (g.shape[0], x.shape[0] // groups, *size), np.result_type(g, x)
     gw = np.empty(shape, dtype) if out is None else out
+    if winograd.suits(window, shape[1], shape[0] // groups):
+        _weight_by_tiles(gw, g, x, window, groups)
+        return gw
     turns: list[Task] = []
     tasks: list[Task] = []
     sums: list[Task] = []
     x, window = flat(x, window)
-    most = shares(list(blocks(x.shape[1], window.size, columns(x))), shape[1])
+    most = shares(list(blocks(x.shape[1], window.size, columns(x))), len(chunks(shape[1])))
     room, totals = scratch(dtype, (g.size,), (len(most) * gw.size,), use="caller")
     for k in range(groups):
         ours, theirs = part(g.shape[0], groups, k), x[part(x.shape[0], groups, k)]
         turned = _turned(room[g.size // groups * k :], g[ours], x.shape[1], window, turns)
         for some in chunks(shape[1]):
             to = gw[ours, some]
-            parts = shares(turned, shape[1])
+            parts = shares(turned, len(chunks(shape[1])))
             added = totals[: len(parts) * to.size].reshape(len(parts), *_products(to, window))
             totals = totals[added.size :]
             for total, share in zip(added, parts, strict=True):
@@ -135,32 +129,104 @@ def convolve_weight(
     return gw
 
 
-# --- the weight in another order --------------------------------------------------------------
+# --- correlations -----------------------------------------------------------------------------
 
 
-def _shape(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(x.shape[i] for i in axes)
+_Stages = tuple[Sequence[Task], Sequence[Task]]  # what is run first, what then
 
 
-def _reorder(to: Array, x: Array, axes: tuple[int, ...], axis: int) -> Iterator[Task]:
-    """Tasks that copy `x` to `to` with its axes permuted, some of its outputs, which are `axis` of
-    `to`, at a time: what they read stays in cache."""
-    step = max(1, PANEL * x.shape[0] // max(x.size, 1))
-    before = (slice(None),) * axis
-    for k in range(0, x.shape[0], step):
-        some = slice(k, k + step)
-        yield partial(np.copyto, to[(*before, some)], x[some].transpose(axes))
+class _Correlation(NamedTuple):
+    """y (O, N, oh, ow) is to be the correlation of x with a kernel (kh, kw, O, C), or transposed:
+    (kh, kw, C, O)."""
+
+    y: Array
+    taps: Array
+    x: Array
+    window: Window
+    transposed: bool = False
+
+    @property
+    def by_tiles(self) -> bool:
+        """Whether it is made in Winograd's form."""
+        return winograd.suits(self.window, self.x.shape[0], self.y.shape[0])
+
+    @property
+    def size(self) -> int:
+        """Elements of what its products take for the kernel."""
+        size = math.prod(map(int, self.taps.shape))
+        return size // 9 * 16 if self.by_tiles else size
 
 
-# --- blocks -----------------------------------------------------------------------------------
+def _run(found: list[_Correlation]) -> None:
+    """Make the correlations: first what their products take for the kernels, then the products."""
+    if not found:
+        return
+    room = scratch(found[0].taps.dtype, *((c.size,) for c in found), use="caller")
+    orders: list[Task] = []
+    tasks: list[Task] = []
+    for correlation, memory in zip(found, room, strict=True):
+        make = _tiles if correlation.by_tiles else _blocks
+        before, after = make(correlation, memory)
+        orders += before
+        tasks += after
+    parallel.run(orders)
+    parallel.run(tasks)
 
 
-def _correlation(y: Array, matrix: Array, x: Array, window: Window) -> Iterator[Task]:
-    """The tasks that fill y (O, N, oh, ow) with the correlation of x with a kernel as a matrix."""
-    x, window = flat(x, window)
-    y = y.reshape(y.shape[0], x.shape[1], *window.size) if window.whole else y
-    for images, rows in blocks(x.shape[1], window.size, columns(x)):
-        yield partial(_correlate, y[:, images, rows], matrix, x[:, images], window, rows)
+def _some(count: int, size: int) -> list[slice]:
+    """The outputs of a weight of so many elements, some at a time: what a task reads stays in
+    cache."""
+    step = max(1, PANEL * count // size)
+    return [slice(k, k + step) for k in range(0, count, step)]
+
+
+def _blocks(of: _Correlation, memory: Array) -> _Stages:
+    """The tasks that put the kernel in order as a matrix, and those that correlate with it."""
+    if of.transposed:
+        to = memory.reshape(of.taps.shape)
+        matrix = to.reshape(-1, to.shape[3]).T
+    else:
+        ordered = memory.reshape([of.taps.shape[i] for i in (2, 0, 1, 3)])
+        to, matrix = ordered.transpose(1, 2, 0, 3), ordered.reshape(len(ordered), -1)
+    orders = [
+        partial(np.copyto, to[:, :, s], of.taps[:, :, s])
+        for s in _some(of.taps.shape[2], of.taps.size)
+    ]
+    x, window = flat(of.x, of.window)
+    y = of.y.reshape(len(of.y), x.shape[1], *window.size) if window.whole else of.y
+    tasks = [
+        partial(_correlate, y[:, images, rows], matrix, x[:, images], window, rows)
+        for images, rows in blocks(x.shape[1], window.size, columns(x))
+    ]
+    return orders, tasks
+
+
+def _tiles(of: _Correlation, memory: Array) -> _Stages:
+    """The tasks that transform the kernel, and those that correlate with it, in Winograd's form."""
+    to = memory.reshape(4, 4, *of.taps.shape[2:])
+    kernel = to.swapaxes(2, 3) if of.transposed else to
+    orders = [
+        partial(_transform, to[:, :, s], of.taps[:, :, s])
+        for s in _some(of.taps.shape[2], of.taps.size)
+    ]
+    tasks = [
+        partial(_correlate_tiles, of.y, kernel, of.x, of.window, place)
+        for place in winograd.places(of.x, of.window)
+    ]
+    return orders, tasks
+
+
+def _transform(to: Array, taps: Array) -> None:
+    """Some outputs or channels of the transformed kernel."""
+    rows, ordered = scratch(to.dtype, (4, 3, *taps.shape[2:]), taps.shape)
+    ordered[...] = taps
+    winograd.transform(to, rows, ordered)
+
+
+def _correlate_tiles(y: Array, kernel: Array, x: Array, window: Window, place: Any) -> None:
+    """One block in Winograd's form."""
+    forms = winograd.shapes(x, window, place), winograd.output_shapes(len(y), window, place)
+    winograd.correlate(y, kernel, x, window, place, scratch(y.dtype, *forms[0], *forms[1]))
 
 
 def _correlate(y: Array, matrix: Array, x: Array, window: Window, rows: slice) -> None:
@@ -209,6 +275,42 @@ def _weight(
             np.matmul(g, matrix.T, out=to[k])
         if number:
             np.add(total, more, out=total)
+
+
+def _weight_by_tiles(gw: Array, g: Array, x: Array, window: Window, groups: int) -> None:
+    """Fill gw, in Winograd's form."""
+    found, one = shares(winograd.places(x, window)), (gw.shape[0] // groups, gw.shape[1])
+    (totals,) = scratch(gw.dtype, (groups, len(found), 4, 4, *one), use="caller")
+    tasks: list[Task] = []
+    sums: list[Task] = []
+    for k, added in enumerate(totals):
+        ours, theirs = part(g.shape[0], groups, k), part(x.shape[0], groups, k)
+        for total, share in zip(added, found, strict=True):
+            tasks.append(partial(_weight_tiles, total, share, g[ours], x[theirs], window))
+        for some in _some(one[0], gw.size // groups):
+            sums.append(partial(_summed_tiles, gw[ours][some], added[..., some, :]))
+    parallel.run(tasks)
+    parallel.run(sums)
+
+
+def _weight_tiles(total: Array, share: list[Any], g: Array, x: Array, window: Window) -> None:
+    """Fill `total` (4, 4, O, C) with what a part of the blocks is."""
+    for number, place in enumerate(share):
+        forms = winograd.shapes(x, window, place), winograd.cotangent_shapes(g, window, place)
+        *room, more = scratch(total.dtype, *forms[0], *forms[1], total.shape[2:])
+        to = more if number else None
+        winograd.correlate_weight(total, to, g, x, window, place, room)
+
+
+def _summed_tiles(gw: Array, totals: Array) -> None:
+    """Fill gw (O, C, 3, 3) with what the parts of the blocks come to."""
+    one = gw.shape[:2]
+    ordered, rows, total = scratch(gw.dtype, (3, 3, *one), (3, 4, *one), (4, 4, *one))
+    total[...] = totals[0]
+    for more in totals[1:]:
+        np.add(total, more, out=total)
+    winograd.restore(ordered, rows, total)
+    gw[...] = ordered.transpose(2, 3, 0, 1)
 
 
 def _products(gw: Array, window: Window) -> tuple[int, int, int]:

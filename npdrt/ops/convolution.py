@@ -4,6 +4,9 @@ With the channels first a convolution is one product, (O, C kh kw) @ (C kh kw, N
 result is channel-major again, and the elements of a channel lie side by side for the statistics of
 batch normalisation. A model takes (N, C, H, W) at its boundary and transposes once.
 
+Of 3x3 kernels of stride 1 and enough channels `npdrt.ops.winograd` saves more than half of the
+multiplications; all else is direct.
+
 All three products of a step (value, derivative by the input, derivative by the weight) are one
 idea. Images are taken in blocks of about `npdrt.arrays.columns` output positions, so that what is
 built of a block stays in cache. Of a block only the shifts along a row are copied out, images
@@ -21,7 +24,7 @@ from typing import Any
 from npdrt.arrays import Array, columns, composite, namespace
 from npdrt.autodiff import primitive
 from npdrt.errors import Error
-from npdrt.ops import blocked
+from npdrt.ops import blocked, winograd
 from npdrt.ops.window import (
     Pair,
     Window,
@@ -129,9 +132,9 @@ def convolve(x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: in
     """The value of `conv2d` without bias."""
     xp, out = namespace(x, weight), weight.shape[0]
     window = forward_window(x.shape[2:], weight.shape[2:], stride, padding)
-    matrix = xp.reshape(xp.permute_dims(weight, (0, 2, 3, 1)), (out, -1))
+    taps = xp.permute_dims(weight, (2, 3, 0, 1))
     found = [
-        _correlate(matrix[part(out, groups, g), :], x[part(x.shape[0], groups, g), ...], window)
+        _correlate(taps[:, :, part(out, groups, g), :], x[part(x.shape[0], groups, g), ...], window)
         for g in range(groups)
     ]
     return found[0] if groups == 1 else xp.concat(found)
@@ -151,9 +154,8 @@ def convolve_input(
             continue
         for k in range(groups):
             ours = part(out, groups, k)
-            flipped = weight[ours, :, *taps][:, :, ::-1, ::-1]
-            tall = xp.reshape(xp.permute_dims(flipped, (2, 3, 0, 1)), (-1, inner))
-            found = _correlate(xp.matrix_transpose(tall), g[ours, ...], window)
+            flipped = xp.permute_dims(weight[ours, :, *taps][:, :, ::-1, ::-1], (2, 3, 0, 1))
+            found = _correlate(flipped, g[ours, ...], window, transposed=True)
             gx[part(shape[0], groups, k), :, *pixels] = found
     return gx
 
@@ -171,14 +173,26 @@ def convolve_weight(
         theirs = g[part(g.shape[0], groups, k), ...]
         seen = x[part(x.shape[0], groups, k), ...]
         count = seen.shape[0]
-        parts = [_weight(theirs, seen[some, ...], window, count) for some in chunks(count)]
+        if winograd.suits(window, count, theirs.shape[0]):
+            found.append(_weight_by_tiles(theirs, seen, window))
+            continue
+        some = chunks(count)
+        parts = [_weight(theirs, seen[s, ...], window, len(some)) for s in some]
         found.append(xp.concat(parts, axis=1))
     return xp.concat(found)
 
 
-def _correlate(matrix: Array, x: Array, window: Window) -> Array:
-    """The correlation of x (C, N, H, W) with a kernel as a matrix (O, kh kw C): (O, N, oh, ow)."""
-    xp, (out, shape) = namespace(matrix, x), (matrix.shape[0], (x.shape[1], *window.size))
+def _correlate(taps: Array, x: Array, window: Window, *, transposed: bool = False) -> Array:
+    """The correlation of x (C, N, H, W) with a kernel (kh, kw, O, C), or (kh, kw, C, O) where it is
+    transposed: (O, N, oh, ow)."""
+    if winograd.suits(window, *taps.shape[2:]):
+        return _by_tiles(taps, x, window, transposed)
+    xp = namespace(taps, x)
+    if transposed:
+        matrix = xp.matrix_transpose(xp.reshape(taps, (-1, taps.shape[3])))
+    else:
+        matrix = xp.reshape(xp.permute_dims(taps, (2, 0, 1, 3)), (taps.shape[2], -1))
+    out, shape = matrix.shape[0], (matrix.shape[0], x.shape[1], *window.size)
     x, window = flat(x, window)
     dtype = xp.result_type(matrix.dtype, x.dtype)
     y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
@@ -188,23 +202,59 @@ def _correlate(matrix: Array, x: Array, window: Window) -> Array:
         total = _added(products)
         form = (out, rows.stop - rows.start, window.size[1], images.stop - images.start)
         y[:, images, rows, :] = xp.permute_dims(xp.reshape(total, form), (0, 3, 1, 2))
-    return xp.reshape(y, (out, *shape))
+    return xp.reshape(y, shape)
 
 
-def _weight(g: Array, x: Array, window: Window, channels: int) -> Array:
-    """The derivative (O, C, kh, kw) by the weights of some channels x, out of so many."""
+def _by_tiles(taps: Array, x: Array, window: Window, transposed: bool) -> Array:
+    """The correlation in Winograd's form."""
+    xp, one = namespace(taps, x), tuple(taps.shape[2:])
+    kernel, rows = (xp.zeros((4, n, *one), dtype=taps.dtype) for n in (4, 3))
+    winograd.transform(kernel, rows, taps)
+    kernel = xp.matrix_transpose(kernel) if transposed else kernel
+    out, dtype = kernel.shape[2], xp.result_type(taps.dtype, x.dtype)
+    y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
+    for place in winograd.places(x, window):
+        forms = [*winograd.shapes(x, window, place), *winograd.output_shapes(out, window, place)]
+        room = [xp.zeros(form, dtype=dtype) for form in forms]
+        winograd.correlate(y, kernel, x, window, place, room)
+    return y
+
+
+def _weight(g: Array, x: Array, window: Window, pieces: int) -> Array:
+    """The derivative (O, C, kh, kw) by the weights of some channels x, one of so many pieces."""
     xp, (kh, kw) = namespace(g, x), window.taps
     x, window = flat(x, window)
     g = xp.reshape(g, (g.shape[0], x.shape[1], *window.size))
     places = list(blocks(x.shape[1], window.size, columns(x)))
     totals = _added(
         _added(_weight_block(g, x, window, *block) for block in share)
-        for share in shares(places, channels)
+        for share in shares(places, pieces)
     )
     if not narrow(x.shape[0], window):
         rows = xp.reshape(totals, (kh, g.shape[0], kw, x.shape[0]))
         return xp.permute_dims(rows, (1, 3, 0, 2))
     return xp.permute_dims(xp.reshape(totals, (g.shape[0], kh, kw, x.shape[0])), (0, 3, 1, 2))
+
+
+def _weight_by_tiles(g: Array, x: Array, window: Window) -> Array:
+    """The derivative (O, C, 3, 3) by the weights, in Winograd's form."""
+    xp, one = namespace(g, x), (g.shape[0], x.shape[0])
+    dtype = xp.result_type(g.dtype, x.dtype)
+    totals = []
+    for share in shares(winograd.places(x, window)):
+        total, more = (xp.zeros((*some, *one), dtype=dtype) for some in ((4, 4), ()))
+        for number, place in enumerate(share):
+            forms = [
+                *winograd.shapes(x, window, place),
+                *winograd.cotangent_shapes(g, window, place),
+            ]
+            room = [xp.zeros(form, dtype=dtype) for form in forms]
+            fresh = None if number == 0 else more
+            winograd.correlate_weight(total, fresh, g, x, window, place, room)
+        totals.append(total)
+    gw, rows = (xp.zeros((3, n, *one), dtype=dtype) for n in (3, 4))
+    winograd.restore(gw, rows, _added(totals))
+    return xp.permute_dims(gw, (2, 3, 0, 1))
 
 
 def _weight_block(g: Array, x: Array, window: Window, images: slice, rows: slice) -> Array:

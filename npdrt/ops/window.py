@@ -230,8 +230,8 @@ def chunks(channels: int) -> list[slice]:
     return [slice(c, min(c + CHANNELS, channels)) for c in range(0, channels, CHANNELS)]
 
 
-def shares(found: list[Any], channels: int) -> list[list[Any]]:
+def shares(found: list[Any], pieces: int = 1) -> list[list[Any]]:
     """The blocks of the derivative by the weight in consecutive parts, each with a sum of its own:
-    with the parts of the channels up to `SHARES` pieces of work."""
-    count = min(len(found), max(1, SHARES // len(chunks(channels))))
+    with the pieces that each part is cut into up to `SHARES` pieces of work."""
+    count = min(len(found), max(1, SHARES // pieces))
     return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]

@@ -1,0 +1,212 @@
+"""Winograd's form of a 3x3 correlation of stride 1: F(2x2, 3x3) (Lavin and Gray 2016, equation 8).
+
+A tile d of 4x4 pixels and a kernel g make 2x2 outputs by 16 products in place of 36:
+
+    Y = A' [(G g G') * (B' d B)] A,    A' = 1  1  1  0    B' = 1  0 -1  0    G =  1    0    0
+                                            0  1 -1  1         0  1  1  0        1/2  1/2  1/2
+                                                               0 -1  1  0        1/2 -1/2  1/2
+                                                               0 -1  0  1         0    0    1
+
+with ' for the transpose and * element by element (the paper's last rows of A' and B' have the other
+sign). Over channels, each of the 16 is a product of matrices (O, C) @ (C, tiles). The derivatives
+are those of this formula, term by term.
+
+The entries are 0, 1 and 1/2, so a result is nearly as exact as the direct form's: both errors are
+in benchmarks/README.md. An infinity among the pixels makes NaN of the outputs of its tile.
+
+Tiles are taken in blocks, as `npdrt.ops.convolution` takes positions, and of a block one column of
+the 4x4 after another. The functions write to memory that they are given, so that
+`npdrt.ops.convolution`, the definition, and `npdrt.ops.blocked`, on NumPy, share one text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from npdrt.arrays import Array, columns, into, namespace
+from npdrt.ops.window import Pair, Window, blocks, unfold, unfolded_shape
+
+LEAST = 64  # channels and outputs: with fewer, additions outweigh the products that are saved
+B = ((0, "subtract", 2), (1, "add", 2), (2, "subtract", 1), (3, "subtract", 1))  # rows of B'
+Shape = tuple[int, ...]
+Place = tuple[slice, slice]
+
+
+def suits(window: Window, channels: int, outputs: int) -> bool:
+    """Whether a correlation is made in this form: 3x3, stride 1, enough channels, and whole tiles
+    that take at most 2/3 of the direct form's multiplications."""
+    (h, w), (height, width) = tiles(window), window.size
+    fits = (window.taps, window.step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
+    return fits and min(channels, outputs) >= LEAST
+
+
+def tiles(window: Window) -> Pair:
+    """How many tiles an image is high and wide."""
+    return -(-window.size[0] // 2), -(-window.size[1] // 2)
+
+
+def places(x: Array, window: Window) -> list[Place]:
+    """(images, rows of tiles) of every block."""
+    return list(blocks(x.shape[1], tiles(window), columns(x) // 2))
+
+
+# --- the kernel -------------------------------------------------------------------------------
+
+
+def transform(to: Array, rows: Array, g: Array) -> None:
+    """Fill to[b, a, ...] with entry (a, b) of G g G'. g: (3, 3, ...); rows: memory (4, 3, ...)."""
+    _transform(rows, g)
+    for a in range(4):
+        _transform(to[:, a, ...], rows[a, ...])
+
+
+def _transform(to: Array, g: Array) -> None:
+    """to = G g, along the first axis."""
+    to[0, ...], to[3, ...] = g[0, ...], g[2, ...]
+    plus, minus = to[1, ...], to[2, ...]
+    into(plus, "add", g[0, ...], g[2, ...])
+    into(minus, "subtract", plus, g[1, ...])
+    plus += g[1, ...]
+    plus *= 0.5
+    minus *= 0.5
+
+
+def restore(gw: Array, rows: Array, d: Array) -> None:
+    """Fill gw (3, 3, ...) with G' d G; d[b, a, ...] is entry (a, b); rows: memory (3, 4, ...)."""
+    for b in range(4):
+        _restore(rows[:, b, ...], d[b, ...])
+    for k in range(3):
+        _restore(gw[k, ...], rows[k, ...])
+
+
+def _restore(to: Array, d: Array) -> None:
+    """to = G' d, along the first axis."""
+    half, last = to[0, ...], to[2, ...]
+    into(half, "add", d[1, ...], d[2, ...])
+    half *= 0.5
+    into(last, "add", half, d[3, ...])
+    half += d[0, ...]
+    middle = to[1, ...]
+    into(middle, "subtract", d[1, ...], d[2, ...])
+    middle *= 0.5
+
+
+# --- the correlation --------------------------------------------------------------------------
+
+
+def shapes(x: Array, window: Window, place: Place) -> list[Shape]:
+    """The memory for B' d B of the tiles of a block: pixels, sums of columns, a column of it."""
+    (images, rows), width = place, tiles(window)[1]
+    count, height = images.stop - images.start, rows.stop - rows.start
+    pixels = unfolded_shape(x.shape[0], count, height + 1, _pixels(window))
+    return [pixels, (*pixels[1:4], width, count), (4, x.shape[0], height, width, count)]
+
+
+def output_shapes(outputs: int, window: Window, place: Place) -> list[Shape]:
+    """The memory for the outputs of a block: the products of a column, their sums, the outputs."""
+    (images, rows), width = place, tiles(window)[1]
+    count, height = images.stop - images.start, rows.stop - rows.start
+    one = (outputs, height * width * count)
+    return [(4, *one), (2, *one), (2, 2, outputs, height, width, count)]
+
+
+def correlate(
+    y: Array, kernel: Array, x: Array, window: Window, place: Place, room: list[Array]
+) -> None:
+    """Fill a block of y (O, N, oh, ow). kernel: (4, 4, O, C), of `transform`; room: memory of
+    `shapes` and of `output_shapes`."""
+    xp, (images, rows) = namespace(x), place
+    *seen, products, summed, made = room
+    collected = xp.reshape(made, (2, *summed.shape))
+    for b, column in enumerate(_columns(seen, x, window, place)):
+        into(products, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
+        _collect(collected, summed, products, b)
+    for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
+        to = y[:, images, down, j::2]
+        to[...] = xp.permute_dims(made[j, i, ...], (0, 3, 1, 2))[..., : to.shape[2], : to.shape[3]]
+
+
+def _pixels(window: Window) -> Window:
+    """Pixels by the parity of row and column: what neighbouring tiles see lies side by side."""
+    h, w = tiles(window)
+    return Window((1, 2), (2, 2), window.start, (h + 1, w + 1), window.image)
+
+
+def _columns(room: list[Array], x: Array, window: Window, place: Place) -> Iterator[Array]:
+    """B' d B of the tiles of a block of x, column by column: (4, C, rows, columns, images)."""
+    (images, rows), (pixels, sums, found) = place, room
+    height, width = found.shape[2:4]
+    unfold(pixels, x[:, images, ...], _pixels(window), rows.start)
+    for k, sign, m in B:
+        left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
+        into(sums, sign, left, right)
+        for a, (p, minus, q) in enumerate(B):
+            upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
+            into(found[a, ...], minus, upper, lower)
+        yield found
+
+
+def _collect(made: Array, summed: Array, products: Array, b: int) -> None:
+    """Add what column b of the products is to made[j, i, ...], entry (i, j) of A' products A."""
+    first, second = made[0, ...], made[1, ...]
+    to = (first, second, summed, summed)[b]
+    upper, lower = to[0, ...], to[1, ...]
+    into(upper, "add", products[0, ...], products[1, ...])
+    upper += products[2, ...]
+    into(lower, "subtract", products[1, ...], products[2, ...])
+    lower += products[3, ...]
+    if b in (1, 2):
+        first += to
+    if b == 2:
+        second -= to
+    if b == 3:
+        second += to
+
+
+# --- the derivative by the kernel -------------------------------------------------------------
+
+
+def cotangent_shapes(g: Array, window: Window, place: Place) -> list[Shape]:
+    """The memory for A g A' of the tiles of a block: as they are, sums of columns, two of rows."""
+    (images, rows), width = place, tiles(window)[1]
+    count, height = images.stop - images.start, rows.stop - rows.start
+    whole = unfolded_shape(g.shape[0], count, height, _outputs(window))
+    return [whole, whole[1:], (2, g.shape[0], height, width, count)]
+
+
+def correlate_weight(
+    total: Array, more: Array | None, g: Array, x: Array, window: Window, place: Place,
+    room: list[Array],
+) -> None:  # fmt: skip
+    """Add what a block is to total[b, a], the derivative (O, C) by entry (a, b) of G g G', or
+    assign it, where `more`, memory (O, C), is None. room: of `shapes` and `cotangent_shapes`."""
+    xp, seen = namespace(x), _columns(room[:3], x, window, place)
+    for b, ours in enumerate(_cotangents(room[3:], g, window, place)):
+        column = next(seen)
+        for a, rows in enumerate(ours):
+            left = xp.reshape(rows, (g.shape[0], -1))
+            right = xp.matrix_transpose(xp.reshape(column[a, ...], (x.shape[0], -1)))
+            to = total[b, a, ...]
+            into(to if more is None else more, "matmul", left, right)
+            if more is not None:
+                to += more
+
+
+def _outputs(window: Window) -> Window:
+    """The outputs by the parity of row and column: those of a tile."""
+    return Window((1, 2), (2, 2), (0, 0), tiles(window), window.size)
+
+
+def _cotangents(room: list[Array], g: Array, window: Window, place: Place) -> Iterator[list[Array]]:
+    """A g A' of the tiles of a block of g, by columns: 4 arrays (O, rows, columns, images) each."""
+    (images, rows), (whole, summed, sums) = place, room
+    unfold(whole, g[:, images, ...], _outputs(window), rows.start)
+    left, right = whole[0, ...], whole[1, ...]
+    for b, column in enumerate((left, summed, summed, right)):
+        if b in (1, 2):
+            into(summed, ("add", "subtract")[b - 1], left, right)
+        upper, lower = column[:, 0, ...], column[:, 1, ...]
+        into(sums[0, ...], "add", upper, lower)
+        into(sums[1, ...], "subtract", upper, lower)
+        yield [upper, sums[0, ...], sums[1, ...], lower]
