@@ -8,6 +8,8 @@ moment of the machine meets them all; the table has the operations over the medi
 share of PyTorch's better rate in brackets, and the rate of a plain product of 2048 x 2048 in the
 same turns. The target is 0.65 of PyTorch's.
 
+--errors measures no time, but the float32 results: max|difference| / max|reference| to float64's.
+
 On a machine that others use too, `--one-thread` gives steadier numbers: every library on one
 thread, and the least CPU time of it in all turns, which leaves out when others had the core.
 """
@@ -180,6 +182,31 @@ def text_of(results: list[dict[str, Any]]) -> str:
     return report.table(heads, rows)
 
 
+def errors(layer: Layer, batch: int) -> tuple[str, ...]:
+    """A row: the float32 errors of every library's three products."""
+    single = arrays(layer, batch)
+    exact = ours(layer, *(a.astype(np.float64) for a in single))
+    reference = {p: call() for p, call in exact.items()}
+    cells = [_errors(ours(layer, *single), reference, lambda a: a)]
+    for layout in ("contiguous", "channels_last"):
+        cells.append(_errors(torchs(layer, *single, layout), reference, _from_torch))
+    return str(layer), *cells
+
+
+def _errors(calls: Calls, reference: dict[str, Any], array: Callable[[Any], Any]) -> str:
+    found = {p: array(call()) for p, call in calls.items()}
+    sizes = {p: np.abs(found[p] - y).max() / np.abs(y).max() for p, y in reference.items()}
+    return " / ".join(f"{size:.1e}" for size in sizes.values())
+
+
+def _from_torch(found: Any) -> Any:
+    """An image or weight, in npdrt's order of axes."""
+    if isinstance(found, tuple):
+        images, weight, _ = found
+        return weight.numpy() if images is None else images.permute(1, 0, 2, 3).numpy()
+    return found.permute(1, 0, 2, 3).numpy()
+
+
 def main() -> None:
     """Measure every layer."""
     parser = report.parser(__doc__)
@@ -187,8 +214,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="timed calls of each")
     parser.add_argument("--layers", type=int, nargs="+", help="which, by number from 0; else all")
     parser.add_argument("--one-thread", action="store_true", help="CPU time of one thread")
+    parser.add_argument("--errors", action="store_true", help="of float32, in place of the rates")
     given = parser.parse_args()
     chosen = [LAYERS[k] for k in given.layers] if given.layers else LAYERS
+    if given.errors:
+        heads = ("layer", "npdrt", "PyTorch contiguous", "PyTorch channels_last")
+        rows = [errors(layer, given.batch_size) for layer in chosen]
+        report.publish(report.table(heads, rows), machine(), rows, given.output)
+        return
     timed = least_cpu_time if given.one_thread else take_turns
     results = [measure(layer, given.batch_size, given.turns, timed) for layer in chosen]
     report.publish(text_of(results), machine(), results, given.output)
