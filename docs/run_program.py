@@ -145,12 +145,12 @@ def correlate_tiles(taps, x, window, transposed):
         made = []
         for u, v in zip(kernel, seen_by_tiles(x[:, images], window, rows), strict=True):
             m = [a @ b for a, b in zip(u, v, strict=True)]
-            made.append((m[0] + m[1] + m[2], m[1] - m[2] + m[3]))
+            made.append((m[1] + m[2] + m[0], m[1] - m[2] + m[3]))
         form = (len(y), rows.stop - rows.start, tiles(window)[1], -1)
         for i in (0, 1):
             down = slice(2 * rows.start + i, min(2 * rows.stop, window[3][0]), 2)
             a, b, c, d = (column[i].reshape(form).transpose(0, 3, 1, 2) for column in made)
-            for j, value in ((0, a + b + c), (1, b - c + d)):
+            for j, value in ((0, b + c + a), (1, b - c + d)):
                 to = y[:, images, down, j::2]
                 to[...] = value[:, :, : to.shape[2], : to.shape[3]]
     return y

@@ -103,11 +103,10 @@ def shapes(x: Array, window: Window, place: Place) -> list[Shape]:
 
 
 def output_shapes(outputs: int, window: Window, place: Place) -> list[Shape]:
-    """The memory for the outputs of a block: the products of a column, their sums, the outputs."""
+    """The memory for the outputs of a block: the products of a column, A' of all, the outputs."""
     (images, rows), width = place, tiles(window)[1]
-    count, height = images.stop - images.start, rows.stop - rows.start
-    one = (outputs, height * width * count)
-    return [(4, *one), (2, *one), (2, 2, outputs, height, width, count)]
+    one = (outputs, rows.stop - rows.start, width, images.stop - images.start)
+    return [(4, *one), (4, 2, *one), (2, 2, *one)]
 
 
 def correlate(
@@ -117,10 +116,11 @@ def correlate(
     `shapes` and of `output_shapes`."""
     xp, (images, rows) = namespace(x), place
     *seen, products, summed, made = room
-    collected = xp.reshape(made, (2, *summed.shape))
+    flat = xp.reshape(products, (4, y.shape[0], -1))
     for b, column in enumerate(_columns(seen, x, window, place)):
-        into(products, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
-        _collect(collected, summed, products, b)
+        into(flat, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
+        _collect(summed[b, ...], products)
+    _collect(made, summed)
     for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
         down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
         to = y[:, images, down, j::2]
@@ -147,21 +147,11 @@ def _columns(room: list[Array], x: Array, window: Window, place: Place) -> Itera
         yield found
 
 
-def _collect(made: Array, summed: Array, products: Array, b: int) -> None:
-    """Add what column b of the products is to made[j, i, ...], entry (i, j) of A' products A."""
-    first, second = made[0, ...], made[1, ...]
-    to = (first, second, summed, summed)[b]
-    upper, lower = to[0, ...], to[1, ...]
-    into(upper, "add", products[0, ...], products[1, ...])
-    upper += products[2, ...]
-    into(lower, "subtract", products[1, ...], products[2, ...])
-    lower += products[3, ...]
-    if b in (1, 2):
-        first += to
-    if b == 2:
-        second -= to
-    if b == 3:
-        second += to
+def _collect(to: Array, m: Array) -> None:
+    """to = A' m, along the first axis."""
+    into(to[0, ...], "add", m[1, ...], m[2, ...])
+    into(to[1, ...], "subtract", m[1, ...], m[2, ...])
+    to += m[::3, ...]
 
 
 # --- the derivative by the kernel -------------------------------------------------------------
