@@ -61,7 +61,10 @@ def write(path: Path, value: Figure, kind: str = "study", **beside: Any) -> Path
     return path
 
 
-def write_trace(path: Path, epochs: int = 6, layers: int = 5, classes: bool = True) -> Path:
+def write_trace(
+    path: Path, epochs: int = 6, layers: int = 5, classes: bool = True, conditioning: bool = False,
+    jacobian: bool = True,
+) -> Path:  # fmt: skip
     """The trace of a run with weights and biases; one value is missing."""
     records: list[dict[str, Any]] = []
     for e in range(1, epochs + 1):
@@ -70,8 +73,16 @@ def write_trace(path: Path, epochs: int = 6, layers: int = 5, classes: bool = Tr
             about |= {"train_accuracy": 1 - 1 / e, "test_accuracy": None if e == 2 else 0.5}
         records.append({"event": "epoch", **about})
         row = [0.5 + 0.1 * k for k in range(2 * layers)]
-        records.append({"event": "trace", "step": 7 * e, **dict.fromkeys(trace.LAYERS, row)})
+        whole = {"log_deep_relative_trust": 0.1 / e} if layers else {}
+        records.append(
+            {"event": "trace", "step": 7 * e, **dict.fromkeys(trace.LAYERS, row), **whole}
+        )
     names = [f"layers/0{k}/{array}" for k in range(layers) for array in ("weight", "bias")]
+    for step in (0, 42) if conditioning else ():
+        numbers = dict.fromkeys(names[::2], 3.0 + step)
+        jacobians = [1.0 + k if jacobian else None for k in range(layers)]
+        about = {"step": step, "condition_number": numbers, "jacobian_norm": jacobians}
+        records.append({"event": "conditioning", **about})
     trace.write(path, records, names)
     return path
 
@@ -190,7 +201,8 @@ def test_a_run_becomes_a_figure(tmp_path: Path) -> None:
     found = figure.load(tmp_path)
     assert found.name == tmp_path.name
     titles = ["Loss", "Accuracy", "Learning rate", "Weight norm", "Relative update", "Direction"]
-    assert [panel.title for panel in found.panels] == titles
+    assert [panel.title for panel in found.panels] == [*titles, "Deep relative trust"]
+    np.testing.assert_array_equal(found.panels[-1].lines[0].y, 0.1 / np.arange(1.0, 7))
     loss, accuracy = found.panels[:2]
     assert [line.label for line in loss.lines] == ["training minibatches", "test set"]
     np.testing.assert_array_equal(loss.lines[0].y, 1 / np.arange(1.0, 7))
@@ -201,6 +213,17 @@ def test_a_run_becomes_a_figure(tmp_path: Path) -> None:
     assert [line.shade for line in layers] == [0, 0.25, 0.5, 0.75, 1]
     assert layers[2].x.tolist() == [7, 14, 21, 28, 35, 42]
     assert (layers[2].y == 0.5 + 0.1 * 4).all()
+
+
+def test_conditioning_becomes_panels(tmp_path: Path) -> None:
+    found = figure.load(write_trace(tmp_path / "trace.h5", conditioning=True))
+    numbers, jacobians = found.panels[-2:]
+    assert (numbers.title, jacobians.title) == ("Condition number", "Layer Jacobian")
+    assert [line.label for line in numbers.lines] == [f"layers/0{k}/weight" for k in range(5)]
+    assert (numbers.lines[4].x.tolist(), numbers.lines[4].y.tolist()) == ([0, 42], [3, 45])
+    assert jacobians.lines[4].y.tolist() == [5, 5]
+    write_trace(tmp_path / "trace.h5", conditioning=True, jacobian=False)
+    assert figure.load(tmp_path).panels[-1].title == "Condition number"
 
 
 def test_runs_without_classes_or_measurements(tmp_path: Path) -> None:

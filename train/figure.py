@@ -201,9 +201,11 @@ def _what(meta: Mapping[str, Any]) -> str:
 
 def from_trace(arrays: Mapping[str, Any], meta: Mapping[str, Any], *, name: str = "run") -> Figure:
     """How a run went, from its trace (`npdrt.store.trace`): loss, accuracy and learning rate
-    against the epoch; norm, relative update and cosine of every weight against the step."""
+    against the epoch; norm, relative update and cosine of every weight and the deep relative trust
+    of the network against the step; condition numbers and Jacobian norms where they were taken."""
     try:
         panels = [*_history_panels(arrays), *_layer_panels(arrays, meta["parameters"])]
+        panels += [*_network_panels(arrays), *_conditioning_panels(arrays, meta.get("weights"))]
     except (Error, KeyError, TypeError, ValueError, IndexError) as error:
         raise FileRefused(
             f"the trace is not of the form that npdrt writes ({type(error).__name__}: {error})"
@@ -232,27 +234,58 @@ def _history_panels(arrays: Mapping[str, Any]) -> list[Panel]:
 
 
 def _layer_panels(arrays: Mapping[str, Any], parameters: list[str]) -> list[Panel]:
-    """One line a weight, shaded from the first layer to the last; nothing where none was traced."""
-    step = arrays["layers/step"]
-    if not len(step):
+    """The weights by the step; nothing where none was traced."""
+    if not len(arrays["layers/step"]):
         return []
-    weights = [i for i, name in enumerate(parameters) if name.endswith("weight")]
-    shown = weights or list(range(len(parameters)))
-    style = "line" if len(step) > 1 else "points"
+    shown = [name for name in parameters if name.endswith("weight")] or parameters
 
     def lines(quantity: str) -> tuple[Line, ...]:
-        table, last = arrays[f"layers/{quantity}"], max(len(shown) - 1, 1)
-        return tuple(
-            Line(parameters[column], step, table[:, column], style, shade=place / last)
-            for place, column in enumerate(shown)
-        )
+        return _by_layer(arrays, f"layers/{quantity}", parameters, shown)
 
-    cosine = lines("cosine")
+    cosine, x = lines("cosine"), "training step"
     low = -1.05 if any((line.y < 0).any() for line in cosine) else 0.0
-    x = "training step"
     return [
         Panel("Weight norm", x, "2-norm of the weight", lines("weight_norm"), ylog=True),
         Panel("Relative update", x, "norm of the change over norm of the weight",
               lines("relative_update"), ylog=True),
         Panel("Direction", x, "cosine of change and negative gradient", cosine, ylim=(low, 1.05)),
     ]  # fmt: skip
+
+
+def _by_layer(
+    arrays: Mapping[str, Any], table: str, names: list[str], shown: list[str]
+) -> tuple[Line, ...]:
+    """A line a column of the table that is shown, shaded from the first to the last."""
+    step, last = arrays[f"{table.partition('/')[0]}/step"], max(len(shown) - 1, 1)
+    style = "line" if len(step) > 1 else "points"
+    return tuple(
+        Line(name, step, arrays[table][:, names.index(name)], style, shade=place / last)
+        for place, name in enumerate(shown)
+    )
+
+
+def _network_panels(arrays: Mapping[str, Any]) -> list[Panel]:
+    """The distance of each measured step; nothing where none was."""
+    step, distance = arrays["layers/step"], arrays["network/log_deep_relative_trust"]
+    if not np.isfinite(distance).any():
+        return []
+    line = Line("", step, distance, "line" if len(step) > 1 else "points")
+    trust = "log prod(1 + r), r the relative updates"
+    return [Panel("Deep relative trust", "training step", trust, (line,), ylog=True)]
+
+
+def _conditioning_panels(arrays: Mapping[str, Any], weights: list[str] | None) -> list[Panel]:
+    """What `npdrt train --conditioning` measures; of the Jacobians, where the model has them."""
+    if not weights:
+        return []
+    titles = {
+        "condition_number": ("Condition number", "largest over smallest singular value"),
+        "jacobian_norm": ("Layer Jacobian", "norm of d output / d input of the layer"),
+    }
+    return [
+        Panel(
+            *(title, "training step", unit), _by_layer(arrays, table, weights, weights), ylog=True
+        )
+        for quantity, (title, unit) in titles.items()
+        if np.isfinite(arrays[table := f"conditioning/{quantity}"]).any()
+    ]

@@ -27,8 +27,9 @@ from npdrt.train.draw import FORMATS, draw
 def command(file: Path, output: Path | None, form: str | None, force: bool) -> None:
     """A picture of FILE: a run directory or its trace, a study or its sweep, or slices.
 
-    A run becomes its loss, accuracy and learning rate by epoch, and norm, relative update and
-    direction of every layer by step. Needs Matplotlib (extra `plot`).
+    A run becomes its loss, accuracy and learning rate by epoch; by step the norm, relative update
+    and direction of every layer, the deep relative trust, and what --conditioning measured. Needs
+    Matplotlib (extra `plot`).
     """
     target = output or _beside(file, form or "png")
     suffix = target.suffix.lower().removeprefix(".")
