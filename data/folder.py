@@ -1,10 +1,10 @@
 """Images in folders, one a class: PATH/train/<class>/*.jpeg and PATH/val/<class>/*.jpeg.
 
 As ImageNet is laid out and torchvision's ImageFolder reads it: the classes are the folders of
-train, numbered in the order of their sorted names; files of other kinds are passed over. Files are
-decoded when a batch needs them, by Pillow (extra `data`), and made RGB; what EXIF says of their
-orientation is ignored, as it is by torchvision. JPEG and PNG are known, whatever the name says: one
-of ImageNet's .JPEG files is a PNG.
+train, numbered in the order of their sorted names; folders inside a class are looked through, and
+files of other kinds passed over. Files are decoded when a batch needs them, by Pillow (extra
+`data`), and made RGB; what EXIF says of their orientation is ignored, as it is by torchvision. JPEG
+and PNG are known, whatever the name says: one of ImageNet's .JPEG files is a PNG.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read(name: str) -> dict[str, Part]:
 
 def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
     """One set; classes: those of the training set, where this is another."""
-    names = tuple(name for name, entry in _entries(root) if entry.is_dir())
+    names = _classes(root)
     if unknown := set(names) - set(classes or names):
         raise FileRefused(
             f"{root / min(unknown)}: expected a class of train; it has no such folder"
@@ -91,38 +91,51 @@ def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
     digest = hashlib.sha256()
     for name in names:
         files = _files(root / name)
-        paths += [entry.path for entry in files]
+        paths += files
         labels += [numbers[name]] * len(files)
-        for entry in files:
-            digest.update(os.fsencode(f"{name}/{entry.name}\t{_size(entry)}\n"))
+        for path in files:
+            place = os.path.relpath(path, root).replace(os.sep, "/")
+            digest.update(os.fsencode(f"{place}\t{_size(path)}\n"))
     if not paths:
         raise FileRefused(f"{root}: expected class folders with images; found none")
     return Part(root, classes or names, paths, np.array(labels, np.int64), digest.hexdigest())
 
 
-def _files(folder: Path) -> list[os.DirEntry[str]]:
-    """The images of a class, in the order of their names."""
-    found = [entry for name, entry in _entries(folder) if name.lower().endswith(_SUFFIXES)]
+def _classes(root: Path) -> tuple[str, ...]:
+    """The folders of a set, without hidden ones."""
+    try:
+        with os.scandir(root) as entries:
+            return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _files(folder: Path) -> list[str]:
+    """The images of a class and of the folders in it, without hidden ones: sorted by folder, then
+    by name."""
+    found: list[str] = []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        images = (n for n in names if n[0] != "." and n.lower().endswith(_SUFFIXES))
+        found += [f"{place}{os.sep}{name}" for name in sorted(images)]
     if not found:
         raise FileRefused(f"{folder}: expected images ({', '.join(_SUFFIXES)}); found none")
     return found
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _size(path: str) -> int:
     try:
-        return entry.stat().st_size
+        return Path(path).stat().st_size
     except OSError as error:
-        raise FileRefused(f"{entry.path}: cannot be read: {error.strerror}") from error
+        raise _unreadable(error) from error
 
 
-def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """What is in a folder by its sorted names, without hidden files."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry) for entry in entries if entry.name[0] != ".")
-    except OSError as error:
-        raise FileRefused(f"{folder}: cannot be read: {error.strerror}") from error
-    return found
+def _raise(error: OSError) -> None:
+    raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> FileRefused:
+    return FileRefused(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 # Decoding

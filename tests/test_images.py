@@ -938,6 +938,21 @@ def test_folder(pictures: Path) -> None:
     np.testing.assert_array_equal(found.x[4], x[4])
 
 
+def test_folders_inside_a_class_are_its_images(pictures: Path) -> None:
+    """As in Tiny ImageNet: train/<class>/images/*.JPEG."""
+    flat = data.load(f"folder-16:{pictures}")
+    pixels = flat.x[:]
+    cats = pictures / "train" / "cat"
+    for place, name in (("images", "cat_4"), ("images/more", "cat_5"), (".bin", "cat_0")):
+        (cats / place).mkdir()
+        (cats / f"{name}.JPEG").rename(cats / place / f"{name}.JPEG")
+    found = data.load(f"folder-16:{pictures}")
+    assert found.y.tolist() == [0] * 5 + [1] * 5
+    np.testing.assert_array_equal(found.x[:], pixels[1:])
+    assert found.digests["train/"] != flat.digests["train/"]
+    assert found.digests["val/"] == flat.digests["val/"]
+
+
 def test_folder_is_resized_and_cut_in_the_middle(pictures: Path) -> None:
     """Resize(short side) and CenterCrop, then the constants of ImageNet."""
     path = pictures / "train" / "cat" / "cat_3.JPEG"  # 43 x 30
@@ -1095,7 +1110,7 @@ def test_bad_folders_are_refused(
 
 def test_a_folder_that_cannot_be_listed(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scandir(path: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(folder.os, "scandir", scandir)
     with pytest.raises(FileRefused, match="train: cannot be read: Permission denied"):
