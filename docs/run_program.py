@@ -80,7 +80,7 @@ def flat(x, window):
 
 def correlate(taps, x, window, whole, transposed=False):
     """The correlation of images (C, N, H, W) with a kernel (kh, kw, O, C), or transposed."""
-    if by_tiles(window, *taps.shape[2:]):
+    if by_tiles(window, x.shape[1], *taps.shape[2:]):
         return correlate_tiles(taps, x, window, transposed)
     if transposed:
         matrix = taps.reshape(-1, taps.shape[3]).T
@@ -103,11 +103,11 @@ def correlate(taps, x, window, whole, transposed=False):
 TILE = ((0, np.subtract, 2), (1, np.add, 2), (2, np.subtract, 1), (3, np.subtract, 1))
 
 
-def by_tiles(window, outputs, channels):
+def by_tiles(window, images, outputs, channels):
     """Whether a correlation is made of tiles: 2x2 outputs by 16 products."""
     (taps, step, _, (height, width)), (h, w) = window, tiles(window)
     fits = (taps, step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
-    return fits and min(outputs, channels) >= 64
+    return fits and min(images * h * w, outputs, channels) >= 64
 
 
 def tiles(window):
@@ -171,7 +171,7 @@ def weights_by_tiles(g, x, window):
             for left, right in zip(ours, theirs, strict=True)
         ]
         made.append(np.array(products))
-    total = added(in_parts(made, 8))
+    total = added(in_parts(made, 8 // min(4, max(1, len(g) * len(x) // 16384))))
     rows = np.stack([restored(column) for column in total])  # [column][row of the kernel]
     return restored(rows).transpose(2, 3, 1, 0)
 
@@ -216,7 +216,7 @@ def convolve_weight(g, x, size, stride, padding, groups):
     """Its derivative by the weight, some channels at a time."""
     window, found = forward(x.shape[2:], size, stride, padding), []
     for a, b in zip(np.split(g, groups), np.split(x, groups), strict=True):
-        if by_tiles(window, len(a), len(b)):
+        if by_tiles(window, a.shape[1], len(a), len(b)):
             found.append(weights_by_tiles(a, b, window))
             continue
         channels = [b[c : c + 64] for c in range(0, len(b), 64)]

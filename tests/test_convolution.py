@@ -284,6 +284,7 @@ TILED = [  # in Winograd's form: odd sizes, ragged blocks, parts of the batch, e
     *itertools.product([(64, 21, 8, 8), (70, 3, 7, 34)], [1], [(3, 3)], [0, 1, 2], [1]),
     *(((128, 5, 8, 8), 1, (3, 3), 1, 2), ((64, 2, 70, 66), 1, (3, 3), 3, 1)),
     *(((64, 3, 20, 21), 2, (6, 6), 2, 1), ((80, 35, 4, 4), 1, (3, 3), 1, 1)),
+    *(((64, 1, 17, 20), 1, (3, 3), 1, 1), ((520, 9, 16, 15), 1, (3, 3), 1, 1)),
 ]  # fmt: skip
 
 
@@ -350,14 +351,17 @@ def test_tiles_against_the_direct_form(case: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_tiles_save_nothing_the_form_is_direct() -> None:
-    def suits(size: int, kernel: int = 3, stride: int = 1, channels: int = 64) -> bool:
+    def suits(
+        size: int, kernel: int = 3, stride: int = 1, channels: int = 64, count: int = 64
+    ) -> bool:
         of = window.forward_window((size, size), (kernel, kernel), (stride, stride), (1, 1))
-        return winograd.suits(of, channels, 64)
+        return winograd.suits(of, count, channels, 64)
 
     assert [n for n in range(1, 12) if not suits(n)] == [1, 3]
     assert not suits(8, kernel=5)
     assert not suits(8, stride=2)
     assert not suits(8, channels=63)
+    assert [n for n in range(1, 9) if suits(8, count=n)] == [4, 5, 6, 7, 8]
 
 
 def test_the_formula_of_a_tile() -> None:
@@ -377,11 +381,17 @@ def test_the_formula_of_a_tile() -> None:
     assert np.array_equal(y, direct)
 
 
-@pytest.mark.parametrize("dtype", [complex, float])
-def test_tiles_of_complex_arguments(dtype: Any) -> None:
-    x, w = (normal(*shape).astype(dtype) for shape in ((64, 2, 6, 6), (64, 64, 3, 3)))
-    for a, b in ((x, w), (x + 1j, w), (x, w + 1j)):
-        assert error(ops.conv2d(a, b, padding=1), images.convolved(a, b, padding=1)) <= 1e-14
+@pytest.mark.parametrize("groups", [1, 2])
+def test_tiles_of_complex_arguments(groups: int) -> None:
+    """Each product is linear in its arguments."""
+    case = ((64 * groups, 4, 8, 8), 1, (3, 3), 1, groups, "float64", 64)
+    others = [pair for _, _, pair, _ in twins(*case)]
+    for (_, fast, (a, b), chosen), (c, d) in zip(twins(*case), others, strict=True):
+        parts = [[fast(x, y, **chosen) for y in (b, d)] for x in (a, c)]
+        assert error(fast(a + 1j * c, b, **chosen), parts[0][0] + 1j * parts[1][0]) <= 1e-14
+        assert error(fast(a, b + 1j * d, **chosen), parts[0][0] + 1j * parts[0][1]) <= 1e-14
+        whole = parts[0][0] - parts[1][1] + 1j * (parts[0][1] + parts[1][0])
+        assert error(fast(a + 1j * c, b + 1j * d, **chosen), whole) <= 1e-14
 
 
 # --- threads ------------------------------------------------------------------------------------

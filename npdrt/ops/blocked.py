@@ -104,7 +104,7 @@ def convolve_weight(
     window = forward_window(x.shape[2:], size, stride, padding)
     shape, dtype = (g.shape[0], x.shape[0] // groups, *size), np.result_type(g, x)
     gw = np.empty(shape, dtype) if out is None else out
-    if winograd.suits(window, shape[1], shape[0] // groups):
+    if winograd.suits(window, g.shape[1], shape[1], shape[0] // groups):
         _weight_by_tiles(gw, g, x, window, groups)
         return gw
     turns: list[Task] = []
@@ -148,7 +148,7 @@ class _Correlation(NamedTuple):
     @property
     def by_tiles(self) -> bool:
         """Whether it is made in Winograd's form."""
-        return winograd.suits(self.window, self.x.shape[0], self.y.shape[0])
+        return winograd.suits(self.window, self.x.shape[1], self.x.shape[0], self.y.shape[0])
 
     @property
     def size(self) -> int:
@@ -165,7 +165,7 @@ def _run(found: list[_Correlation]) -> None:
     orders: list[Task] = []
     tasks: list[Task] = []
     for correlation, memory in zip(found, room, strict=True):
-        make = _tiles if correlation.by_tiles else _blocks
+        make = _by_tiles if correlation.by_tiles else _directly
         before, after = make(correlation, memory)
         orders += before
         tasks += after
@@ -174,13 +174,13 @@ def _run(found: list[_Correlation]) -> None:
 
 
 def _some(count: int, size: int) -> list[slice]:
-    """The outputs of a weight of so many elements, some at a time: what a task reads stays in
+    """The third axis of a kernel of so many elements, some at a time: what a task makes stays in
     cache."""
     step = max(1, PANEL * count // size)
     return [slice(k, k + step) for k in range(0, count, step)]
 
 
-def _blocks(of: _Correlation, memory: Array) -> _Stages:
+def _directly(of: _Correlation, memory: Array) -> _Stages:
     """The tasks that put the kernel in order as a matrix, and those that correlate with it."""
     if of.transposed:
         to = memory.reshape(of.taps.shape)
@@ -201,7 +201,7 @@ def _blocks(of: _Correlation, memory: Array) -> _Stages:
     return orders, tasks
 
 
-def _tiles(of: _Correlation, memory: Array) -> _Stages:
+def _by_tiles(of: _Correlation, memory: Array) -> _Stages:
     """The tasks that transform the kernel, and those that correlate with it, in Winograd's form."""
     to = memory.reshape(4, 4, *of.taps.shape[2:])
     kernel = to.swapaxes(2, 3) if of.transposed else to
@@ -225,8 +225,8 @@ def _transform(to: Array, taps: Array) -> None:
 
 def _correlate_tiles(y: Array, kernel: Array, x: Array, window: Window, place: Any) -> None:
     """One block in Winograd's form."""
-    forms = winograd.shapes(x, window, place), winograd.output_shapes(len(y), window, place)
-    winograd.correlate(y, kernel, x, window, place, scratch(y.dtype, *forms[0], *forms[1]))
+    room = scratch(y.dtype, *winograd.correlation_shapes(x, len(y), window, place))
+    winograd.correlate(y, kernel, x, window, place, room)
 
 
 def _correlate(y: Array, matrix: Array, x: Array, window: Window, rows: slice) -> None:
@@ -279,7 +279,8 @@ def _weight(
 
 def _weight_by_tiles(gw: Array, g: Array, x: Array, window: Window, groups: int) -> None:
     """Fill gw, in Winograd's form."""
-    found, one = shares(winograd.places(x, window)), (gw.shape[0] // groups, gw.shape[1])
+    one = (gw.shape[0] // groups, gw.shape[1])
+    found = winograd.parts(x[: one[1]], window, one[0])
     (totals,) = scratch(gw.dtype, (groups, len(found), 4, 4, *one), use="caller")
     tasks: list[Task] = []
     sums: list[Task] = []
@@ -296,8 +297,8 @@ def _weight_by_tiles(gw: Array, g: Array, x: Array, window: Window, groups: int)
 def _weight_tiles(total: Array, share: list[Any], g: Array, x: Array, window: Window) -> None:
     """Fill `total` (4, 4, O, C) with what a part of the blocks is."""
     for number, place in enumerate(share):
-        forms = winograd.shapes(x, window, place), winograd.cotangent_shapes(g, window, place)
-        *room, more = scratch(total.dtype, *forms[0], *forms[1], total.shape[2:])
+        forms = winograd.weight_shapes(g, x, window, place)
+        *room, more = scratch(total.dtype, *forms, total.shape[2:])
         to = more if number else None
         winograd.correlate_weight(total, to, g, x, window, place, room)
 

@@ -4,8 +4,8 @@ With the channels first a convolution is one product, (O, C kh kw) @ (C kh kw, N
 result is channel-major again, and the elements of a channel lie side by side for the statistics of
 batch normalisation. A model takes (N, C, H, W) at its boundary and transposes once.
 
-Of 3x3 kernels of stride 1 and enough channels `npdrt.ops.winograd` saves more than half of the
-multiplications; all else is direct.
+Of 3x3 kernels of stride 1, `npdrt.ops.winograd` saves a third to more than half of the
+multiplications where that pays; all else is direct.
 
 All three products of a step (value, derivative by the input, derivative by the weight) are one
 idea. Images are taken in blocks of about `npdrt.arrays.columns` output positions, so that what is
@@ -69,6 +69,10 @@ def conv2d(
     gx is the correlation of g with the flipped weight, one for every offset of the stride; gweight
     the correlation of x with g; gbias the sum of g over images and positions. NumPy uses as many
     threads as its BLAS is set to, with the same bits on any number.
+
+    3x3 kernels of stride 1 with 64 channels, outputs and tiles of 2x2 or more are in Winograd's
+    form (Lavin and Gray 2016, equation 8): the same sum in another order, with up to about twice
+    the direct form's rounding error (benchmarks/README.md), and NaN for most infinities.
 
     Raises `Error` for shapes, dtypes and settings that do not fit.
     """
@@ -173,7 +177,7 @@ def convolve_weight(
         theirs = g[part(g.shape[0], groups, k), ...]
         seen = x[part(x.shape[0], groups, k), ...]
         count = seen.shape[0]
-        if winograd.suits(window, count, theirs.shape[0]):
+        if winograd.suits(window, seen.shape[1], count, theirs.shape[0]):
             found.append(_weight_by_tiles(theirs, seen, window))
             continue
         some = chunks(count)
@@ -185,7 +189,7 @@ def convolve_weight(
 def _correlate(taps: Array, x: Array, window: Window, *, transposed: bool = False) -> Array:
     """The correlation of x (C, N, H, W) with a kernel (kh, kw, O, C), or (kh, kw, C, O) where it is
     transposed: (O, N, oh, ow)."""
-    if winograd.suits(window, *taps.shape[2:]):
+    if winograd.suits(window, x.shape[1], *taps.shape[2:]):
         return _by_tiles(taps, x, window, transposed)
     xp = namespace(taps, x)
     if transposed:
@@ -214,7 +218,7 @@ def _by_tiles(taps: Array, x: Array, window: Window, transposed: bool) -> Array:
     out, dtype = kernel.shape[2], xp.result_type(taps.dtype, x.dtype)
     y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
     for place in winograd.places(x, window):
-        forms = [*winograd.shapes(x, window, place), *winograd.output_shapes(out, window, place)]
+        forms = winograd.correlation_shapes(x, out, window, place)
         room = [xp.zeros(form, dtype=dtype) for form in forms]
         winograd.correlate(y, kernel, x, window, place, room)
     return y
@@ -241,13 +245,10 @@ def _weight_by_tiles(g: Array, x: Array, window: Window) -> Array:
     xp, one = namespace(g, x), (g.shape[0], x.shape[0])
     dtype = xp.result_type(g.dtype, x.dtype)
     totals = []
-    for share in shares(winograd.places(x, window)):
+    for share in winograd.parts(x, window, g.shape[0]):
         total, more = (xp.zeros((*some, *one), dtype=dtype) for some in ((4, 4), ()))
         for number, place in enumerate(share):
-            forms = [
-                *winograd.shapes(x, window, place),
-                *winograd.cotangent_shapes(g, window, place),
-            ]
+            forms = winograd.weight_shapes(g, x, window, place)
             room = [xp.zeros(form, dtype=dtype) for form in forms]
             fresh = None if number == 0 else more
             winograd.correlate_weight(total, fresh, g, x, window, place, room)

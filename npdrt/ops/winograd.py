@@ -8,11 +8,12 @@ A tile d of 4x4 pixels and a kernel g make 2x2 outputs by 16 products in place o
                                                                0 -1  0  1         0    0    1
 
 with ' for the transpose and * element by element (the paper's last rows of A' and B' have the other
-sign). Over channels, each of the 16 is a product of matrices (O, C) @ (C, tiles). The derivatives
-are those of this formula, term by term.
+sign). Over channels, each of the 16 is a product of matrices (O, C) @ (C, tiles). The derivative by
+the kernel is that of this formula, term by term; that by the input is a correlation of its own.
 
 The entries are 0, 1 and 1/2, so a result is nearly as exact as the direct form's: both errors are
-in benchmarks/README.md. An infinity among the pixels makes NaN of the outputs of its tile.
+in benchmarks/README.md. Where the direct form makes an infinity of an infinite number, most results
+here are NaN.
 
 Tiles are taken in blocks, as `npdrt.ops.convolution` takes positions, and of a block one column of
 the 4x4 after another. The functions write to memory that they are given, so that
@@ -24,20 +25,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from npdrt.arrays import Array, columns, into, namespace
-from npdrt.ops.window import Pair, Window, blocks, unfold, unfolded_shape
+from npdrt.ops.window import Pair, Window, blocks, shares, unfold, unfolded_shape
 
-LEAST = 64  # channels and outputs: with fewer, additions outweigh the products that are saved
+LEAST = (
+    64  # channels, outputs and tiles: with fewer, additions outweigh the products that are saved
+)
+LARGE = 1 << 14  # elements of the kernel over its 9 taps
 B = ((0, "subtract", 2), (1, "add", 2), (2, "subtract", 1), (3, "subtract", 1))  # rows of B'
 Shape = tuple[int, ...]
 Place = tuple[slice, slice]
 
 
-def suits(window: Window, channels: int, outputs: int) -> bool:
-    """Whether a correlation is made in this form: 3x3, stride 1, enough channels, and whole tiles
-    that take at most 2/3 of the direct form's multiplications."""
+def suits(window: Window, images: int, channels: int, outputs: int) -> bool:
+    """Whether a correlation is made in this form: 3x3, stride 1, enough of everything, and whole
+    tiles that take at most 2/3 of the direct form's multiplications."""
     (h, w), (height, width) = tiles(window), window.size
     fits = (window.taps, window.step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
-    return fits and min(channels, outputs) >= LEAST
+    return fits and min(images * h * w, channels, outputs) >= LEAST
 
 
 def tiles(window: Window) -> Pair:
@@ -48,6 +52,12 @@ def tiles(window: Window) -> Pair:
 def places(x: Array, window: Window) -> list[Place]:
     """(images, rows of tiles) of every block."""
     return list(blocks(x.shape[1], tiles(window), columns(x) // 2))
+
+
+def parts(x: Array, window: Window, outputs: int) -> list[list[Place]]:
+    """The blocks in parts, each with a sum of its own in the derivative by the kernel: up to 8, or
+    2 where such a sum is large."""
+    return shares(places(x, window), min(4, max(1, x.shape[0] * outputs // LARGE)))
 
 
 # --- the kernel -------------------------------------------------------------------------------
@@ -94,26 +104,30 @@ def _restore(to: Array, d: Array) -> None:
 # --- the correlation --------------------------------------------------------------------------
 
 
-def shapes(x: Array, window: Window, place: Place) -> list[Shape]:
-    """The memory for B' d B of the tiles of a block: pixels, sums of columns, a column of it."""
-    (images, rows), width = place, tiles(window)[1]
-    count, height = images.stop - images.start, rows.stop - rows.start
+def correlation_shapes(x: Array, outputs: int, window: Window, place: Place) -> list[Shape]:
+    """The memory `correlate` needs: for B' d B; products of a column, A' of all, the outputs."""
+    one = (outputs, *_block(window, place))
+    return [*_input_shapes(x, window, place), (4, *one), (4, 2, *one), (2, 2, *one)]
+
+
+def _input_shapes(x: Array, window: Window, place: Place) -> list[Shape]:
+    """For B' d B of the tiles of a block: pixels, sums of columns, a column of the result."""
+    height, width, count = _block(window, place)
     pixels = unfolded_shape(x.shape[0], count, height + 1, _pixels(window))
     return [pixels, (*pixels[1:4], width, count), (4, x.shape[0], height, width, count)]
 
 
-def output_shapes(outputs: int, window: Window, place: Place) -> list[Shape]:
-    """The memory for the outputs of a block: the products of a column, A' of all, the outputs."""
-    (images, rows), width = place, tiles(window)[1]
-    one = (outputs, rows.stop - rows.start, width, images.stop - images.start)
-    return [(4, *one), (4, 2, *one), (2, 2, *one)]
+def _block(window: Window, place: Place) -> tuple[int, int, int]:
+    """Rows of tiles, columns and images of a block."""
+    images, rows = place
+    return rows.stop - rows.start, tiles(window)[1], images.stop - images.start
 
 
 def correlate(
     y: Array, kernel: Array, x: Array, window: Window, place: Place, room: list[Array]
 ) -> None:
     """Fill a block of y (O, N, oh, ow). kernel: (4, 4, O, C), of `transform`; room: memory of
-    `shapes` and of `output_shapes`."""
+    `correlation_shapes`."""
     xp, (images, rows) = namespace(x), place
     *seen, products, summed, made = room
     flat = xp.reshape(products, (4, y.shape[0], -1))
@@ -138,12 +152,12 @@ def _columns(room: list[Array], x: Array, window: Window, place: Place) -> Itera
     (images, rows), (pixels, sums, found) = place, room
     height, width = found.shape[2:4]
     unfold(pixels, x[:, images, ...], _pixels(window), rows.start)
-    for k, sign, m in B:
+    for k, add, m in B:
         left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
-        into(sums, sign, left, right)
-        for a, (p, minus, q) in enumerate(B):
+        into(sums, add, left, right)
+        for a, (p, add, q) in enumerate(B):
             upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
-            into(found[a, ...], minus, upper, lower)
+            into(found[a, ...], add, upper, lower)
         yield found
 
 
@@ -157,12 +171,13 @@ def _collect(to: Array, m: Array) -> None:
 # --- the derivative by the kernel -------------------------------------------------------------
 
 
-def cotangent_shapes(g: Array, window: Window, place: Place) -> list[Shape]:
-    """The memory for A g A' of the tiles of a block: as they are, sums of columns, two of rows."""
-    (images, rows), width = place, tiles(window)[1]
-    count, height = images.stop - images.start, rows.stop - rows.start
+def weight_shapes(g: Array, x: Array, window: Window, place: Place) -> list[Shape]:
+    """The memory `correlate_weight` needs: for B' d B; for A g A' as it is, sums of columns, two of
+    rows."""
+    height, width, count = _block(window, place)
     whole = unfolded_shape(g.shape[0], count, height, _outputs(window))
-    return [whole, whole[1:], (2, g.shape[0], height, width, count)]
+    sums = (2, g.shape[0], height, width, count)
+    return [*_input_shapes(x, window, place), whole, whole[1:], sums]
 
 
 def correlate_weight(
@@ -170,7 +185,7 @@ def correlate_weight(
     room: list[Array],
 ) -> None:  # fmt: skip
     """Add what a block is to total[b, a], the derivative (O, C) by entry (a, b) of G g G', or
-    assign it, where `more`, memory (O, C), is None. room: of `shapes` and `cotangent_shapes`."""
+    assign it, where `more`, memory (O, C), is None. room: of `weight_shapes`."""
     xp, seen = namespace(x), _columns(room[:3], x, window, place)
     for b, ours in enumerate(_cotangents(room[3:], g, window, place)):
         column = next(seen)
