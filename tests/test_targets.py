@@ -624,15 +624,22 @@ def test_interrupted(write: Callable[[str], str], tmp_path: Path) -> None:
     """Ctrl-C while a target hangs: the exception is ours, the processes are gone."""
     target = targets.find(write(FORKS.format(str(tmp_path / "pids"))))
 
-    def interrupt() -> None:
-        pids(tmp_path / "pids", 2)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    thread = threading.Thread(target=interrupt)
+    def alarm() -> None:
+        pids(tmp_path / "pids", 2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)  # SIGINT is ignored in a background job
+    thread = threading.Thread(target=alarm)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        targets.answers(target, [case("sgd")], limit=120)
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            targets.answers(target, [case("sgd")], limit=120)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
     assert gone(pids(tmp_path / "pids", 2))
 
 
