@@ -189,6 +189,15 @@ def test_transmission_of_normal_vectors(made: dict[str, Any]) -> None:
     assert means[784] == pytest.approx(math.sqrt(0.5), abs=0.005)
 
 
+def test_an_optimizer_has_one_colour(made: dict[str, Any]) -> None:
+    """In every panel of Figure 4, ours and the authors'."""
+    drawn = figure.load(Path(made["fromage/figure-4"]["out"]) / "study.h5")
+    assert len(drawn.panels) > 3
+    groups = [{line.label: line.group for line in panel.lines} for panel in drawn.panels]
+    assert all(found == groups[0] for found in groups)
+    assert len(set(groups[0].values())) == len(groups[0]) == 3
+
+
 def test_normalised_errors() -> None:
     grid = rates.normalised({1.0: math.inf, 0.1: 0.5, 0.01: 0.25})
     assert grid == {1.0: 0.0, 0.1: 0.5, 0.01: 1.0}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from npdrt import optim
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
@@ -13,6 +14,7 @@ from npdrt.train.sweep import Run
 OPTIONS = ()
 # The authors' benchmarks, whose error is of the last epoch's minibatches, each before its step.
 AS_LOGGED = ("resnet18", "transformer")
+RULES = tuple(optim.RULES)  # in the order of the tables and colours
 Grid = dict[float, float]  # error by learning rate; inf where it diverged
 
 
@@ -49,12 +51,13 @@ def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
     grids: dict[str, Grid] = {}
     for run in runs:
         grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = _error(run)
-    return grids
+    return {name: grids[name] for name in RULES if name in grids}
 
 
 def _what(run: Run) -> str:
     where = "of the minibatches" if run.config.model in AS_LOGGED else "over the whole set"
-    return f"training {_measure(run)} {where}, {run.config.epochs} epochs"
+    epochs = run.config.epochs
+    return f"training {_measure(run)} {where}, {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def _measure(run: Run) -> str:
@@ -71,8 +74,9 @@ def _error(run: Run) -> float:
 
 def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:
     rates = benchmark["lr"]
-    names = ("sgd", "fromage", "adam")
-    return {name: dict(zip(rates, benchmark[name], strict=True)) for name in names}
+    return {
+        name: dict(zip(rates, benchmark[name], strict=True)) for name in RULES if name in benchmark
+    }
 
 
 def normalised(grid: Grid) -> Grid:
@@ -99,6 +103,7 @@ def _panel(title: str, grids: Mapping[str, Grid]) -> Panel:
     for name, grid in grids.items():
         x = sorted(grid)
         scores = normalised(grid)
-        lines.append(Line(name, x, [scores[lr] for lr in x], "marked"))
+        y = [scores[lr] for lr in x]
+        lines.append(Line(name, x, y, "marked", group=RULES.index(name)))
     return Panel(title, "learning rate", "best error over error", tuple(lines), xlog=True,
                  ylim=(0, 1.05))  # fmt: skip
