@@ -8,7 +8,6 @@ given, and allocates nothing that grows with the arrays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -153,7 +152,7 @@ class _Correlation(NamedTuple):
     @property
     def size(self) -> int:
         """Elements of what its products take for the kernel."""
-        size = math.prod(map(int, self.taps.shape))
+        size = int(self.taps.size)
         return size // 9 * 16 if self.by_tiles else size
 
 

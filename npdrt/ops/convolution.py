@@ -250,8 +250,8 @@ def _weight_by_tiles(g: Array, x: Array, window: Window) -> Array:
         for number, place in enumerate(share):
             forms = winograd.weight_shapes(g, x, window, place)
             room = [xp.zeros(form, dtype=dtype) for form in forms]
-            fresh = None if number == 0 else more
-            winograd.correlate_weight(total, fresh, g, x, window, place, room)
+            to = more if number else None
+            winograd.correlate_weight(total, to, g, x, window, place, room)
         totals.append(total)
     gw, rows = (xp.zeros((3, n, *one), dtype=dtype) for n in (3, 4))
     winograd.restore(gw, rows, _added(totals))

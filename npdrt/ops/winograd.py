@@ -27,10 +27,8 @@ from collections.abc import Iterator
 from npdrt.arrays import Array, columns, into, namespace
 from npdrt.ops.window import Pair, Window, blocks, shares, unfold, unfolded_shape
 
-LEAST = (
-    64  # channels, outputs and tiles: with fewer, additions outweigh the products that are saved
-)
-LARGE = 1 << 14  # elements of the kernel over its 9 taps
+LEAST = 64  # channels, outputs and tiles: with fewer, additions outweigh the products saved
+LARGE = 1 << 14  # channels times outputs: with more, the derivative by the kernel has fewer sums
 B = ((0, "subtract", 2), (1, "add", 2), (2, "subtract", 1), (3, "subtract", 1))  # rows of B'
 Shape = tuple[int, ...]
 Place = tuple[slice, slice]
@@ -131,7 +129,7 @@ def correlate(
     xp, (images, rows) = namespace(x), place
     *seen, products, summed, made = room
     flat = xp.reshape(products, (4, y.shape[0], -1))
-    for b, column in enumerate(_columns(seen, x, window, place)):
+    for b, column in enumerate(_input_columns(seen, x, window, place)):
         into(flat, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
         _collect(summed[b, ...], products)
     _collect(made, summed)
@@ -147,17 +145,17 @@ def _pixels(window: Window) -> Window:
     return Window((1, 2), (2, 2), window.start, (h + 1, w + 1), window.image)
 
 
-def _columns(room: list[Array], x: Array, window: Window, place: Place) -> Iterator[Array]:
+def _input_columns(room: list[Array], x: Array, window: Window, place: Place) -> Iterator[Array]:
     """B' d B of the tiles of a block of x, column by column: (4, C, rows, columns, images)."""
     (images, rows), (pixels, sums, found) = place, room
     height, width = found.shape[2:4]
     unfold(pixels, x[:, images, ...], _pixels(window), rows.start)
-    for k, add, m in B:
+    for k, across, m in B:
         left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
-        into(sums, add, left, right)
-        for a, (p, add, q) in enumerate(B):
+        into(sums, across, left, right)
+        for a, (p, down, q) in enumerate(B):
             upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
-            into(found[a, ...], add, upper, lower)
+            into(found[a, ...], down, upper, lower)
         yield found
 
 
@@ -186,8 +184,8 @@ def correlate_weight(
 ) -> None:  # fmt: skip
     """Add what a block is to total[b, a], the derivative (O, C) by entry (a, b) of G g G', or
     assign it, where `more`, memory (O, C), is None. room: of `weight_shapes`."""
-    xp, seen = namespace(x), _columns(room[:3], x, window, place)
-    for b, ours in enumerate(_cotangents(room[3:], g, window, place)):
+    xp, seen = namespace(x), _input_columns(room[:3], x, window, place)
+    for b, ours in enumerate(_cotangent_columns(room[3:], g, window, place)):
         column = next(seen)
         for a, rows in enumerate(ours):
             left = xp.reshape(rows, (g.shape[0], -1))
@@ -203,7 +201,9 @@ def _outputs(window: Window) -> Window:
     return Window((1, 2), (2, 2), (0, 0), tiles(window), window.size)
 
 
-def _cotangents(room: list[Array], g: Array, window: Window, place: Place) -> Iterator[list[Array]]:
+def _cotangent_columns(
+    room: list[Array], g: Array, window: Window, place: Place
+) -> Iterator[list[Array]]:
     """A g A' of the tiles of a block of g, by columns: 4 arrays (O, rows, columns, images) each."""
     (images, rows), (whole, summed, sums) = place, room
     unfold(whole, g[:, images, ...], _outputs(window), rows.start)
