@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from npdrt import atomic
 from npdrt.arrays import Params, to_host
 from npdrt.errors import FileRefused, Unavailable
-from npdrt.store import atomic
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SHOWN = 8  # names in a message

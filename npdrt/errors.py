@@ -25,3 +25,9 @@ class Unavailable(Error):
     """The environment lacks something: a GPU, an extra, a data set (exit code 4)."""
 
     exit_code = 4
+
+
+class DiskError(Error):
+    """The disk is full, cannot be written to, or failed (exit code 5)."""
+
+    exit_code = 5

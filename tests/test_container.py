@@ -29,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from npdrt import atomic
 from npdrt.errors import Error, FileRefused
 from npdrt.store import container
 
@@ -308,7 +309,7 @@ def test_failure_leaves_the_old_file(
         patch.setattr(os, call, failing(error))
         expected = Error if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(
-            expected, match=r"could not be saved .*disk full" if expected is Error else None
+            expected, match=r"could not be written .*disk full" if expected is Error else None
         ):
             container.write(path, ARRAYS, {"step": 1}, keep_previous=path.with_name("previous"))
     assert path.read_bytes() == before
@@ -329,7 +330,7 @@ def test_disk_that_fills_up(path: Path) -> None:
     for size in (1, 600, 100_000, 2_000_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
-            with pytest.raises(Error, match=r"could not be saved .*File too large"):
+            with pytest.raises(Error, match=r"could not be written .*File too large"):
                 container.write(path, {"a": np.ones(1000), "b": np.ones(1_000_000)}, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -351,10 +352,10 @@ def test_directory_that_cannot_be_synced(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_folder_that_is_missing_or_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(Error, match=r"missing/c.h5: could not be saved .*No such file"):
+    with pytest.raises(Error, match=r"missing/c.h5: could not be written .*No such file"):
         container.write(tmp_path / "missing" / "c.h5", ARRAYS, META)
     (tmp_path / "c.h5").mkdir()
-    with pytest.raises(Error, match=r"c.h5: could not be saved .*[Dd]irectory"):
+    with pytest.raises(Error, match=r"c.h5: could not be written .*[Dd]irectory"):
         container.write(tmp_path / "c.h5", ARRAYS, META, keep_previous=tmp_path / "p.h5")
     assert names(tmp_path) == ["c.h5"]
 
@@ -370,7 +371,7 @@ def test_order_of_the_system_calls(path: Path, monkeypatch: pytest.MonkeyPatch) 
         if not folder:
             (temporary,) = path.parent.glob(".*.tmp")
             assert container.read(temporary)[1] == {"step": 1}
-            assert container.remove_stale_temporaries(path.parent) == []  # it is held
+            assert atomic.remove_stale(path.parent) == []  # it is held
         log.append("directory" if folder else "data")
         real_fsync(descriptor)
 
@@ -384,27 +385,14 @@ def test_order_of_the_system_calls(path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert log == ["data", "previous.h5", "checkpoint.h5", "directory"]
 
 
-def test_stale_temporaries_are_removed(tmp_path: Path) -> None:
-    stale = tmp_path / f".checkpoint.h5.{'0a' * 8}.tmp"
-    others = [".checkpoint.h5.tmp", f".c.{'0g' * 8}.tmp", f"c.{'0a' * 8}.tmp", ".bashrc", "a.tmp"]
-    for name in (stale.name, *others):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / f".folder.{'1' * 16}.tmp").mkdir()
-    os.mkfifo(tmp_path / f".fifo.{'1' * 16}.tmp")
-    (tmp_path / f".link.{'1' * 16}.tmp").symlink_to(stale)
-    before = set(names(tmp_path))
-    assert container.remove_stale_temporaries(tmp_path) == [stale]
-    assert before - set(names(tmp_path)) == {stale.name}
-    assert container.remove_stale_temporaries(tmp_path) == []
-
-
 SAVER = """
 import sys
 from pathlib import Path
 import numpy as np
+from npdrt import atomic
 from npdrt.store import container
 path = Path(sys.argv[1])
-container.remove_stale_temporaries(path.parent)
+atomic.remove_stale(path.parent)
 step = container.read(path)[1]["step"] if path.exists() else 0
 while True:
     step += 1
@@ -444,7 +432,7 @@ def test_kill_while_saving(path: Path, kills: int) -> None:
     container.write(path, {f"w/{i:02}": np.zeros(1) for i in range(20)}, {"step": 0})
     for _ in range(kills):
         kill_while_saving(path, chance.uniform(0, 0.06))
-    container.remove_stale_temporaries(path.parent)
+    atomic.remove_stale(path.parent)
     assert names(path.parent) == ["checkpoint.h5", "previous.h5"]
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import atomic
 from npdrt.errors import Error, Unavailable
-from npdrt.store import atomic
 from npdrt.train.figure import Figure, Line, Panel
 
 FORMATS: dict[str, dict[str, Any]] = {  # with the metadata that would differ from run to run

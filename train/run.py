@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays, data, store
+from npdrt import arrays, atomic, data, store
 from npdrt.data import Dataset
 from npdrt.errors import Error, FileRefused
-from npdrt.store import Checkpoint, container, log
+from npdrt.store import Checkpoint, log
 from npdrt.store.lock import exclusive
 from npdrt.train.config import Config, model_digest
 from npdrt.train.loop import RUN_FORMAT, Reporter, Summary, Trainer
@@ -80,7 +80,7 @@ def _go_on(
 ) -> Summary:
     """Resume the run in `out`, which this process holds."""
     checkpoint, path, warning = store.load_newest(out)
-    container.remove_stale_temporaries(out)
+    atomic.remove_stale(out)
     if warning:
         reporter.warning(warning)
     config = _resumed_config(checkpoint, path, changes)

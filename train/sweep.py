@@ -24,10 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from npdrt import data
+from npdrt import atomic, data
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
-from npdrt.store import atomic, log
+from npdrt.store import log
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.loop import Reporter
 from npdrt.train.recipe import RUN_OPTIONS, Recipe

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from npdrt import atomic
 from npdrt.cli.common import Bars, Name, json_option, on_terminal, print_json, table
 from npdrt.conform import recorded, report, report_html, targets
 from npdrt.conform.adapters import KNOWN
@@ -18,7 +19,6 @@ from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
-from npdrt.store import atomic
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")

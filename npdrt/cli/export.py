@@ -11,10 +11,10 @@ from typing import Any
 import click
 import numpy as np
 
-from npdrt import store
+from npdrt import atomic, store
 from npdrt.cli.common import Name
 from npdrt.errors import Error, Unavailable
-from npdrt.store import atomic, container, log
+from npdrt.store import container, log
 from npdrt.store.trace import HISTORY
 
 APART = ("event", "seconds")  # of a record of the log, no columns of the history

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from npdrt import arrays, optim
+from npdrt import arrays, atomic, optim
 from npdrt.cli.common import (
     Name,
     colour,
@@ -27,7 +27,7 @@ from npdrt.models import MODELS
 from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.optim.schedules import FORMS
-from npdrt.store import container, load_newest, log
+from npdrt.store import load_newest, log
 from npdrt.train import Config, Reporter, Summary, resume, train
 
 DEFAULTS = Config()
@@ -266,7 +266,7 @@ def _never_saved(out: Path) -> bool:
     """Whether `out` holds no run; what one killed before its first checkpoint left is removed."""
     if not out.is_dir():
         return not out.exists()
-    container.remove_stale_temporaries(out)
+    atomic.remove_stale(out)
     names = {path.name for path in out.iterdir()}
     if "log.jsonl" in names and names <= {"log.jsonl", "trace.h5"}:
         if any(record["step"] > 0 for record in log.read(out / "log.jsonl")):

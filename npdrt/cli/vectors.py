@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
+from npdrt import atomic
 from npdrt.cli.audit import html_option, junit_option, outputs, write
 from npdrt.cli.common import Name, json_option, print_json, table
 from npdrt.conform import report, report_html, vectors, verify
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error
-from npdrt.store import atomic
 
 KINDS = ("OptimizerStep", "Norm", "Primitive", "TrainingStep")
 rule_option = click.option("--rule", type=Name(list(RULES)), help="Updates of this rule alone.")

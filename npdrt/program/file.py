@@ -7,16 +7,14 @@ read.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
-import secrets
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npdrt import atomic
 from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
 from npdrt.program.decode import FORMAT, KIND, decode
@@ -44,27 +42,7 @@ def write(program: Program, path: Path) -> None:
         decode(data)  # what could not be read is not written
     except FileRefused as error:
         raise Error(f"the program cannot be saved: {error}") from error
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise Error(f"{path}: could not be saved ({error}); check the folder's disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # not every file system can be asked
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic.replace(path, data)
 
 
 def encode(program: Program) -> bytes:

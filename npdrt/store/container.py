@@ -28,19 +28,15 @@ that, compare with a digest that came by another way (`expect_sha256`).
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import re
-import secrets
-import shutil
-import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +45,8 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t
 
-from npdrt.errors import Error, FileRefused
+from npdrt import atomic, regular
+from npdrt.errors import DiskError, Error, FileRefused
 
 FORMAT = 1
 BLOCK = 512  # bytes of the header; HDF5 looks for its image at 0, 512, 1024, ...
@@ -70,7 +67,6 @@ _SUPERBLOCK_START = [b"\x89HDF\r\n\x1a\n", 3, 8, 8, 0]  # version, bytes of offs
 _UNDEFINED = 2**64 - 1
 _HDF5_TYPES = [(h5t.py_create(dtype), dtype) for dtype in DTYPES]
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,128}")  # "." means the group itself to HDF5
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _DAMAGED = "the file is damaged: restore a copy or use the previous checkpoint"
 _FOREIGN = "npdrt did not write this file: do not use it"
 
@@ -93,16 +89,19 @@ def write(
 
     A file that was there keeps its mode; a new one obeys the umask. On any exception `path` is
     as it was (unless only the last step failed, the sync of the directory) and no temporary file
-    is left; a killed process may leave one (`remove_stale_temporaries`). The arrays go
-    straight to the file, so that memory is needed only for one that must be converted. Raises
+    is left; a killed process may leave one (`npdrt.atomic.remove_stale`). The arrays go straight
+    to the file, so that memory is needed only for one that must be converted. Raises
     Error for what cannot be stored and for a failure of the file system.
     """
     for name, array in arrays.items():
         _check_storable(name, array, arrays)
     envelope = {"format": FORMAT, "meta": dict(meta), "order": list(arrays)}
     members = {**arrays, "meta": np.frombuffer(_encode(envelope), np.uint8)}
-    with _replacing(path, keep_previous) as handle:
-        return _write(handle, members)
+    try:
+        with atomic.replacing(path, before=partial(_keep, path, keep_previous)) as handle:
+            return _write(handle, members)
+    except RuntimeError as error:  # from h5py, when the disk fails
+        raise DiskError(f"{path}: could not be written ({error}); check the disk") from error
 
 
 def read(
@@ -120,7 +119,7 @@ def read(
     metadata that are not canonical JSON. Values are not judged; NaN is a value.
     """
     with _refusing(path):
-        with _open(path) as handle:
+        with regular.open_file(path) as handle:
             image = _checked_image(handle, max_bytes, expect_sha256)
         _check_superblock(image)
         with h5py.File(io.BytesIO(image), "r") as file:  # the bytes checked, with no path to lock
@@ -133,7 +132,7 @@ def read(
 
 def digest(path: Path) -> str:
     """Return the SHA-256 stated in the header, in hex; the data are not read (see `verify`)."""
-    with _refusing(path), _open(path) as handle:
+    with _refusing(path), regular.open_file(path) as handle:
         return _header(handle)[1].hex()
 
 
@@ -142,7 +141,7 @@ def verify(path: Path) -> str:
 
     Raises FileRefused. What is inside is judged by `read` alone.
     """
-    with _refusing(path), _open(path) as handle:
+    with _refusing(path), regular.open_file(path) as handle:
         expected = _header(handle)[1]
         _check_digest(hashlib.file_digest(handle, "sha256").digest(), expected)
         return expected.hex()
@@ -152,18 +151,6 @@ def within(path: Path, *names: str) -> Path:
     """A file as it is; of a directory the first of those files that is there, or else the first."""
     files = [path / name for name in names] if path.is_dir() else [path]
     return next(filter(Path.exists, files), files[0])
-
-
-def remove_stale_temporaries(directory: Path) -> list[Path]:
-    """Remove the temporary files that killed processes left in `directory`; return their paths.
-
-    Only names that `write` makes, and none that a live process holds.
-    """
-    ours = [path for path in sorted(directory.iterdir()) if _TEMPORARY.fullmatch(path.name)]
-    stale = [path for path in ours if _abandoned(path)]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return stale
 
 
 # What may be stored
@@ -244,85 +231,13 @@ def _make_groups(file: h5py.File, names: Iterable[str]) -> None:
         h5g.create(file.id, group.encode(), gcpl=creation)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path, previous: Path | None) -> Iterator[io.BufferedRandom]:
-    """Yield a locked temporary file that takes the place of `path` when the block ends well.
-
-    The order matters: data to disk, then the name, then the directory. Otherwise a crash of the
-    machine can leave the new name on an empty file.
-    """
-    temporary = _temporary(path)
-    try:
-        mode = _mode(path)
-        create = 0o666 if mode is None else mode | 0o600
-        with open(
-            temporary, "x+b", opener=lambda name, flags: os.open(name, flags, create)
-        ) as handle:  # the system applies the umask; to read it would mean to set it
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield handle
-            handle.flush()
-            if mode is not None:
-                os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
-            if previous is not None:
-                _keep(path, previous)
-            temporary.replace(path)
-        _sync_directory(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):  # h5py raises both when the disk fails
-            raise Error(f"{path}: could not be saved ({error}); check the folder's disk") from error
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-
-
-def _mode(path: Path) -> int | None:
-    """Return the permission bits of a regular file at `path`, None if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        status = path.lstat()
-        return status.st_mode & 0o777 if stat.S_ISREG(status.st_mode) else None
-    return None
-
-
-def _keep(path: Path, previous: Path) -> None:
+def _keep(path: Path, previous: Path | None) -> None:
     """Give the file at `path` the name `previous` too, if it is sound."""
-    try:
-        verify(path)
-    except FileRefused:
+    if previous is None:
         return
-    link = _temporary(previous)
-    try:
-        try:
-            os.link(path, link)
-        except OSError:  # a file system without hard links
-            shutil.copy2(path, link)
-        link.replace(previous)
-    finally:  # rename does nothing if both names are already the same file
-        link.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):  # cannot be asked of this file system
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _abandoned(path: Path) -> bool:
-    try:
-        with _open(path) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its process
-    except (OSError, FileRefused):
-        return False
-    return True
+    with contextlib.suppress(FileRefused):
+        verify(path)
+        atomic.keep(path, previous)
 
 
 # Reading: the file, its header and its digest
@@ -334,26 +249,10 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except FileRefused as refusal:
-        raise FileRefused(f"{path}: {refusal}") from None
+        named = str(refusal).startswith(f"{path}: ")
+        raise refusal if named else FileRefused(f"{path}: {refusal}") from None
     except Exception as error:  # damaged metadata make h5py raise OverflowError too
         raise FileRefused(f"{path}: cannot be read ({error}); check path and file") from error
-
-
-def _open(path: Path) -> io.BufferedReader:
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    try:  # without O_NONBLOCK a FIFO would wait for its writer
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise FileRefused("is a symbolic link; give the path of the file itself") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise FileRefused("is not a regular file; give the path of a file")
-    return descriptor
 
 
 def _header(handle: io.BufferedReader) -> tuple[int, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from npdrt import atomic
 from npdrt.errors import FileRefused
 
 Record = dict[str, Any]
@@ -95,10 +96,6 @@ def cut(path: Path, step: int) -> list[Record]:
             if damaged:
                 raise FileRefused(f"{path}: line {damaged} is damaged, and sound ones follow it")
             kept.append(record)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    atomic.replace(path, text.encode())
     return kept

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import arrays, data, store
+from npdrt import arrays, atomic, data, store
 from npdrt.arrays import to_device, to_host
 from npdrt.data import squad
 from npdrt.errors import Error
-from npdrt.store import atomic
 from npdrt.train.config import build_model
 from npdrt.train.studies import Work
 from npdrt.train.sweep import Run

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import arrays, data, store
+from npdrt import arrays, atomic, data, store
 from npdrt.arrays import to_device, to_host
-from npdrt.store import atomic
 from npdrt.train.config import build_model, example_shape
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import Task

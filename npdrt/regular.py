@@ -1,0 +1,58 @@
+"""Open a regular file for reading. Every reader of files in npdrt opens them here.
+
+A FIFO would wait for a writer, a device has no end, and a symbolic link may lead anywhere: each is
+refused, unless links are allowed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from npdrt.errors import FileRefused
+
+
+def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
+    """Open a regular file. follow: whether `path` may be a symbolic link to one.
+
+    Raises `FileRefused` if it is something else, `OSError` if it cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return _descriptor(name, flags, follow)
+
+    return open(path, "rb", opener=opener)
+
+
+def contents(path: Path, *, follow: bool = False, limit: int | None = None) -> bytes:
+    """All bytes of a regular file; `FileRefused` if it cannot be read or has more than `limit`."""
+    try:
+        with open_file(path, follow=follow) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if limit is not None and size > limit:
+                raise FileRefused(f"{path}: has {size} bytes, more than the limit of {limit}")
+            return handle.read()
+    except OSError as error:
+        raise FileRefused(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _descriptor(name: str, flags: int, follow: bool) -> int:
+    flags |= getattr(os, "O_NONBLOCK", 0)  # or opening a FIFO would wait
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(name, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileRefused(
+                f"{name}: is a symbolic link; give the path of the file itself"
+            ) from None
+        if error.errno == errno.ENXIO:  # a socket
+            raise FileRefused(f"{name}: is not a regular file; give the path of a file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileRefused(f"{name}: is not a regular file; give the path of a file")
+    return descriptor
