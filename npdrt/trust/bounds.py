@@ -1,36 +1,59 @@
 """The theorems of Bernstein et al. 2020 as numbers: each bound, what it bounds, and whether it may.
 
 b_l = beta_l / alpha_l of layer l's phi, kappa a condition number, n_l the width of layer l,
-nbar_l = min(n_l, n_{l-1}), r_l = |dW_l|_F / |W_l|_F. Every constant is multiplied up in logs, so
-that deep networks give a finite `log_value` where `value` overflows. v2 is the NeurIPS version,
-v1 the first; where each holds, with proofs and counterexamples, is in docs/theory.md.
+nbar_l = min(n_l, n_{l-1}), r_l = |dW_l|_F / |W_l|_F. v2 is the NeurIPS version, v1 the first; where
+each holds, with proofs and counterexamples, is in docs/theory.md.
+
+Every right side is a polynomial with positive coefficients, and is computed in logs, so that depth
+and scale neither over- nor underflow. It is computed twice: from kappa, r and b as they came out,
+and from the largest that they can be given their rounding errors. The second, with room for the
+logs and for the left side's own rounding, is the bound that is returned; how far it lies above the
+first is its `slack`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from npdrt.arrays import Array, quiet, to_host
+from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
-from npdrt.optim.norm import norm
+from npdrt.trust.change import Layer, Moved, affine, difference, jacobians, phi, still
 from npdrt.trust.net import Net
-from npdrt.trust.spectra import Host, condition_number
+from npdrt.trust.scaled import (
+    LOGS,
+    Host,
+    Scaled,
+    Size,
+    layer_rounding,
+    log_gamma,
+    log_ratio_error,
+    log_slack,
+    ratio,
+    relative,
+    scaled,
+    size,
+)
+from npdrt.trust.spectra import condition_number, log_condition_error
+
+FLAT = 2.0**-1000  # alpha / beta below this counts as alpha = 0
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One inequality for one pair of networks: measured <= value where guaranteed.
+    """One inequality for one pair of networks: measured <= value where guaranteed, in float64.
 
     name, source: the statement. ours: not printed in the papers, proved in docs/theory.md.
-    value, log_value: the right side and its log; inf where a constant is infinite. measured: the
-    left side at the input that was given (None without one; NaN for 0/0 and where the network
-    overflows); v1's are squares.
+    value, log_value: the right side and its log, rounded up by `slack`; inf where a constant is
+    infinite. measured, log_measured: the left side at the input that was given (None without one;
+    NaN for 0/0 and where something is not finite); v1's are squares.
+    slack: by how much of itself the right side was rounded up, for all rounding on both sides.
     holds_assumptions: what the statement needs, printed or not, and whether it is so. guaranteed:
     all of it is. layer: l of a layer-to-output Jacobian, else None.
     """
@@ -44,6 +67,8 @@ class Bound:
     holds_assumptions: dict[str, bool]
     guaranteed: bool
     layer: int | None = None
+    log_measured: float | None = None
+    slack: float = 0.0
 
 
 def is_tall(widths: Sequence[int]) -> bool:
@@ -58,7 +83,18 @@ def is_valley(widths: Sequence[int]) -> bool:
 
 
 def _bottom(widths: Sequence[int]) -> int:
-    return min(range(len(widths)), key=widths.__getitem__)
+    """Where the widths are smallest, the last such place."""
+    return max(range(len(widths)), key=lambda n: (-widths[n], n))
+
+
+class Terms(NamedTuple):
+    """The logs of what the right sides are made of, an entry a layer: kappa(W_l), kappa(W~_l),
+    kappa(dW_l), shape (3, L); r_l; b_l; b_l - 1."""
+
+    kappa: Host
+    change: Host
+    gain: Host
+    kink: Host
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,54 +120,138 @@ class Pair:
         """n_0, ..., n_L."""
         return self.before.widths
 
-    @cached_property
-    def changes(self) -> list[Host]:
-        """dW_1 .. dW_L."""
-        with quiet():
-            return [w2 - w1 for w1, w2 in zip(self.before.weights, self.after.weights, strict=True)]
+    @property
+    def finite(self) -> bool:
+        """Whether every weight and bias of both networks is."""
+        return self.before.finite and self.after.finite
 
     @cached_property
+    def weights(self) -> list[Scaled]:
+        """W_1 .. W_L."""
+        return [scaled(w) for w in self.before.weights]
+
+    @cached_property
+    def scaled_changes(self) -> list[Scaled]:
+        """dW_1 .. dW_L, which do not overflow."""
+        both = zip(self.before.weights, self.after.weights, strict=True)
+        return [difference(w1, w2) for w1, w2 in both]
+
+    @property
+    def changes(self) -> list[Host]:
+        """dW_1 .. dW_L."""
+        return [d.at(0) for d in self.scaled_changes]
+
+    @cached_property
+    def _relative(self) -> list[Size]:
+        return [ratio(d, w) for d, w in zip(self.scaled_changes, self.weights, strict=True)]
+
+    @property
     def relative(self) -> Host:
-        """r_l."""
-        weights = zip(self.before.weights, self.after.weights, strict=True)
-        return np.array([_relative(w1, w2) for w1, w2 in weights])
+        """r_l; `terms.change` has the logs."""
+        return np.array([r.value for r in self._relative])
 
     @cached_property
     def kappa(self) -> Host:
         """kappa(W_l), kappa(W~_l), kappa(dW_l), shape (3, L); 1 for dW_l = 0, which has none."""
-        changes = [condition_number(d) if np.any(d) else 1.0 for d in self.changes]
+        digits = [d.digits for d in self.scaled_changes]
+        changes = [condition_number(d) if np.any(d) else 1.0 for d in digits]
         nets = (self.before, self.after)
         return np.array([*([condition_number(w) for w in n.weights] for n in nets), changes])
 
-    @cached_property
+    @property
     def gain(self) -> Host:
         """log b_l; inf where alpha = 0."""
-        pairs = [self.before.transmission(n + 1) for n in range(self.before.depth)]
-        return np.array([math.log(beta / alpha) if alpha else math.inf for alpha, beta in pairs])
+        return self.terms.gain
 
-    def function_change(self, x: Array | None) -> float | None:
+    @cached_property
+    def terms(self) -> Terms:
+        """As they came out."""
+        slopes = [self.before.transmission(n + 1) for n in range(self.before.depth)]
+        kinks = [(high - low) / low if low > FLAT * high else math.inf for low, high in slopes]
+        with quiet():
+            return Terms(
+                np.log(self.kappa),
+                np.array([r.log for r in self._relative]),
+                np.log1p(kinks),
+                np.log(kinks),
+            )
+
+    @cached_property
+    def largest_terms(self) -> Terms:
+        """The largest that they can be, given their rounding errors."""
+        found, shapes = self.terms, [w.shape for w in self.before.weights]
+        kappa = [
+            [log_condition_error(k, s) for k, s in zip(row, shapes, strict=True)]
+            for row in self.kappa
+        ]
+        both = zip(self.scaled_changes, self.weights, strict=True)
+        change = np.array([log_ratio_error(d, w) for d, w in both])
+        with quiet():
+            return Terms(
+                found.kappa + kappa + LOGS * found.kappa,
+                found.change + change,
+                found.gain * (1 + LOGS),
+                found.kink + LOGS * (1 + np.abs(np.where(np.isinf(found.kink), 0.0, found.kink))),
+            )
+
+    @cached_property
+    def rounding(self) -> Host:
+        """`layer_rounding` of every layer."""
+        with quiet():
+            kappas = np.exp(self.largest_terms.kappa[0])
+        shapes = [w.shape for w in self.before.weights]
+        return np.array([layer_rounding(float(k), s) for k, s in zip(kappas, shapes, strict=True)])
+
+    def slack(self, layer: int) -> float:
+        """What the logs of layers k > `layer`, and the rounding of the left side, add to a log."""
+        terms, widest = self.largest_terms, 4.0 * max(self.widths)
+        kappa, change = terms.kappa[:, layer:], terms.change[layer:]
+        count, outputs = len(change), self.widths[-1] * max(self.widths)
+        largest = (_finite(kappa), _finite(terms.gain[layer:]), _finite(terms.kink[layer:]))
+        logs = count * (2 * sum(largest) + math.log(widest) + 1.0)
+        logs += 2 * _finite(change) + 2 * float(np.sum(np.maximum(change, 0.0)))
+        measured = float(np.sum(self.rounding[layer:])) + log_gamma(2 * outputs + 8)
+        return 8 * (count + 1) * LOGS * (1.0 + logs) + measured
+
+    def layers(self, x: Array) -> tuple[Moved, list[Layer]]:
+        """f(x) and its change, and the layers with their slopes at x."""
+        before, after = self.before, self.after
+        h, found = still(before.input(x)), []
+        for n, (w, d) in enumerate(zip(self.weights, self.scaled_changes, strict=True)):
+            a, b = (
+                net.biases[n] if net.biases else np.zeros(len(w.digits)) for net in (before, after)
+            )
+            z = affine(w, d, h, Moved(scaled(a), difference(a, b)))
+            h, slopes, moved = phi(z, *before.slopes(n + 1))
+            found.append(Layer(w, d, slopes, moved))
+        return h, found
+
+    def function_change(self, x: Array | None) -> Size | None:
         """|f~(x) - f(x)| / |f(x)|."""
-        return None if x is None else _relative(self.before(x), self.after(x))
+        if x is None:
+            return None
+        f, _ = self.layers(x)
+        return ratio(f.change, f.value)
 
-    def jacobian_changes(self, x: Array | None) -> list[float | None]:
+    def jacobian_changes(self, x: Array | None) -> Sequence[Size | None]:
         """|J~_l - J_l|_F / |J_l|_F for l = 0 .. L."""
         if x is None:
             return [None] * len(self.widths)
-        jacobians = zip(self.before.jacobians(x), self.after.jacobians(x), strict=True)
-        return [_relative(j1, j2) for j1, j2 in jacobians]
+        return [ratio(j.change, j.value) for j in jacobians(self.layers(x)[1])]
 
 
-def _relative(before: Host, after: Host) -> float:
-    """|after - before| / |before|, scaled so that no square overflows or vanishes."""
+def _finite(logs: Host) -> float:
+    """The largest size of those that are finite."""
+    return float(np.max(np.abs(logs), where=np.isfinite(logs), initial=0.0))
+
+
+def log_excess(logs: Iterable[float]) -> float:
+    """log(prod_l (1 + e^a_l) - 1), multiplied up layer by layer: nothing cancels."""
+    found = -math.inf
     with quiet():
-        scale = np.max(np.abs(before)) or 1.0
-        return float(np.divide(norm((after - before) / scale), norm(before / scale)))
-
-
-def _log_excess(u: float) -> float:
-    """log(e^u - 1), u >= 0, without cancellation or overflow."""
-    with quiet():
-        return float(u + np.log(-np.expm1(-u)))
+        for a in logs:
+            found = float(np.logaddexp(found + np.logaddexp(0.0, a), a))
+    return found
 
 
 def _times(log_constant: float, log_trust: float) -> float:
@@ -139,44 +259,75 @@ def _times(log_constant: float, log_trust: float) -> float:
     return log_constant if log_constant == math.inf else log_constant + log_trust
 
 
+Formula = Callable[[Terms], float]
+
+
 def _make(
     name: str,
-    log_value: float,
-    measured: float | None,
+    pair: Pair,
+    formula: Formula,
+    measured: Size | None,
     holds: dict[str, bool],
     layer: int | None = None,
+    power: int = 1,
 ) -> Bound:
+    """The bound with log right side `formula`. power: 2 if it speaks of squares."""
     with quiet():
-        value = float(np.exp(log_value))
+        plain, largest = formula(pair.terms), formula(pair.largest_terms)
+    slack = log_slack(plain, largest, power * pair.slack(layer or 0))
+    bound = size(plain).up(slack)
+    if measured is not None and power == 2:
+        measured = measured.squared()
+    left, log_left = measured or (None, None)
+    holds = holds | {"rounding (slack < 1)": relative(slack) < 1.0}
     ours = name.startswith("ours")
-    source = "docs/theory.md" if ours else f"Bernstein et al. 2020, {name}"
-    return Bound(name, source, ours, log_value, value, measured, holds, all(holds.values()), layer)
+    return Bound(
+        name=name,
+        source="docs/theory.md" if ours else f"Bernstein et al. 2020, {name}",
+        ours=ours,
+        log_value=bound.log,
+        value=bound.value,
+        measured=left,
+        holds_assumptions=holds,
+        guaranteed=all(holds.values()) and not any(map(math.isnan, (bound.log, left or 0.0))),
+        layer=layer,
+        log_measured=log_left,
+        slack=relative(slack),
+    )
 
 
-def _assumptions(pair: Pair, kappas: Host) -> dict[str, bool]:
+def _assumptions(pair: Pair, x: Array | None, layer: int, rows: slice) -> dict[str, bool]:
+    """What every bound needs of the layers above `layer`; rows: of kappa."""
+    gain, kappas = pair.gain[layer:], pair.kappa[rows, layer:]
+    inputs_finite = x is None or bool(np.all(np.isfinite(pair.before.input(x))))
     return {
-        "transmission (alpha > 0)": bool(np.all(np.isfinite(pair.gain))),
+        "transmission (alpha > 0)": bool(np.all(np.isfinite(gain))),
         "conditioning (kappa finite)": bool(np.all(np.isfinite(kappas))),
+        "finite numbers": pair.finite and inputs_finite,
     }
 
 
 # --- the function: a) ------------------------------------------------------------------------
 
 
-def _function(pair: Pair, x: Array | None, kappas: Host) -> dict[str, bool]:
-    """What a bound on the function needs."""
+def _function(
+    name: str, pair: Pair, x: Array | None, formula: Formula, rows: slice, power: int = 1
+) -> Bound:
+    """A bound on the function, and what it needs."""
     biases = (*pair.before.biases, *pair.after.biases)
-    return {
-        **_assumptions(pair, kappas),
+    holds = {
+        **_assumptions(pair, x, 0, rows),
         "phi(0) = 0": True,  # as in every Net
-        "x is not 0": x is None or bool(np.any(to_host(x))),
+        "x is not 0": x is None or bool(np.any(pair.before.input(x))),
         "no bias": not any(np.any(b) for b in biases),
         "tall (not printed)": is_tall(pair.widths),
     }
+    return _make(name, pair, formula, pair.function_change(x), holds, power=power)
 
 
-def _trust(r: Host) -> float:
-    return _log_excess(float(np.sum(np.log1p(r))))
+def _printed_constant(terms: Terms, rows: slice | list[int] = slice(3)) -> float:
+    """log prod_l b_l kappa^2, kappa the largest."""
+    return float(np.sum(terms.gain + 2.0 * np.max(terms.kappa[rows])))
 
 
 def theorem_1a(pair: Pair, x: Array | None = None) -> Bound:
@@ -187,19 +338,20 @@ def theorem_1a(pair: Pair, x: Array | None = None) -> Bound:
     kappa: the largest condition number of all W_l, W~_l, dW_l (dW_l = 0 has none and is left
     out). Holds for tall networks only, which the paper does not say. x: one input (n_0,).
     """
-    log_constant = float(np.sum(pair.gain + 2.0 * np.log(np.max(pair.kappa))))
-    log_value = _times(log_constant, _trust(pair.relative))
-    holds = _function(pair, x, pair.kappa)
-    return _make("v2, Theorem 1 a)", log_value, pair.function_change(x), holds)
+
+    def formula(terms: Terms) -> float:
+        return _times(_printed_constant(terms), log_excess(terms.change))
+
+    return _function("v2, Theorem 1 a)", pair, x, formula, slice(3))
 
 
 def without_perturbed(pair: Pair, x: Array | None = None) -> Bound:
     """Ours: `theorem_1a` with kappa over W_l and dW_l only; W~_l need not be conditioned."""
-    kappas = pair.kappa[[0, 2]]
-    log_constant = float(np.sum(pair.gain + 2.0 * np.log(np.max(kappas))))
-    log_value = _times(log_constant, _trust(pair.relative))
-    holds = _function(pair, x, kappas)
-    return _make("ours, a) without W~", log_value, pair.function_change(x), holds)
+
+    def formula(terms: Terms) -> float:
+        return _times(_printed_constant(terms, slice(0, 3, 2)), log_excess(terms.change))
+
+    return _function("ours, a) without W~", pair, x, formula, slice(0, 3, 2))
 
 
 def unconditional(pair: Pair, x: Array | None = None) -> Bound:
@@ -209,16 +361,18 @@ def unconditional(pair: Pair, x: Array | None = None) -> Bound:
 
     Holds for tall networks.
     """
-    log_constant = float(np.sum(pair.gain + _width_constants(pair)))
-    log_value = _times(log_constant, _trust(pair.relative))
-    holds = _function(pair, x, pair.kappa[0])
-    return _make("ours, a) unconditional", log_value, pair.function_change(x), holds)
+
+    def formula(terms: Terms) -> float:
+        constant = float(np.sum(terms.gain + _width_constants(pair, terms)))
+        return _times(constant, log_excess(terms.change))
+
+    return _function("ours, a) unconditional", pair, x, formula, slice(1))
 
 
-def _width_constants(pair: Pair) -> Host:
+def _width_constants(pair: Pair, terms: Terms) -> Host:
     """log(sqrt(nbar_l) kappa(W_l))."""
     nbar = [min(sizes) for sizes in pairwise(pair.widths)]
-    return np.asarray(0.5 * np.log(nbar) + np.log(pair.kappa[0]))
+    return np.asarray(0.5 * np.log(nbar) + terms.kappa[0])
 
 
 def theorem_1_v1(pair: Pair, x: Array | None = None) -> Bound:
@@ -229,16 +383,17 @@ def theorem_1_v1(pair: Pair, x: Array | None = None) -> Bound:
     b_l^2 is v1's beta / alpha, which are squares. n* = max of n_1 .. n_L; kappa over
     the W_l only. Holds for tall networks only, which the paper does not say.
     """
-    log_value = _times(v1_log_constant(pair), _trust(pair.relative**2))
-    change = pair.function_change(x)
-    holds = _function(pair, x, pair.kappa[0])
-    return _make("v1, Theorem 1", log_value, None if change is None else change**2, holds)
+
+    def formula(terms: Terms) -> float:
+        return _times(v1_log_constant(pair, terms), log_excess(2.0 * terms.change))
+
+    return _function("v1, Theorem 1", pair, x, formula, slice(1), power=2)
 
 
-def v1_log_constant(pair: Pair) -> float:
+def v1_log_constant(pair: Pair, terms: Terms) -> float:
     """log prod_l [2 b_l^2 n* kappa^2], the constant of v1's Theorem 1 and Lemma 2."""
-    kappa, widest = np.max(pair.kappa[0]), max(pair.widths[1:])
-    return float(np.sum(2.0 * (pair.gain + np.log(kappa)) + np.log(2.0 * widest)))
+    kappa, widest = np.max(terms.kappa[0]), max(pair.widths[1:])
+    return float(np.sum(2.0 * (terms.gain + kappa) + math.log(2.0 * widest)))
 
 
 # --- the layer-to-output Jacobians: b) -------------------------------------------------------
@@ -248,19 +403,22 @@ def _jacobian_bounds(
     pair: Pair,
     x: Array | None,
     name: str,
-    log_value: Callable[[int], float],
-    kappas: Host,
+    formula: Callable[[Terms, int], float],
+    rows: slice,
     power: int = 1,
 ) -> list[Bound]:
     """The bound for J_l, l = 0 .. L; J_L is the identity, which never changes."""
     bounds = []
     for layer, change in enumerate(pair.jacobian_changes(x)):
         last = layer == pair.before.depth
-        holds = _assumptions(pair, kappas[:, layer:]) | {
+        holds = _assumptions(pair, x, layer, rows) | {
             "valley (not printed)": is_valley(pair.widths[layer:])
         }
-        log = -math.inf if last else log_value(layer)
-        bounds.append(_make(name, log, None if change is None else change**power, holds, layer))
+
+        def of_layer(terms: Terms, layer: int = layer, last: bool = last) -> float:
+            return -math.inf if last else formula(terms, layer)
+
+        bounds.append(_make(name, pair, of_layer, change, holds, layer, power))
     return bounds
 
 
@@ -274,12 +432,16 @@ def theorem_1b(pair: Pair, x: Array | None = None) -> list[Bound]:
     neither phi(0) = 0 nor x != 0, and biases do not matter. At dW = 0 it is not 0 for b > 1.
     """
 
-    def log_value(layer: int) -> float:
-        gain, kappa = pair.gain[layer:], np.max(pair.kappa[:, layer:])
-        trust = _log_excess(float(np.sum(gain + np.log1p(pair.relative[layer:]))))
-        return _times(float(np.sum(gain + 2.0 * np.log(kappa))), trust)
+    def formula(terms: Terms, layer: int) -> float:
+        gain, kappa = terms.gain[layer:], np.max(terms.kappa[:, layer:])
+        return _times(float(np.sum(gain + 2.0 * kappa)), log_excess(_jumps(terms)[layer:]))
 
-    return _jacobian_bounds(pair, x, "v2, Theorem 1 b)", log_value, pair.kappa)
+    return _jacobian_bounds(pair, x, "v2, Theorem 1 b)", formula, slice(3))
+
+
+def _jumps(terms: Terms) -> Host:
+    """log(b_k (1 + r_k) - 1), as (b_k - 1) + b_k r_k."""
+    return np.asarray(np.logaddexp(terms.kink, terms.gain + terms.change))
 
 
 def theorem_2_v1(pair: Pair, x: Array | None = None) -> list[Bound]:
@@ -293,18 +455,15 @@ def theorem_2_v1(pair: Pair, x: Array | None = None) -> list[Bound]:
     layers k > l. Holds where the widths n_l .. n_L fall, then rise.
     """
 
-    def log_value(layer: int) -> float:
-        gain, kappa, widest = (
-            pair.gain[layer:],
-            np.max(pair.kappa[0, layer:]),
-            max(pair.widths[layer + 1 :]),
-        )
-        with quiet():
-            jumps = np.log1p(np.expm1(gain) ** 2)
-        trust = _log_excess(float(np.sum(jumps + np.log1p(pair.relative[layer:] ** 2))))
-        return _times(float(np.sum(2.0 * (gain + np.log(2.0 * widest * kappa)))), trust)
+    def formula(terms: Terms, layer: int) -> float:
+        kinks = 2.0 * terms.kink[layer:]
+        jumps = np.logaddexp(0.0, kinks) + 2.0 * terms.change[layer:]
+        trust = log_excess(np.logaddexp(kinks, jumps))
+        kappa, widest = np.max(terms.kappa[0, layer:]), max(pair.widths[layer + 1 :])
+        constants = 2.0 * (terms.gain[layer:] + math.log(2.0 * widest) + kappa)
+        return _times(float(np.sum(constants)), trust)
 
-    return _jacobian_bounds(pair, x, "v1, Theorem 2", log_value, pair.kappa[:1], power=2)
+    return _jacobian_bounds(pair, x, "v1, Theorem 2", formula, slice(1), power=2)
 
 
 def jacobian_recursion(pair: Pair, x: Array | None = None) -> list[Bound]:
@@ -313,23 +472,22 @@ def jacobian_recursion(pair: Pair, x: Array | None = None) -> list[Bound]:
         D <- c_k [(b_k (1 + r_k) - 1) (1 + D) + b_k D],  D = 0 at first
         c_k = min(kappa_k^2, sqrt(nbar_k) kappa(W_k)),  kappa_k over W_k and dW_k
 
-    over the layers k > l from where n_l .. n_L is narrowest outwards: first the layers before it,
-    last to first, then those behind it, first to last.
+    over the layers k > l from where n_l .. n_L is narrowest outwards: first the layers behind it,
+    first to last, then those before it, last to first.
     """
-    kappas = np.log(np.maximum(pair.kappa[0], pair.kappa[2]))
-    constants = np.minimum(2.0 * kappas, _width_constants(pair))
-    jumps = [_log_excess(u) for u in pair.gain + np.log1p(pair.relative)]
 
-    def log_value(layer: int) -> float:
-        if not np.all(np.isfinite(constants[layer:] + pair.gain[layer:])):
+    def formula(terms: Terms, layer: int) -> float:
+        kappas = np.maximum(terms.kappa[0], terms.kappa[2])
+        constants, jumps = np.minimum(2.0 * kappas, _width_constants(pair, terms)), _jumps(terms)
+        if not np.all(np.isfinite(constants[layer:] + terms.gain[layer:])):
             return math.inf
         bottom, log_d = layer + _bottom(pair.widths[layer:]), -math.inf
-        for k in (*reversed(range(layer, bottom)), *range(bottom, pair.before.depth)):
+        for k in (*range(bottom, pair.before.depth), *reversed(range(layer, bottom))):
             jump = jumps[k] + np.logaddexp(0.0, log_d)
-            log_d = constants[k] + np.logaddexp(jump, pair.gain[k] + log_d)
+            log_d = constants[k] + np.logaddexp(jump, terms.gain[k] + log_d)
         return float(log_d)
 
-    return _jacobian_bounds(pair, x, "ours, b) recursion", log_value, pair.kappa[:1])
+    return _jacobian_bounds(pair, x, "ours, b) recursion", formula, slice(1))
 
 
 def all_bounds(pair: Pair, x: Array | None = None) -> list[Bound]:

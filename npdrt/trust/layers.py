@@ -17,7 +17,7 @@ import numpy as np
 
 from npdrt.arrays import Array, to_host
 from npdrt.errors import Error
-from npdrt.trust.spectra import Host
+from npdrt.trust.scaled import Host
 
 
 def _host(x: Array, name: str) -> Host:

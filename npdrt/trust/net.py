@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, quiet, to_host
+from npdrt.arrays import Array, Params, quiet
 from npdrt.errors import Error
-from npdrt.trust.spectra import Host, matrix
+from npdrt.trust.scaled import Host, host
+from npdrt.trust.spectra import matrix
 
 SLOPES = {"identity": 1.0, "leaky_relu": 0.01, "relu": 0.0}  # below zero; 1 above
 
@@ -35,8 +37,10 @@ class Net:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(matrix(w) for w in self.weights))
-        biases = tuple(np.asarray(to_host(b), dtype=np.float64) for b in self.biases)
+        biases = tuple(host(b, "Net: a bias") for b in self.biases)
         object.__setattr__(self, "biases", biases)
+        for name in ("slope", "slope_above"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
         if not self.weights:
             raise Error("Net: got no weights; a network has at least one layer")
         for layer, (below, above) in enumerate(pairwise(self.weights), start=1):
@@ -93,24 +97,34 @@ class Net:
 
         As in v2; v1 has alpha and beta squared. alpha is 0 where the slopes differ in sign.
         """
-        slopes = self._slopes(layer)
-        sizes = [abs(s) for s in slopes]
-        return (min(sizes) if slopes[0] * slopes[1] > 0 else 0.0), max(sizes)
+        below, above = self.slopes(layer)
+        small, large = sorted((abs(below), abs(above)))
+        return (small if (below > 0) == (above > 0) else 0.0), large
 
-    def _slopes(self, layer: int) -> tuple[float, float]:
+    def slopes(self, layer: int) -> tuple[float, float]:
+        """phi' of layer 1 .. L below and above zero."""
         linear = layer == self.depth and not self.output_nonlinearity
         return (1.0, 1.0) if linear else (self.slope, self.slope_above)
 
-    def derivatives(self, x: Array) -> tuple[Host, list[Host]]:
-        """f(x), and phi'(W_l h_{l-1} + b_l) for l = 1 .. L; `slope` at exactly 0."""
-        h = np.asarray(to_host(x), dtype=np.float64)
+    @property
+    def finite(self) -> bool:
+        """Whether every weight and bias is."""
+        return all(bool(np.all(np.isfinite(a))) for a in (*self.weights, *self.biases))
+
+    def input(self, x: Array) -> Host:
+        """One input as float64 on the host. Raises `Error` unless it has shape (n_0,)."""
+        h = host(x, "Net: an input")
         if h.shape != self.widths[:1]:
             raise Error(f"Net: an input of shape {h.shape}; expected one example {self.widths[:1]}")
-        found = []
+        return h
+
+    def derivatives(self, x: Array) -> tuple[Host, list[Host]]:
+        """f(x), and phi'(W_l h_{l-1} + b_l) for l = 1 .. L; `slope` at exactly 0."""
+        h, found = self.input(x), []
         with quiet():
             for layer, w in enumerate(self.weights, start=1):
                 z = w @ h + (self.biases[layer - 1] if self.biases else 0.0)
-                below, above = self._slopes(layer)
+                below, above = self.slopes(layer)
                 found.append(np.where(z > 0, above, below))
                 h = found[-1] * z
         return h, found
@@ -130,3 +144,14 @@ class Net:
             for slopes, w in zip(self.derivatives(x)[1][::-1], self.weights[::-1], strict=True):
                 found.append(found[-1] @ (slopes[:, None] * w))
         return found[::-1]
+
+
+def _finite(name: str, slope: float) -> float:
+    """A slope as a float."""
+    try:
+        value = float(slope)
+    except (TypeError, ValueError) as error:
+        raise Error(f"Net: {name} must be a finite number; got {slope!r}") from error
+    if not math.isfinite(value):
+        raise Error(f"Net: {name} must be a finite number; got {slope!r}")
+    return value

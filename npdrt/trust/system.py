@@ -27,7 +27,8 @@ from npdrt.errors import Error
 from npdrt.random import Random
 from npdrt.trust.layers import affine_derivative, entry_norm_derivative
 from npdrt.trust.lemmas import Inequality
-from npdrt.trust.spectra import Host, singular_values
+from npdrt.trust.scaled import Host
+from npdrt.trust.spectra import singular_values
 
 Layer = Callable[[Params, Any], Any]  # f_l(theta_l, X), made of npdrt.ops
 
