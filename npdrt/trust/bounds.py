@@ -14,9 +14,9 @@ first is its `slack`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -120,7 +120,7 @@ class Pair:
         """n_0, ..., n_L."""
         return self.before.widths
 
-    @property
+    @cached_property
     def finite(self) -> bool:
         """Whether every weight and bias of both networks is."""
         return self.before.finite and self.after.finite
@@ -202,8 +202,13 @@ class Pair:
         shapes = [w.shape for w in self.before.weights]
         return np.array([layer_rounding(float(k), s) for k, s in zip(kappas, shapes, strict=True)])
 
-    def slack(self, layer: int) -> float:
-        """What the logs of layers k > `layer`, and the rounding of the left side, add to a log."""
+    @cached_property
+    def slacks(self) -> list[float]:
+        """What rounding in the layers k > l adds to a log, for l = 0 .. L: in the sums of logs,
+        and in a left side that is measured."""
+        return [self._slack(layer) for layer in range(len(self.widths))]
+
+    def _slack(self, layer: int) -> float:
         terms, widest = self.largest_terms, 4.0 * max(self.widths)
         kappa, change = terms.kappa[:, layer:], terms.change[layer:]
         count, outputs = len(change), self.widths[-1] * max(self.widths)
@@ -228,16 +233,30 @@ class Pair:
 
     def function_change(self, x: Array | None) -> Size | None:
         """|f~(x) - f(x)| / |f(x)|."""
-        if x is None:
-            return None
-        f, _ = self.layers(x)
-        return ratio(f.change, f.value)
+        return None if x is None else self._measured(x)[0]
 
     def jacobian_changes(self, x: Array | None) -> Sequence[Size | None]:
         """|J~_l - J_l|_F / |J_l|_F for l = 0 .. L."""
-        if x is None:
-            return [None] * len(self.widths)
-        return [ratio(j.change, j.value) for j in jacobians(self.layers(x)[1])]
+        return [None] * len(self.widths) if x is None else self._measured(x)[1]
+
+    @cached_property
+    def rights(self) -> dict[str, list[tuple[Size, float]]]:
+        """The right sides that were computed, by the name of the bound."""
+        return {}
+
+    @cached_property
+    def _lefts(self) -> dict[bytes, tuple[Size, list[Size]]]:
+        return {}
+
+    def _measured(self, x: Array) -> tuple[Size, list[Size]]:
+        """Both left sides at x; those of the last x are kept."""
+        key = self.before.input(x).tobytes()
+        if key not in self._lefts:
+            self._lefts.clear()
+            f, layers = self.layers(x)
+            sizes = [ratio(j.change, j.value) for j in jacobians(layers)]
+            self._lefts[key] = ratio(f.change, f.value), sizes
+        return self._lefts[key]
 
 
 def _finite(logs: Host) -> float:
@@ -245,37 +264,60 @@ def _finite(logs: Host) -> float:
     return float(np.max(np.abs(logs), where=np.isfinite(logs), initial=0.0))
 
 
-def log_excess(logs: Iterable[float]) -> float:
-    """log(prod_l (1 + e^a_l) - 1), multiplied up layer by layer: nothing cancels."""
-    found = -math.inf
-    with quiet():
-        for a in logs:
-            found = float(np.logaddexp(found + np.logaddexp(0.0, a), a))
-    return found
+def log_excess(logs: Host) -> Host:
+    """log(prod_{k>l} (1 + e^a_k) - 1) for l = 0 .. L, multiplied up layer by layer, so that nothing
+    cancels; -inf, the log of 0, at l = L."""
+    found = [-math.inf]
+    for a in reversed(logs.tolist()):
+        found.append(_log_sum(found[-1] + _log_sum(0.0, a), a))
+    return np.array(found[::-1])
 
 
-def _times(log_constant: float, log_trust: float) -> float:
-    """The log of a product; inf where the constant is, whatever the trust."""
-    return log_constant if log_constant == math.inf else log_constant + log_trust
+def _log_sum(a: float, b: float) -> float:
+    """log(e^a + e^b)."""
+    small, large = (a, b) if a < b else (b, a)
+    if small == -math.inf or large == math.inf:
+        return large
+    return large + math.log1p(math.exp(small - large))
 
 
-Formula = Callable[[Terms], float]
+def _times(log_constants: Host, log_trusts: Host) -> Host:
+    """The logs of products; inf where the constant is, whatever the trust."""
+    infinite = log_constants == math.inf
+    return np.asarray(np.where(infinite, math.inf, log_constants + log_trusts))
+
+
+def _from(values: Host, gather: np.ufunc) -> Host:
+    """A sum or maximum over the layers k > l, for l = 0 .. L - 1."""
+    return np.asarray(gather.accumulate(values[::-1])[::-1])
+
+
+Formula = Callable[[Terms], Host]  # the logs of the right side for l = 0 .. L
+
+
+def _rights(name: str, pair: Pair, formula: Formula, power: int) -> list[tuple[Size, float]]:
+    """The right sides for l = 0 .. L, rounded up, and their slacks, which are logs."""
+    if name not in pair.rights:
+        with quiet():
+            logs, largest = formula(pair.terms).tolist(), formula(pair.largest_terms).tolist()
+        slacks = [
+            log_slack(log, high, power * rounding)
+            for log, high, rounding in zip(logs, largest, pair.slacks, strict=True)
+        ]
+        pair.rights[name] = [(size(log).up(s), s) for log, s in zip(logs, slacks, strict=True)]
+    return pair.rights[name]
 
 
 def _make(
     name: str,
-    pair: Pair,
-    formula: Formula,
+    right: tuple[Size, float],
     measured: Size | None,
     holds: dict[str, bool],
     layer: int | None = None,
     power: int = 1,
 ) -> Bound:
-    """The bound with log right side `formula`. power: 2 if it speaks of squares."""
-    with quiet():
-        plain, largest = formula(pair.terms), formula(pair.largest_terms)
-    slack = log_slack(plain, largest, power * pair.slack(layer or 0))
-    bound = size(plain).up(slack)
+    """The bound with this right side and slack. power: 2 if it speaks of squares."""
+    bound, slack = right
     if measured is not None and power == 2:
         measured = measured.squared()
     left, log_left = measured or (None, None)
@@ -322,12 +364,20 @@ def _function(
         "no bias": not any(np.any(b) for b in biases),
         "tall (not printed)": is_tall(pair.widths),
     }
-    return _make(name, pair, formula, pair.function_change(x), holds, power=power)
+    right = _rights(name, pair, formula, power)[0]
+    return _make(name, right, pair.function_change(x), holds, power=power)
 
 
-def _printed_constant(terms: Terms, rows: slice | list[int] = slice(3)) -> float:
-    """log prod_l b_l kappa^2, kappa the largest."""
-    return float(np.sum(terms.gain + 2.0 * np.max(terms.kappa[rows])))
+def _printed_constant(terms: Terms, rows: slice = slice(3)) -> Host:
+    """log prod_{k>l} b_k kappa^2, kappa the largest of the layers k > l, for l = 0 .. L."""
+    kappas = _from(np.max(terms.kappa[rows], axis=0), np.maximum)
+    return _constant(terms.gain, 2.0 * kappas)
+
+
+def _constant(factors: Host, equal: Host) -> Host:
+    """log prod_{k>l} f_k e_l: a factor of its own for every layer, and one for all; l = 0 .. L."""
+    count = np.arange(len(factors), 0, -1)
+    return np.append(_from(factors, np.add) + count * equal, 0.0)
 
 
 def theorem_1a(pair: Pair, x: Array | None = None) -> Bound:
@@ -339,7 +389,7 @@ def theorem_1a(pair: Pair, x: Array | None = None) -> Bound:
     out). Holds for tall networks only, which the paper does not say. x: one input (n_0,).
     """
 
-    def formula(terms: Terms) -> float:
+    def formula(terms: Terms) -> Host:
         return _times(_printed_constant(terms), log_excess(terms.change))
 
     return _function("v2, Theorem 1 a)", pair, x, formula, slice(3))
@@ -348,7 +398,7 @@ def theorem_1a(pair: Pair, x: Array | None = None) -> Bound:
 def without_perturbed(pair: Pair, x: Array | None = None) -> Bound:
     """Ours: `theorem_1a` with kappa over W_l and dW_l only; W~_l need not be conditioned."""
 
-    def formula(terms: Terms) -> float:
+    def formula(terms: Terms) -> Host:
         return _times(_printed_constant(terms, slice(0, 3, 2)), log_excess(terms.change))
 
     return _function("ours, a) without W~", pair, x, formula, slice(0, 3, 2))
@@ -362,8 +412,8 @@ def unconditional(pair: Pair, x: Array | None = None) -> Bound:
     Holds for tall networks.
     """
 
-    def formula(terms: Terms) -> float:
-        constant = float(np.sum(terms.gain + _width_constants(pair, terms)))
+    def formula(terms: Terms) -> Host:
+        constant = _constant(terms.gain + _width_constants(pair, terms), np.zeros(1))
         return _times(constant, log_excess(terms.change))
 
     return _function("ours, a) unconditional", pair, x, formula, slice(1))
@@ -384,16 +434,21 @@ def theorem_1_v1(pair: Pair, x: Array | None = None) -> Bound:
     the W_l only. Holds for tall networks only, which the paper does not say.
     """
 
-    def formula(terms: Terms) -> float:
+    def formula(terms: Terms) -> Host:
         return _times(v1_log_constant(pair, terms), log_excess(2.0 * terms.change))
 
     return _function("v1, Theorem 1", pair, x, formula, slice(1), power=2)
 
 
-def v1_log_constant(pair: Pair, terms: Terms) -> float:
-    """log prod_l [2 b_l^2 n* kappa^2], the constant of v1's Theorem 1 and Lemma 2."""
-    kappa, widest = np.max(terms.kappa[0]), max(pair.widths[1:])
-    return float(np.sum(2.0 * (terms.gain + kappa) + math.log(2.0 * widest)))
+def v1_log_constant(pair: Pair, terms: Terms) -> Host:
+    """log prod_{k>l} [2 b_k^2 n* kappa^2], of v1's Theorem 1 and Lemma 2; l = 0 .. L."""
+    kappas = _from(terms.kappa[0], np.maximum)
+    return _constant(2.0 * terms.gain, 2.0 * kappas + np.log(2.0 * _widest(pair)))
+
+
+def _widest(pair: Pair) -> Host:
+    """n*, the largest of n_{l+1} .. n_L, for l = 0 .. L - 1."""
+    return _from(np.array(pair.widths[1:]), np.maximum)
 
 
 # --- the layer-to-output Jacobians: b) -------------------------------------------------------
@@ -403,22 +458,18 @@ def _jacobian_bounds(
     pair: Pair,
     x: Array | None,
     name: str,
-    formula: Callable[[Terms, int], float],
+    formula: Formula,
     rows: slice,
     power: int = 1,
 ) -> list[Bound]:
     """The bound for J_l, l = 0 .. L; J_L is the identity, which never changes."""
-    bounds = []
-    for layer, change in enumerate(pair.jacobian_changes(x)):
-        last = layer == pair.before.depth
+    rights = _rights(name, pair, formula, power)
+    both, bounds = zip(rights, pair.jacobian_changes(x), strict=True), []
+    for layer, (right, change) in enumerate(both):
         holds = _assumptions(pair, x, layer, rows) | {
             "valley (not printed)": is_valley(pair.widths[layer:])
         }
-
-        def of_layer(terms: Terms, layer: int = layer, last: bool = last) -> float:
-            return -math.inf if last else formula(terms, layer)
-
-        bounds.append(_make(name, pair, of_layer, change, holds, layer, power))
+        bounds.append(_make(name, right, change, holds, layer, power))
     return bounds
 
 
@@ -432,9 +483,8 @@ def theorem_1b(pair: Pair, x: Array | None = None) -> list[Bound]:
     neither phi(0) = 0 nor x != 0, and biases do not matter. At dW = 0 it is not 0 for b > 1.
     """
 
-    def formula(terms: Terms, layer: int) -> float:
-        gain, kappa = terms.gain[layer:], np.max(terms.kappa[:, layer:])
-        return _times(float(np.sum(gain + 2.0 * kappa)), log_excess(_jumps(terms)[layer:]))
+    def formula(terms: Terms) -> Host:
+        return _times(_printed_constant(terms), log_excess(_jumps(terms)))
 
     return _jacobian_bounds(pair, x, "v2, Theorem 1 b)", formula, slice(3))
 
@@ -455,13 +505,11 @@ def theorem_2_v1(pair: Pair, x: Array | None = None) -> list[Bound]:
     layers k > l. Holds where the widths n_l .. n_L fall, then rise.
     """
 
-    def formula(terms: Terms, layer: int) -> float:
-        kinks = 2.0 * terms.kink[layer:]
-        jumps = np.logaddexp(0.0, kinks) + 2.0 * terms.change[layer:]
-        trust = log_excess(np.logaddexp(kinks, jumps))
-        kappa, widest = np.max(terms.kappa[0, layer:]), max(pair.widths[layer + 1 :])
-        constants = 2.0 * (terms.gain[layer:] + math.log(2.0 * widest) + kappa)
-        return _times(float(np.sum(constants)), trust)
+    def formula(terms: Terms) -> Host:
+        kinks = 2.0 * terms.kink
+        jumps = np.logaddexp(kinks, np.logaddexp(0.0, kinks) + 2.0 * terms.change)
+        equal = 2.0 * (np.log(2.0 * _widest(pair)) + _from(terms.kappa[0], np.maximum))
+        return _times(_constant(2.0 * terms.gain, equal), log_excess(jumps))
 
     return _jacobian_bounds(pair, x, "v1, Theorem 2", formula, slice(1), power=2)
 
@@ -476,18 +524,27 @@ def jacobian_recursion(pair: Pair, x: Array | None = None) -> list[Bound]:
     first to last, then those before it, last to first.
     """
 
-    def formula(terms: Terms, layer: int) -> float:
+    def formula(terms: Terms) -> Host:
         kappas = np.maximum(terms.kappa[0], terms.kappa[2])
         constants, jumps = np.minimum(2.0 * kappas, _width_constants(pair, terms)), _jumps(terms)
-        if not np.all(np.isfinite(constants[layer:] + terms.gain[layer:])):
-            return math.inf
-        bottom, log_d = layer + _bottom(pair.widths[layer:]), -math.inf
-        for k in (*range(bottom, pair.before.depth), *reversed(range(layer, bottom))):
-            jump = jumps[k] + np.logaddexp(0.0, log_d)
-            log_d = constants[k] + np.logaddexp(jump, terms.gain[k] + log_d)
-        return float(log_d)
+        steps = list(zip(constants, terms.gain, jumps, strict=True))
+        found = [-math.inf]
+        for layer in reversed(range(pair.before.depth)):
+            if _bottom(pair.widths[layer:]) == 0:
+                found.append(reduce(_grown, steps[layer:], -math.inf))
+            else:
+                found.append(_grown(found[-1], steps[layer]))
+        return np.array(found[::-1])
 
     return _jacobian_bounds(pair, x, "ours, b) recursion", formula, slice(1))
+
+
+def _grown(log_d: float, step: tuple[float, float, float]) -> float:
+    """One step of the recursion, in logs."""
+    constant, gain, jump = map(float, step)
+    if not math.isfinite(constant + gain):
+        return math.inf
+    return constant + _log_sum(jump + _log_sum(0.0, log_d), gain + log_d)
 
 
 def all_bounds(pair: Pair, x: Array | None = None) -> list[Bound]:

@@ -210,10 +210,10 @@ def lemma_2_v1(pair: Pair, x: Array) -> Inequality:
     """
     (h, _), (moved, _) = pair.layers(x), Pair(pair.after, pair.after).layers(x)
     plain, largest = (
-        v1_log_constant(pair, terms) + float(np.sum(np.logaddexp(0.0, 2.0 * terms.change)))
+        float(v1_log_constant(pair, terms)[0] + np.sum(np.logaddexp(0.0, 2.0 * terms.change)))
         for terms in (pair.terms, pair.largest_terms)
     )
-    slack = log_slack(plain, largest, 2.0 * pair.slack(0))
+    slack = log_slack(plain, largest, 2.0 * pair.slacks[0])
     holds = theorem_1_v1(pair, x).holds_assumptions
     lhs = ratio(moved.value, h.value).squared()
     return inequality("v1, Lemma 2", lhs, size(plain), slack, holds)
@@ -277,7 +277,7 @@ def _lemma_5(net: Net, kappa: Host, r: Host, ours: bool) -> float:
     """The log of the right side, of log kappa_l and log r_l."""
     depth, nbar = net.depth, [min(sizes) for sizes in pairwise(net.widths)]
     factor = depth * LOG_2 + (math.log1p(-(2.0**-depth)) if ours else 0.0)
-    trust = log_excess(2.0 * r)
+    trust = float(log_excess(2.0 * r)[0])
     constant = factor + float(np.sum(np.log(nbar) + 2.0 * kappa))
     return constant if constant == math.inf else constant + trust
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -87,7 +88,7 @@ class Net:
         """L, the number of weight matrices."""
         return len(self.weights)
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """n_0, n_1, ..., n_L."""
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
