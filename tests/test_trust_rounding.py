@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdrt import trust
+from npdrt import Error, trust
 from npdrt.trust import Bound, Inequality, Net, Pair
 
 DIGITS = 400
@@ -339,3 +339,230 @@ def test_sharp_examples() -> None:
         counted += check_pair(p, x, sample=p.before.depth == 1 and n % 3 == 0, most=1)
     assert counted["within 1e-6 of equality"] > 100
     assert counted["at 400 digits"] > 100
+
+
+# --- lemmas -----------------------------------------------------------------------------------
+
+
+def close(i: Inequality, lhs: Any, rhs: Any) -> None:
+    """A guaranteed inequality in float64, and both sides beside those at 400 digits: the side that
+    was moved is on the safe side of the truth and within twice its slack."""
+    assert i.guaranteed
+    in_float64(i, i.lhs, i.rhs, i.log_lhs, i.log_rhs)
+    assert lhs <= rhs * (1 + mpmath.mpf(10) ** -50), (i, "the lemma itself")
+    room = 2 * math.log1p(i.slack) + 1e-15
+    if i.name.endswith("lower"):
+        assert i.log_lhs <= log(lhs) <= i.log_lhs + room or lhs == 0, i
+    else:
+        assert i.log_rhs - room <= log(rhs) <= i.log_rhs or rhs == 0, i
+
+
+def matrices(rng: Rng, largest: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """M, M~ (n, m), X and Y for Lemma 3, where it is sharp: the strongest direction of M~, the
+    weakest of M."""
+    m, n = sorted(rng.integers(1, largest + 1, size=2).tolist())
+    family = FAMILIES[rng.integers(4)]
+    a, b = family(rng, n, m), family(rng, n, m)
+    if rng.random() < 0.3:
+        u, s, v = np.linalg.svd(a, full_matrices=False)
+        b = u * s[::-1] @ v
+    x, y = np.linalg.svd(b)[2][:1].T, np.linalg.svd(a)[2][-1:].T
+    if rng.random() < 0.3:
+        x, y = rng.normal(size=(m, 2)), rng.normal(size=(m, 3))
+    scales = 10.0 ** rng.choice([np.zeros(4), rng.uniform(-150, 150, size=4)])
+    return tuple(z * s for z, s in zip((a, b, x, y), scales, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_lemmas_of_two_matrices(count: int) -> None:
+    """v2's Lemma 3 with both constants, v1's Lemmas 1, 3 and 4."""
+    rng, guaranteed = np.random.default_rng(1), 0
+    for n in range(count):
+        a, b, x, y = matrices(rng)
+        low, high = trust.lemma_4_v1(a, y)
+        found = [*(trust.lemma_3(a, b, x, y, ours=flag) for flag in (False, True)), low, high,
+                 trust.lemma_3_v1([a, b, a]), *trust.lemma_1_v1(a, x[:, 0])]  # fmt: skip
+        for i in (i for i in found if i.guaranteed):
+            in_float64(i, i.lhs, i.rhs, i.log_lhs, i.log_rhs)
+            guaranteed += 1
+        if n % 20 and count > 100:
+            continue
+        with mpmath.workdps(DIGITS):
+            ea, eb, ex, ey = map(exact, (a, b, x, y))
+            k, rest = max(kappa(a), kappa(b)), min(a.shape) - 1
+            best = mpmath.sqrt((1 + rest * k**2) / (1 + rest / k**2))
+            sizes = size(eb) * size(ex) / (size(ea) * size(ey))
+            for i, c in zip(found[:2], (k**2, best), strict=True):
+                if i.guaranteed:
+                    close(i, size(eb * ex) / size(ea * ey), c * sizes)
+            product, whole = size(ea * ey) ** 2, (size(ea) * size(ey)) ** 2
+            close(high, product, whole)
+            if low.guaranteed:
+                close(low, whole / (min(a.shape) * kappa(a) ** 2), product)
+            squares = 2 * size(ea) ** 2 + size(eb) ** 2
+            close(found[4], size(ea + eb + ea) ** 2, 3 * squares)
+    assert guaranteed > 5 * count
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_lemmas_of_networks(count: int) -> None:
+    """v1's Lemmas 2 and 5, where dW may be far below the last digit of W."""
+    rng, guaranteed = np.random.default_rng(2), 0
+    for n in range(count):
+        layers = depth(rng)
+        p = random_pair(rng, layers, 4 if layers < 9 else 2)
+        scale = 10.0 ** rng.uniform(-40, 10)
+        moved = [d * scale for d in p.changes]
+        found = [trust.lemma_5_v1(p.before.weights, moved, ours=flag) for flag in (False, True)]
+        found += [trust.lemma_2_v1(p, x) for x in inputs(rng, p)]
+        for i in (i for i in found if i.guaranteed):
+            in_float64(i, i.lhs, i.rhs, i.log_lhs, i.log_rhs)
+            guaranteed += 1
+        if layers > 5 or (n % 20 and count > 100):
+            continue
+        with mpmath.workdps(DIGITS):
+            before, change = ([exact(w) for w in ws] for ws in (p.before.weights, moved))
+            plain = after = mpmath.eye(p.widths[0])
+            for w, d in zip(before, change, strict=True):
+                plain, after = w * plain, (w + d) * after
+            constant = mpmath.fprod(min(w.shape) * kappa(w) ** 2 * 2 for w in p.before.weights)
+            r = [size(d) / size(w) for w, d in zip(before, change, strict=True)]
+            rhs = constant * (mpmath.fprod(1 + s**2 for s in r) - 1)
+            for i, factor in zip(found, (1, 1 - mpmath.mpf(2) ** -layers), strict=False):
+                if i.guaranteed:
+                    close(i, (size(after - plain) / size(plain)) ** 2, factor * rhs)
+    assert guaranteed > count / 2
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+others = numbers.filter(lambda v: v != 0)
+
+
+@settings(deadline=None, max_examples=300)
+@given(others, numbers, others, numbers)
+def test_two_scalar_layers(a: float, da: float, b: float, db: float) -> None:
+    """Any float64 at all: exact, so that there is no slack."""
+    for i in (trust.scalar_two_layers(a, da, b, db), trust.scalar_two_layers_v1(a, da, b, db)):
+        assert i.guaranteed
+        assert i.slack == 0
+        assert i.lhs <= i.rhs
+        assert i.log_lhs <= i.log_rhs
+    with mpmath.workdps(2000):
+        u, v = mpmath.mpf(da) / a, mpmath.mpf(db) / b
+        change = abs(u + v + u * v)
+        i = trust.scalar_two_layers(a, da, b, db)
+        assert i.log_lhs == pytest.approx(float(log(change)), rel=1e-14, abs=1e-14)
+        assert i.lhs == pytest.approx(float(change) if change < 1e308 else math.inf, rel=1e-15)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(5_000, marks=pytest.mark.soak)])
+def test_spectral_shift(count: int) -> None:
+    """Mirsky's bound with its slack, and both sides at 80 digits."""
+    rng = np.random.default_rng(3)
+    for n in range(count):
+        w = FAMILIES[rng.integers(4)](rng, *rng.integers(1, 5, size=2))
+        w = w * 10.0 ** rng.uniform(-150, 150)
+        d = perturbed(rng, w) - w
+        s = trust.spectral_shift(w, d)
+        assert s.absolute <= s.bound + s.slack
+        assert s.relative <= s.relative_bound + s.relative_slack
+        if n % 20 and count > 100:
+            continue
+        with mpmath.workdps(DIGITS):
+            a, b = exact(w), exact(d)
+            both = [z if w.shape[0] >= w.shape[1] else z.T for z in (a, a + b)]
+            values = [sorted(mpmath.svd_r(z / size(a), compute_uv=False)) for z in both]
+            shift = size([y - x for x, y in zip(*values, strict=True)])
+            assert abs(shift - s.relative) <= s.relative_slack * 2 + 1e-15 * s.relative
+            assert abs(size(b) / size(a) - s.relative_bound) <= 1e-14 * s.relative_bound
+
+
+# --- what no number should do -----------------------------------------------------------------
+
+BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("place", ["W_1", "W_2", "W~_1", "W~_2", "x", "bias"])
+def test_what_is_not_finite_guarantees_nothing(bad: float, place: str) -> None:
+    """No `guaranteed` is True beside NaN or infinities, wherever they are."""
+    weights = [[np.diag([2.0, 1]), np.eye(2)] for _ in range(2)]
+    x, biases = np.ones(2), [[np.zeros(2), np.zeros(2)] for _ in range(2)]
+    if place == "x":
+        x[1] = bad
+    elif place == "bias":
+        biases[1][0][0] = bad
+    else:
+        weights["~" in place][int(place[-1]) - 1][0, 1] = bad
+    nets = [Net(tuple(w), 0.5, biases=tuple(b)) for w, b in zip(weights, biases, strict=True)]
+    assert not any(b.guaranteed for b in trust.all_bounds(Pair(*nets), x))
+    assert not trust.lemma_2_v1(Pair(*nets), x).guaranteed
+    m = np.array([[1.0, bad], [0.0, 1.0]])
+    for a, b in ((m, np.eye(2)), (np.eye(2), m)):
+        found = [trust.lemma_3(a, b, b, a), *trust.lemma_4_v1(a, b), trust.lemma_3_v1([a, b]),
+                 trust.lemma_5_v1([a], [b]), *trust.lemma_1_v1(a, b[0])[:1]]  # fmt: skip
+        found = [i for i in found if i.name != "v1, Lemma 1, lower" or a is m]
+        assert not any(i.guaranteed for i in found)
+
+
+def plain_pair(dtype: str = "float64", **options: Any) -> Pair:
+    w = np.array([[2, 1], [1, 3]]).astype(dtype)
+    return Pair(Net((w, w), **options), Net((w + w, w), **options))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int64", "uint8", ">f8"])
+def test_other_dtypes_are_exact(dtype: str) -> None:
+    """Narrow floats and integers give what their values give as float64."""
+    x = np.ones(2).astype(dtype)
+    assert trust.all_bounds(plain_pair(dtype), x) == trust.all_bounds(plain_pair(), np.ones(2))
+
+
+def test_python_lists_and_array_scalars() -> None:
+    w = [[2, 1], [1, 3]]
+    assert trust.condition_number(w) == trust.condition_number(np.array(w, float))
+    found = Pair(Net((w,), np.float64(0.5)), Net((w,), np.array(0.5)))
+    assert trust.theorem_1a(found, [1, 1]).measured == 0
+    one = trust.scalar_two_layers(np.float32(2), np.array(1), np.int64(3), 6)
+    assert one.lhs == one.rhs == 3.5
+
+
+def test_widths_of_one() -> None:
+    """1-element layers are exact: kappa is 1 without error."""
+    p = Pair(Net(([[3.0]],)), Net(([[4.0]],)))
+    for bound in trust.all_bounds(p, [1.0]):
+        assert bound.guaranteed
+        assert bound.slack < 1e-12
+    assert trust.theorem_1a(p, [1.0]).measured == 1 / 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: trust.scalar_two_layers(0, 1, 1, 1), "da / a: expected finite .* got 1 and 0"),
+        (lambda: trust.scalar_two_layers_v1(1, 1, 0.0, 1), "db / b: .* the lower one not 0"),
+        (lambda: trust.scalar_two_layers(1, math.nan, 1, 1), "da / a: expected finite numbers"),
+        (lambda: trust.scalar_two_layers(1, 1, 1, math.inf), "db / b: expected finite numbers"),
+        (lambda: trust.scalar_two_layers(1, "x", 1, 1), "da / a: .* got 'x' and 1"),
+        (lambda: trust.lemma_3_v1([]), r"matrices of one shape; got \[\]"),
+        (lambda: trust.lemma_3_v1([np.eye(2), np.eye(3)]), "expected matrices of one shape"),
+        (lambda: trust.lemma_5_v1([], []), "got no weights"),
+        (lambda: trust.lemma_5_v1([np.eye(2), np.eye(3)], [np.eye(2)]), "layer 1 has 2 outputs"),
+        (lambda: trust.lemma_1_v1(np.eye(2), np.eye(2)), r"expected a vector; got shape \(2, 2\)"),
+        (lambda: trust.lemma_4_v1(np.eye(2), np.eye(3)), "v1, Lemma 4: the shapes do not fit"),
+        (lambda: trust.lemma_3(np.eye(2), np.eye(3), np.eye(2), np.eye(2)), "lemma_3: the shapes"),
+        (lambda: trust.lemma_3(np.eye(2), np.eye(2), np.eye(3), np.eye(2)), "lemma_3: the shapes"),
+        (lambda: trust.condition_number([1.0]), r"got shape \(1,\)"),
+        (lambda: trust.condition_number(np.float64(3)), r"got shape \(\)"),
+        (lambda: trust.condition_number(np.eye(2) * 1j), "real numbers; got complex128"),
+        (lambda: trust.condition_number(np.eye(2, dtype=bool)), "real numbers; got bool"),
+        (lambda: trust.condition_number([[1], [1, 2]]), "real numbers; .*inhomogeneous"),
+        (lambda: trust.condition_number(None), "real numbers; got object"),
+        (lambda: Net((np.eye(2),), math.nan), "slope must be a finite number; got nan"),
+        (lambda: Net((np.eye(2),), 1.0, math.inf), "slope_above must be a finite number; got inf"),
+        (lambda: Net((np.eye(2),), "steep"), "slope must be a finite number; got 'steep'"),
+        (lambda: Net((np.eye(2),))(["a", "b"]), "Net: an input: expected an array of real"),
+    ],
+)  # fmt: skip
+def test_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(Error, match=message):
+        call()

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from npdrt.arrays import Array
+from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
 from npdrt.trust.bounds import Pair, is_valley, log_excess, theorem_1_v1, v1_log_constant
 from npdrt.trust.change import Layer, jacobians
@@ -209,10 +209,11 @@ def lemma_2_v1(pair: Pair, x: Array) -> Inequality:
     Symbols and assumptions as in `theorem_1_v1`, whose constant this is: tall networks only.
     """
     (h, _), (moved, _) = pair.layers(x), Pair(pair.after, pair.after).layers(x)
-    plain, largest = (
-        float(v1_log_constant(pair, terms)[0] + np.sum(np.logaddexp(0.0, 2.0 * terms.change)))
-        for terms in (pair.terms, pair.largest_terms)
-    )
+    with quiet():
+        plain, largest = (
+            float(v1_log_constant(pair, terms)[0] + np.sum(np.logaddexp(0.0, 2.0 * terms.change)))
+            for terms in (pair.terms, pair.largest_terms)
+        )
     slack = log_slack(plain, largest, 2.0 * pair.slacks[0])
     holds = theorem_1_v1(pair, x).holds_assumptions
     lhs = ratio(moved.value, h.value).squared()
@@ -229,7 +230,8 @@ def lemma_3_v1(matrices: Sequence[Array]) -> Inequality:
     if len(shapes) != 1:
         raise Error(f"lemma_3_v1: expected matrices of one shape; got {sorted(shapes)}")
     logs = [2.0 * log_norm(a) for a in parts]
-    sizes = math.log(len(parts)) + float(np.logaddexp.reduce(logs))
+    with quiet():
+        sizes = math.log(len(parts)) + float(np.logaddexp.reduce(logs))
     rounding = 2.0 * (log_gamma(len(parts) + 8) + _norms(*parts)) + _logs(*logs)
     slack = log_slack(sizes, sizes, rounding)
     finite = {"finite numbers": _finite(*parts)}
