@@ -213,6 +213,33 @@ def test_surrogate_ratio_is_the_ratio_and_tends_to_one_slowly(backend: backends.
     np.testing.assert_allclose(got, [2.0e77, 9.5e13, 1.22, 1.002], rtol=2e-2)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_distances_at_any_scale(scale: float) -> None:
+    """No square over- or underflows; integers and narrow floats are what their values are."""
+    before, after = networks()
+    plain = {n: float(r) for n, r in trust.relative_perturbations(before, after).items()}
+    large = [{n: w * scale for n, w in p.items()} for p in (before, after)]
+    found = {n: float(r) for n, r in trust.relative_perturbations(*large).items()}
+    assert found == pytest.approx(plain, rel=1e-14)
+    trust.check_same_layers(*large)
+    assert trust.relative_perturbations({"w": np.array([2])}, {"w": np.array([3])})["w"] == 0.5
+    assert trust.log_squared_deep_relative_trust(layers(1e200, 1)) == pytest.approx(
+        400 * math.log(10) + math.log(2), rel=1e-15
+    )
+
+
+def test_surrogate_ratio_at_its_ends() -> None:
+    assert trust.surrogate_ratio(1e-200, 1) == pytest.approx(1, rel=1e-12)
+    assert trust.surrogate_ratio(1e200, 7) == 1
+    assert trust.surrogate_ratio(np.float32(0.5), 2) == trust.surrogate_ratio(0.5, 2)
+    for eta, depth, message in (
+        (0.1, 0, "depth must be at least 1"),
+        ("x", 1, "expected a number"),
+    ):
+        with pytest.raises(Error, match=message):
+            trust.surrogate_ratio(eta, depth)
+
+
 # --- singular values --------------------------------------------------------------------------
 
 
@@ -251,6 +278,16 @@ def test_mirsky(seed: int) -> None:
     same = trust.spectral_shift(w, 0.5 * w)
     assert same.absolute == pytest.approx(same.bound)
     assert trust.spectral_shift(w, 0 * w)[:3] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_spectra_at_any_scale(scale: float) -> None:
+    w = np.diag([4.0, 2.0])
+    assert trust.condition_number(scale * w) == 2
+    np.testing.assert_allclose(trust.singular_values(scale * w), [4 * scale, 2 * scale])
+    shift = trust.spectral_shift(scale * w, scale * np.eye(2))
+    assert shift.relative == pytest.approx(math.sqrt(2 / 20), rel=1e-14)
+    assert shift.absolute == pytest.approx(math.sqrt(2) * scale, rel=1e-14)
 
 
 def test_errors_of_spectra() -> None:

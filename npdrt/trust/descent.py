@@ -8,6 +8,7 @@ parameters to (loss, gradients), as `npdrt.value_and_grad(loss_fn)` does with th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +17,21 @@ import numpy as np
 
 from npdrt.arrays import Array, Params, cast, namespace, quiet
 from npdrt.errors import Error
-from npdrt.optim.norm import norm
+from npdrt.optim.optimizer import at_least_zero
 from npdrt.trust.distances import (
+    check_depth,
     check_same_layers,
     check_same_shapes,
     deep_relative_trust,
+    numbers,
     relative_perturbations,
+    safe_norm,
     weights,
 )
 
 ValueAndGradient = Callable[[Params], tuple[Array, Params]]
 POINTS = 16  # of the grid on which a maximum over t in [0, 1] is taken
+EPS = 2.0**-52  # of float64, in which products and norms are summed
 
 
 # --- angles, breakdown, direction -------------------------------------------------------------
@@ -49,7 +54,16 @@ def cosines(perturbation: Params, gradient: Params) -> dict[str, Array]:
 
 def _cosine(d: Array, g: Array) -> Array:
     xp = namespace(d, g)
-    return xp.clip(-dot(d, g) / (norm(d) * norm(g)), -1.0, 1.0)
+    return xp.clip(-_unit_dot(d, g), -1.0, 1.0)
+
+
+def _unit_dot(a: Array, b: Array) -> Array:
+    """<a / |a|, b / |b|>; scaled only where a product of the norms over- or underflows."""
+    sizes = safe_norm(a), safe_norm(b)
+    xp, both = namespace(a, b), sizes[0] * sizes[1]
+    a, b = (xp.asarray(x, dtype=xp.float64) for x in (a, b))
+    units = dot(a / sizes[0], b / sizes[1])
+    return xp.where((both > 1e-250) & (both < 1e250), dot(a, b) / both, units)
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -66,13 +80,13 @@ def gradient_breakdown(gradient: Params, perturbed: Params) -> dict[str, Array]:
     """
     with quiet():
         changes = changes_of(gradient, perturbed)
-        return {name: changes[name] / norm(g) for name, g in gradient.items()}
+        return {name: changes[name] / safe_norm(g) for name, g in gradient.items()}
 
 
 def changes_of(gradient: Params, perturbed: Params) -> dict[str, Array]:
     """|g~_l - g_l| per layer."""
     check_same_shapes(gradient, perturbed)
-    return {name: norm(perturbed[name] - g) for name, g in gradient.items()}
+    return {name: safe_norm(perturbed[name] - g) for name, g in gradient.items()}
 
 
 def layerwise_direction(params: Params, gradient: Params) -> Params:
@@ -90,9 +104,9 @@ def layerwise_direction(params: Params, gradient: Params) -> Params:
 
 def _matched(w: Array, g: Array) -> Array:
     """-|w| g / |g|; the unit vector comes first, so that no ratio of norms overflows."""
-    xp, g_norm = namespace(w, g), norm(g)
+    xp, g_norm = namespace(w, g), safe_norm(g)
     divisor = xp.where(g_norm > 0, g_norm, 1.0)
-    return -(g / cast(divisor, g)) * cast(norm(w), w)
+    return -(g / cast(divisor, g)) * cast(safe_norm(w), w)
 
 
 # --- Lemma 1 ----------------------------------------------------------------------------------
@@ -104,8 +118,11 @@ class DescentBound:
 
     change: L(W + dW) - L(W). bound: Lemma 1's right side. steepest_bound: that of the author
     response. cosines: cos theta_l. breakdown: max over `grid` of |g_l(W + t dW) - g_l(W)| / |g_l|.
-    grid: the values of t. slack: how far rounding may have moved `change`, 16 eps of the loss's
-    dtype times |L(W)| + |L(W + dW)|.
+    grid: the values of t. slack: how far rounding may have moved `change` and `bound` apart: 16 eps
+    of the dtype of the gradient times |L(W)| + |L(W + dW)|, and for every layer the rounding of
+    W + dW and of <g, dW> times the largest |g_l|. The loss and its gradient are taken as right to
+    that. lipschitz: the constant that was given, which `bound` allows for between points of the
+    grid; None without.
     """
 
     change: Array
@@ -115,6 +132,7 @@ class DescentBound:
     breakdown: dict[str, Array]
     grid: tuple[float, ...]
     slack: Array
+    lipschitz: float | None = None
 
     @property
     def holds(self) -> Array:
@@ -128,8 +146,10 @@ class DescentBound:
 
     @property
     def guarantees_descent(self) -> Array:
-        """Whether the bound is below 0, so that the loss must fall; 0-d bool."""
-        return self.bound < 0
+        """Whether the loss must fall: the bound is below 0 by more than the slack, and `lipschitz`
+        was given. Without it the gradient may do anything between two points of the grid, and this
+        is False whatever the bound; 0-d bool."""
+        return (self.bound + self.slack < 0) & (self.lipschitz is not None)
 
 
 def descent_bound(
@@ -138,6 +158,7 @@ def descent_bound(
     perturbation: Params,
     *,
     points: int = POINTS,
+    lipschitz: float | None = None,
 ) -> DescentBound:
     """How far a perturbation can raise the loss, from the breakdown of its gradient (Lemma 1).
 
@@ -148,16 +169,21 @@ def descent_bound(
     layers at once: <g, dW> + max_t |g(W + t dW) - g|_2 |dW|_2; neither is always the smaller.
 
     value_and_gradient: see the module; called points + 1 times. The maximum is over t = 1/points,
-    2/points, .., 1 only and so too small by what happens between (1e-8 to 1e-6 of it at the kinks
-    of a trained net; exact where the breakdown is largest at t = 1, as it is for a quadratic). For
-    a loss with kinks the lemma holds with the supremum of the one-sided limits. On a quadratic the
-    change of gradient makes up exactly half of its bound.
+    2/points, .., 1 only and so too small by what happens between: nothing where the breakdown is
+    largest at t = 1, as it is for a quadratic; up to 4e-3 of it at the kinks of a trained net, with
+    16 points; anything at all for a loss about which nothing is known. For a loss with kinks the
+    lemma holds with the supremum of the one-sided limits. On a quadratic the change of gradient
+    makes up at most half of its bound.
 
-    Raises `Error` where names or shapes differ, or points < 1.
+    lipschitz: a constant K with |g(W + s dW) - g(W + t dW)| <= K |s - t| |dW| for all s, t in
+    [0, 1], over all layers at once. With it the maxima are raised by the most that may happen
+    between two points, K |dW| / (2 points), and `guarantees_descent` may be True.
+
+    Raises `Error` where names or shapes differ, for points < 1 or a negative lipschitz.
     Source: NeurIPS 2020, Lemma 1; author response, to reviewer 2, for the second form.
     """
     check_same_shapes(params, perturbation)
-    grid = _grid(points)
+    grid, constant = _grid(points), at_least_zero("lipschitz", lipschitz or 0.0)
     with quiet():
         loss, gradient = value_and_gradient(params)
         after, changes = loss, []
@@ -166,18 +192,27 @@ def descent_bound(
             changes.append(changes_of(gradient, moved))
         xp = namespace(loss)
         loss, after = (xp.asarray(x, dtype=xp.float64) for x in (loss, after))
-        slopes = [dot(g, perturbation[name]) for name, g in gradient.items()]
+        sizes = {name: safe_norm(d) for name, d in perturbation.items()}
         largest = {n: _largest([change[n] for change in changes]) for n in params}
-        spread = [norm(d) * largest[name] for name, d in perturbation.items()]
         eps = float(xp.finfo(next(iter(gradient.values())).dtype).eps)
+        rounded = {name: eps * (safe_norm(w) + sizes[name]) for name, w in params.items()}
+        whole = _joint(list(sizes.values()))
+        unseen = constant * (whole / (2 * points) + sum(rounded.values()))
+        slope = sum(dot(g, perturbation[name]) for name, g in gradient.items())
+        spread = sum(size * (largest[name] + unseen) for name, size in sizes.items())
+        slack = 16 * eps * (abs(loss) + abs(after))
+        for name, g in gradient.items():
+            terms = rounded[name] + math.prod(g.shape) * EPS * sizes[name]
+            slack = slack + terms * (safe_norm(g) + largest[name])
         return DescentBound(
             change=after - loss,
-            bound=sum(slopes) + sum(spread),
-            steepest_bound=sum(slopes) + _steepest(changes, perturbation),
+            bound=slope + spread,
+            steepest_bound=slope + _steepest(changes, perturbation) + whole * unseen,
             cosines=cosines(perturbation, gradient),
-            breakdown={name: largest[name] / norm(g) for name, g in gradient.items()},
+            breakdown={name: largest[name] / safe_norm(g) for name, g in gradient.items()},
             grid=grid,
-            slack=16 * eps * (abs(loss) + abs(after)),
+            slack=slack,
+            lipschitz=lipschitz,
         )
 
 
@@ -207,13 +242,13 @@ def steepest_descent_distance(
 
 def _steepest(changes: list[dict[str, Array]], perturbation: Params) -> Array:
     """The largest joint change of the gradient times |dW|."""
-    size = _joint([norm(d) for d in perturbation.values()])
+    size = _joint([safe_norm(d) for d in perturbation.values()])
     return _largest([_joint(list(change.values())) for change in changes]) * size
 
 
 def _joint(norms: list[Array]) -> Array:
     """The norm of arrays side by side, from the norm of each."""
-    return norm(namespace(*norms).stack(norms))
+    return safe_norm(namespace(*norms).stack(norms))
 
 
 def _largest(values: list[Array]) -> Array:
@@ -227,7 +262,7 @@ def _along(params: Params, perturbation: Params, t: float) -> Params:
 
 
 def _grid(points: int) -> tuple[float, ...]:
-    if points < 1:
+    if not isinstance(points, int | np.integer) or points < 1:
         raise Error(f"points must be at least 1; got {points}")
     return tuple(k / points for k in range(1, points + 1))
 
@@ -251,9 +286,8 @@ def descent_threshold(cosine: Any, depth: int) -> Array:
     >>> float(descent_threshold(1.0, 1))
     1.0
     """
-    _check_depth(depth)
-    cosine = np.float64(cosine) if isinstance(cosine, int | float) else cosine
-    xp = namespace(cosine)
+    check_depth(depth)
+    xp, cosine = numbers("descent_threshold", cosine)
     with quiet():
         return xp.expm1(xp.log1p(cosine) / depth)
 
@@ -284,9 +318,11 @@ def weaker_threshold(cosine: float, depth: int) -> float:
     >>> weaker_threshold(1.0, 1)
     2.0
     """
-    _check_depth(depth)
-    if not -1 <= cosine <= 1:
+    check_depth(depth)
+    _, value = numbers("weaker_threshold", cosine)
+    if value.shape or not -1 <= value <= 1:
         raise Error(f"a cosine lies in [-1, 1]; got {cosine}")
+    cosine = float(value)
     if cosine <= 0:
         return 0.0
     low, high = float(descent_threshold(cosine, depth)), 2 * cosine / depth
@@ -306,11 +342,6 @@ def _mean_breakdown(eta: float, depth: int) -> float:
         if term < 1e-18 * total:
             break
     return total
-
-
-def _check_depth(depth: int) -> None:
-    if depth < 1:
-        raise Error(f"depth must be at least 1, the number of weight matrices; got {depth}")
 
 
 # --- the model --------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ squared.
 from __future__ import annotations
 
 import math
+import operator
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +60,7 @@ def check_same_layers(before: Params, after: Params) -> None:
     """
     check_same_shapes(before, after)
     for name, w in before.items():
-        with quiet():
-            size = float(to_host(norm(w)))
+        size = float(to_host(safe_norm(w)))
         if not 0 < size < math.inf:
             raise Error(
                 f"distance: a change relative to {name}, whose norm is {size:g}; it must be above "
@@ -71,17 +72,31 @@ def relative_perturbations(before: Params, after: Params) -> Params:
     """r_l = |after_l - before_l| / |before_l| of every array, by name (v1 and v2, Theorem 1).
 
     The difference is taken in float64. An array that stays gives exactly 0, a zero array that
-    moves gives inf; `check_same_layers` refuses zero arrays beforehand. Norms above 1e154 and
-    below 1e-162 are inf and 0 (`npdrt.optim.norm`); NaN gives NaN.
+    moves gives inf; `check_same_layers` refuses zero arrays beforehand. NaN gives NaN.
     """
     with quiet():
-        return {name: _quotient(_change(w, after[name]), norm(w)) for name, w in before.items()}
+        return {n: _quotient(_change(w, after[n]), safe_norm(w)) for n, w in before.items()}
+
+
+def safe_norm(x: Array) -> Array:
+    """`npdrt.optim.norm`, to the bit, where no square over- or underflows; else the norm of
+    x / max|x| times max|x|. Any real array; 0-d float64."""
+    xp = namespace(x)
+    x = xp.asarray(x, dtype=xp.float64)
+    if math.prod(x.shape) == 0:
+        return norm(x)
+    with quiet():
+        plain, largest = norm(x), xp.max(xp.abs(x))
+        usable = (largest > 0) & (largest < math.inf)
+        divisor = xp.where(usable, largest, 1.0)
+        safe = (plain > 1e-140) & (plain < 1e150)
+        return xp.where(safe, plain, norm(x / divisor) * divisor)
 
 
 def _change(before: Array, after: Array) -> Array:
     """|after - before|, subtracted in float64."""
     xp = namespace(before, after)
-    return norm(xp.asarray(after, dtype=xp.float64) - xp.asarray(before, dtype=xp.float64))
+    return safe_norm(xp.asarray(after, dtype=xp.float64) - xp.asarray(before, dtype=xp.float64))
 
 
 def _quotient(change: Array, size: Array) -> Array:
@@ -122,7 +137,8 @@ def log_squared_deep_relative_trust(r: Params) -> Array:
     sizes = _stack(r)
     xp = namespace(sizes)
     with quiet():
-        return xp.sum(xp.log1p(sizes * sizes))
+        logs = xp.log1p(sizes * sizes)
+        return xp.sum(xp.where(sizes > 1e150, 2.0 * xp.log(sizes), logs))
 
 
 def squared_deep_relative_trust(r: Params) -> Array:
@@ -174,11 +190,40 @@ def surrogate_ratio(eta: float | Array, depth: int) -> Array:
 
     eta: a number, or a float64 array of any shape. The form on the right does not cancel. The
     ratio tends to 1, as v1 says, but only for eta^2 much larger than L: it is 1 + L / eta^2 + ...
-    for L >= 2.
+    for L >= 2. inf where it exceeds 1.8e308; NaN for eta 0.
+
+    Raises `Error` for depth < 1.
     """
-    eta = np.asarray(eta, dtype=np.float64) if isinstance(eta, int | float) else eta
-    xp = namespace(eta)
+    check_depth(depth)
+    xp, eta = numbers("surrogate_ratio", eta)
     with quiet():
-        square = eta * eta
+        square, log = eta * eta, 2.0 * xp.log(eta)
+        tiny = (
+            eta < 1e-150
+        )  # there log(1 + 1 / eta^2) is -2 log eta, and (1 + eta^2)^L - 1 is L eta^2
+        up = xp.where(tiny, -log, xp.log1p(1.0 / square))
         loss = xp.log(-xp.expm1(-depth * xp.log1p(square)))
-        return xp.exp(depth * xp.log1p(1.0 / square) + loss)
+        return xp.exp(depth * up + xp.where(tiny, math.log(depth) + log, loss))
+
+
+def check_depth(depth: int) -> None:
+    """Raise `Error` unless L, a number of weight matrices, is an integer >= 1."""
+    try:
+        found = operator.index(depth)
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise Error(
+            f"depth must be at least 1, the number of weight matrices, an integer; got {depth!r}"
+        )
+
+
+def numbers(name: str, values: Any) -> tuple[Any, Array]:
+    """The array library and float64 array of numbers given as Python's, NumPy's or an array."""
+    try:
+        given = hasattr(values, "dtype") and not isinstance(values, np.generic)
+        array = values if given else np.asarray(values)
+        xp = namespace(array)
+        return xp, xp.asarray(array, dtype=xp.float64)
+    except (TypeError, ValueError) as error:
+        raise Error(f"{name}: expected a number or an array of numbers; got {values!r}") from error

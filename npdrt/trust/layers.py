@@ -192,6 +192,8 @@ def _taps(image: Image, kernel: tuple[int, int]) -> Host:
     """The input pixel that every tap of every output pixel reads, and one past the last where
     that is padding: (channels, kh, kw, height', width')."""
     c, h, w, s, p = image
+    if min(c, h, w, s) < 1 or p < 0:
+        raise Error(f"an image with a stride of at least 1, and padding >= 0; got {image}")
     sizes = [(n + 2 * p - k) // s + 1 for n, k in ((h, kernel[0]), (w, kernel[1]))]
     if min(sizes) < 1:
         raise Error(f"a kernel {kernel} does not fit into {image}")
@@ -242,6 +244,8 @@ def pooled_shortcut(image: Image, outputs: int, *, before: int | None = None) ->
     Source: the authors' public code; their MNIST net puts the larger half behind.
     """
     s = image.stride
+    if s < 1:
+        raise Error(f"pooled_shortcut: expected a stride of at least 1; got {image}")
     missing = outputs - image.channels
     front = -(-missing // 2) if before is None else before
     if not 0 <= front <= missing:

@@ -21,14 +21,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdrt import ops
-from npdrt.arrays import Array, Params, namespace, to_host
+from npdrt.arrays import Array, Params, namespace, quiet, to_host
 from npdrt.autodiff import Tensor, backward, detach, graph
 from npdrt.errors import Error
 from npdrt.random import Random
 from npdrt.trust.layers import affine_derivative, entry_norm_derivative
-from npdrt.trust.lemmas import Inequality
-from npdrt.trust.scaled import Host
-from npdrt.trust.spectra import singular_values
+from npdrt.trust.lemmas import Inequality, inequality
+from npdrt.trust.scaled import (
+    LOGS,
+    Host,
+    Size,
+    host,
+    log_loss,
+    log_norm,
+    log_slack,
+    product,
+    scaled,
+    size,
+)
+from npdrt.trust.scaled import gamma as sum_error
+from npdrt.trust.spectra import matrix, singular_values, svd_error
 
 Layer = Callable[[Params, Any], Any]  # f_l(theta_l, X), made of npdrt.ops
 
@@ -101,6 +113,22 @@ def smallest_gram(a: Host) -> float:
     return sigma(a) ** 2 if a.shape[1] >= a.shape[0] else 0.0
 
 
+class Smallest(NamedTuple):
+    """log sigma(A) as computed, and how far its own errors may move it up or down."""
+
+    log: float
+    up: float
+    down: float
+
+
+def _smallest(a: Host, error: float = 0.0) -> Smallest:
+    """sigma(A) for an A that is off by at most `error` in norm; LAPACK's error comes on top."""
+    s = singular_values(a)
+    with quiet():
+        part = float(np.divide(svd_error(a.shape) * s[0] + error, s[-1]))
+        return Smallest(float(np.log(s[-1])), float(np.log1p(part)), log_loss(part))
+
+
 class Blocks(NamedTuple):
     """Jf_l and Df_l of one layer at f_{<l}: (d_l N, d_{l-1} N) and (d_l N, p_l)."""
 
@@ -162,14 +190,22 @@ class Point:
         return [_blocks(layer, theta, x) for layer, theta, x in parts]
 
     @cached_property
-    def derivative_blocks(self) -> list[Host]:
-        """D_{theta_l} F = Jf_L ... Jf_{l+1} Df_l, l = 1 .. L (Proposition 4.2, equation 11)."""
-        found: list[Host] = []
+    def _derivative(self) -> tuple[list[Host], float]:
+        """The blocks of DF, and how far the products may be off, in norm, from exact ones of the
+        blocks: a running bound."""
+        found, total, error = [], 0.0, 0.0
         after = np.eye(len(self.blocks[-1].input))
         for block in reversed(self.blocks):
+            part = sum_error(len(block.input) + 8) * float(np.linalg.norm(after)) + error
             found.append(after @ block.parameters)
-            after = after @ block.input
-        return found[::-1]
+            total += part * float(np.linalg.norm(block.parameters))
+            after, error = after @ block.input, part * float(np.linalg.norm(block.input))
+        return found[::-1], total * 1.001
+
+    @property
+    def derivative_blocks(self) -> list[Host]:
+        """D_{theta_l} F = Jf_L ... Jf_{l+1} Df_l, l = 1 .. L (Proposition 4.2, equation 11)."""
+        return self._derivative[0]
 
     @property
     def derivative(self) -> Host:
@@ -182,8 +218,26 @@ class Point:
         """lambda(DF(theta))."""
         return smallest_gram(self.derivative)
 
+    @cached_property
+    def log_smallest(self) -> Smallest:
+        """log sigma(DF(theta)) with its rounding; -inf where DF has more rows than columns."""
+        whole = self.derivative
+        if whole.shape[1] < whole.shape[0]:
+            return Smallest(-math.inf, 0.0, 0.0)
+        return _smallest(whole, self._derivative[1])
+
+    @property
+    def lambda_size(self) -> Size:
+        """`smallest` and its log."""
+        return Size(self.smallest, 2.0 * self.log_smallest.log)
+
 
 # --- the statements ---------------------------------------------------------------------------
+#
+# They speak of the blocks Jf_l and Df_l as they came out of the layers, in whatever arithmetic
+# these have; the slack is for the products, the norms and the singular values made of them here.
+
+NEAR = 1e-6  # by how much, in logs, a condition that is measured may fail: it is added to the slack
 
 
 def theorem_2_4(
@@ -194,16 +248,34 @@ def theorem_2_4(
     gamma: a loss of F (d_L, N) made of npdrt.ops, mu-PL over the image of F: |grad gamma|^2 >= mu
     (gamma - inf), **without** a factor 1/2. c |Z - Y|^2 is 4c-PL, so that
     `npdrt.ops.squared_error` over n numbers has mu = 4 / n. infimum: of gamma over the image, or
-    any number that gamma is mu-PL with, such as 0 for a square.
+    any number that gamma is mu-PL with, such as 0 for a square. That gamma is mu-PL is checked at
+    F(theta) only, where the statement needs it.
 
     So where lambda(DF) > 0 every critical point is a global minimum of gamma over the image.
     """
     value = Tensor(point.inputs[-1])
     loss = gamma(value)
-    g = to_host(backward(loss, namespace(loss.value).ones((), dtype=loss.dtype))[id(value)])
-    gradient = point.derivative.T @ g.reshape(-1)
-    left = mu * point.smallest * (float(to_host(loss.value)) - infimum)
-    return Inequality("Theorem 2.4", left, float(gradient @ gradient))
+    unit = namespace(loss.value).ones((), dtype=loss.dtype)
+    g = host(backward(loss, unit)[id(value)], "theorem_2_4").reshape(-1)
+    gap = float(to_host(loss.value)) - infimum
+    whole, least, slope = point.derivative, point.log_smallest, log_norm(scaled(g))
+    with quiet():
+        claimed = float(np.log(mu) + np.log(gap))
+        missing = max(claimed - 2.0 * slope, 0.0) if gap > 0 else 0.0
+        part = sum_error(len(g) + 8) * np.linalg.norm(whole) / np.exp(least.log)
+    gradient = size(2.0 * log_norm(product(scaled(whole.T), scaled(g))))
+    slack = 4.0 * least.down + 2.0 * log_loss(2.0 * float(part)) + missing + _arithmetic(claimed)
+    holds = {
+        "gamma is mu-PL at F(theta), as measured": gap == 0 or (gap > 0 and missing < NEAR),
+        "mu > 0": mu > 0,
+    }
+    left = size(claimed + 2.0 * least.log)
+    return inequality("Theorem 2.4", left, gradient, slack, holds, lower=True)
+
+
+def _arithmetic(*logs: float) -> float:
+    """What sums of logs may add."""
+    return 8 * LOGS * (4.0 + sum(abs(a) for a in logs if math.isfinite(a)))
 
 
 def proposition_4_6(point: Point) -> Inequality:
@@ -212,11 +284,24 @@ def proposition_4_6(point: Point) -> Inequality:
     From DF DF^T = sum_l D_l F D_l F^T and lambda(A B) >= lambda(A) lambda(B). The sum is 0 unless
     some layer has at least as many parameters as outputs and no later layer expands.
     """
-    after, total = 1.0, 0.0
-    for block in reversed(point.blocks):
-        total += after * smallest_gram(block.parameters)
-        after *= smallest_gram(block.input)
-    return Inequality("Proposition 4.6", total, point.smallest)
+    logs = [(_log_lambda(b.input), _log_lambda(b.parameters)) for b in point.blocks]
+    total, high, after, after_high = -math.inf, -math.inf, 0.0, 0.0
+    for (later, later_high), (own, own_high) in reversed(logs):
+        total = float(np.logaddexp(total, after + own))
+        high = float(np.logaddexp(high, after_high + own_high))
+        after, after_high = after + later, after_high + later_high
+    sizes = [a for pair in logs for one in pair for a in one]
+    rounding = 2.0 * point.log_smallest.down + len(logs) * _arithmetic(*sizes)
+    slack = log_slack(total, high, rounding)
+    return inequality("Proposition 4.6", size(total), point.lambda_size, slack, lower=True)
+
+
+def _log_lambda(a: Host) -> tuple[float, float]:
+    """log lambda(A), and the largest that it may be; -inf for more rows than columns."""
+    if a.shape[1] < a.shape[0]:
+        return -math.inf, -math.inf
+    found = _smallest(a)
+    return 2.0 * found.log, 2.0 * (found.log + found.up)
 
 
 def lemma_a_9(x: Array, parameterisation: Array, *, bias: bool = True) -> Inequality:
@@ -226,18 +311,21 @@ def lemma_a_9(x: Array, parameterisation: Array, *, bias: bool = True) -> Inequa
     factors of (21) have at least as many columns as rows. The lemma is printed for all: it fails
     for a tall DP, such as a convolution's or that of P(w) = (0, 0, w).
     """
-    features, examples = x.shape
-    rows, columns = parameterisation.shape
-    whole = affine_derivative(x, rows // features, parameterisation, bias=bias)
-    return Inequality(
-        "Lemma A.9",
-        sigma(x) * sigma(parameterisation),
-        sigma(whole),
-        {
-            "N <= d_0 (not printed)": examples <= features,
-            "DP: columns >= rows (not printed)": columns >= rows,
-        },
-    )
+    x, dp = matrix(x), matrix(parameterisation)
+    (features, examples), (rows, columns) = x.shape, dp.shape
+    if rows % features:
+        raise Error(f"lemma_a_9: DP has {rows} rows, no multiple of the {features} features of X")
+    whole = affine_derivative(x, rows // features, dp, bias=bias)
+    error = sum_error(rows + 8) * math.sqrt(rows) * np.linalg.norm(x) * np.linalg.norm(dp)
+    factors, least = (_smallest(x), _smallest(dp)), _smallest(whole, float(error))
+    log = factors[0].log + factors[1].log
+    slack = log_slack(log, log + factors[0].up + factors[1].up, least.down + _arithmetic(log))
+    holds = {
+        "N <= d_0 (not printed)": examples <= features,
+        "DP: columns >= rows (not printed)": columns >= rows,
+    }
+    right = Size(sigma(whole), least.log)
+    return inequality("Lemma A.9", size(log), right, slack, holds, lower=True)
 
 
 def theorem_4_7(point: Point, parameterisation: Array, *, delta: float) -> Inequality:
@@ -249,17 +337,28 @@ def theorem_4_7(point: Point, parameterisation: Array, *, delta: float) -> Inequ
     parameterisation: DP(w) (d1 d0, p). No layer after the first may expand. The theorem says
     lambda(DF) > 0 where X and DP have full rank; the rank must be that of their columns and rows.
     """
-    x = np.asarray(to_host(point.x), dtype=np.float64)
-    with np.errstate(under="ignore"):
-        left = (sigma(x) * sigma(parameterisation) * delta ** (len(point.blocks) - 1)) ** 2
-    measured = [sigma(block.input) for block in point.blocks[1:]]
+    first = lemma_a_9(point.x, parameterisation)
+    later, own = (
+        [_smallest(b.input) for b in point.blocks[1:]],
+        _smallest(point.blocks[0].parameters),
+    )
+    factors = _smallest(matrix(point.x)), _smallest(matrix(parameterisation))
+    product_of_two = factors[0].log + factors[1].log
+    with quiet():
+        log_delta = float(np.log(delta))
+    missing = [max(product_of_two - own.log, 0.0), *(max(log_delta - s.log, 0.0) for s in later)]
+    errors = own.down + sum(s.down for s in later) + factors[0].up + factors[1].up
+    rounding = 2.0 * (sum(missing) + errors + point.log_smallest.down)
+    left = 2.0 * (product_of_two + (len(later) * log_delta if later else 0.0))
     holds = {
-        **lemma_a_9(x, parameterisation).holds_assumptions,
+        **{k: v for k, v in first.holds_assumptions.items() if "printed" in k},
         "d_{l-1} >= d_l for l >= 2": all(a >= b for a, b in pairwise(point.widths[1:])),
         "delta > 0": delta > 0,
-        "sigma(Jf_l) >= delta, as measured": all(s >= delta * (1 - 1e-12) for s in measured),
+        "sigma(Df_1) >= sigma(X) sigma(DP), as measured": missing[0] < NEAR,
+        "sigma(Jf_l) >= delta, as measured": all(m < NEAR for m in missing[1:]),
     }
-    return Inequality("Theorem 4.7", left, point.smallest, holds)
+    slack = log_slack(left, left, rounding + len(missing) * _arithmetic(left, log_delta))
+    return inequality("Theorem 4.7", size(left), point.lambda_size, slack, holds, lower=True)
 
 
 def descent_factor(eta: float, *, beta: float, mu: float) -> float:
@@ -269,8 +368,10 @@ def descent_factor(eta: float, *, beta: float, mu: float) -> float:
 
     eta in (0, 2 / beta).
     """
-    if not 0 < eta * beta < 2:
+    if not (eta > 0 and 0 < eta * beta < 2):
         raise Error(f"descent_factor: expected 0 < eta < 2 / beta; got eta {eta}, beta {beta}")
+    if not mu >= 0:
+        raise Error(f"descent_factor: expected mu >= 0; got {mu}")
     return 1.0 - mu * eta * (1.0 - beta * eta / 2.0)
 
 
@@ -294,12 +395,19 @@ def sphere_bounds(*, eps: float, scale: float = 1.0) -> Bounds:
     trilinear form attains its norm on one vector (Banach), T(h, h, h) = sqrt(c) s^(-3/2)
     (3 u^3 / s - 3 u) with u = <y, h>, |h| = 1, which is largest for h along y, |y|^2 = c eps / 4.
     """
+    if not (0 < eps < math.inf and 0 < scale < math.inf):
+        raise Error(f"sphere_bounds: expected eps > 0 and scale > 0; got {eps} and {scale}")
     return Bounds(math.sqrt(scale), eps**-0.5, 1.5 * 0.8**2.5 / (math.sqrt(scale) * eps))
 
 
 def product_lipschitz(bounds: Sequence[float], constants: Sequence[float]) -> float:
     """sum_i c_i prod_{j != i} b_j: the Lipschitz constant of a product of matrix functions that
     are bounded by b_i and Lipschitz with c_i (Lemma A.5)."""
+    if len(bounds) != len(constants):
+        raise Error(
+            f"product_lipschitz: {len(bounds)} bounds and {len(constants)} constants; give one of "
+            "each for every function"
+        )
     others = (math.prod(b for j, b in enumerate(bounds) if j != i) for i in range(len(bounds)))
     return sum(c * rest for c, rest in zip(constants, others, strict=True))
 
@@ -318,9 +426,12 @@ def loss_lipschitz(derivative: Bounds, gradient: Bounds) -> float:
 def lipschitz_estimate(function: Callable[[Host], Host], points: Sequence[Host]) -> float:
     """The largest |f(a) - f(b)|_2 / |a - b|_F over pairs of points that follow each other: a lower
     estimate of the Lipschitz constant. function: to matrices, in the spectral norm."""
+    pairs = [(a, b) for a, b in pairwise(points) if np.any(a != b)]
+    if not pairs:
+        raise Error("lipschitz_estimate: expected at least two points that differ; got none")
     return max(
         float(np.linalg.norm(function(a) - function(b), 2) / np.linalg.norm(a - b))
-        for a, b in pairwise(points)
+        for a, b in pairs
     )
 
 
@@ -414,5 +525,5 @@ def escaping_radius(steps: int, *, c: float, eps: float, eta: float) -> Host:
     """
     found = [1.0]
     for _ in range(steps):
-        found.append(found[-1] + eta * c * eps / found[-1] ** 3)
+        found.append(found[-1] + eta * c * eps / found[-1] / found[-1] / found[-1])
     return np.array(found)

@@ -10,8 +10,8 @@ import numpy as np
 
 from npdrt.arrays import Array, cast, namespace, quiet
 from npdrt.errors import Error
-from npdrt.optim.norm import norm
 from npdrt.optim.optimizer import at_least_zero
+from npdrt.trust.distances import check_depth, safe_norm
 
 
 def finite_depth_update(w: Array, g: Array, eta: float, depth: int) -> Array:
@@ -32,10 +32,9 @@ def finite_depth_update(w: Array, g: Array, eta: float, depth: int) -> Array:
     Raises `Error` for depth < 1 or a negative eta. Source: first version (2020), section 5, the
     equation before (4); the exact minimiser as printed.
     """
-    if depth < 1:
-        raise Error(f"depth must be at least 1, the number of weight matrices; got {depth}")
-    at_least_zero("eta", eta)
-    xp, w_norm, g_norm = namespace(w, g), norm(w), norm(g)
+    check_depth(depth)
+    eta = at_least_zero("eta", eta)
+    xp, w_norm, g_norm = namespace(w, g), safe_norm(w), safe_norm(g)
     usable = (w_norm > 0) & (g_norm > 0) & (eta > 0)
     sizes = [xp.where(usable, n, 1.0) for n in (w_norm, g_norm)]
     bracket = xp.log(sizes[0]) + xp.log(sizes[1]) + math.log(eta or 1.0)
@@ -45,8 +44,11 @@ def finite_depth_update(w: Array, g: Array, eta: float, depth: int) -> Array:
 
 
 def log_growth(eta: float, steps: float) -> float:
-    """The logarithm of `growth`: (steps / 2) log1p(eta**2)."""
-    return steps / 2 * math.log1p(at_least_zero("eta", eta) ** 2)
+    """The logarithm of `growth`: (steps / 2) log1p(eta**2). Raises `Error` for negative numbers or
+    what is not finite."""
+    eta, steps = at_least_zero("eta", eta), at_least_zero("steps", steps)
+    log = math.log1p(eta * eta) if eta < 1e150 else 2.0 * math.log(eta)
+    return steps / 2 * log
 
 
 def growth(eta: float, steps: float) -> float:
@@ -72,13 +74,18 @@ def steps_to_overflow(norm: float, eta: float, limit: float) -> int:
     norm, limit: > 0. For the square of the norm in float32 give the root of its largest number.
     From norm 1 in float32 it takes 1,774,546 steps at eta = 0.01.
 
-    Raises `Error` unless all three are > 0 and finite.
+    Raises `Error` unless all three are > 0 and finite, and for an eta so small that the number of
+    steps is beyond float64.
     """
     for name, value in {"norm": norm, "eta": eta, "limit": limit}.items():
         if not (math.isfinite(value) and value > 0):
             raise Error(f"{name} must be a finite number > 0; got {value}")
-    steps = (math.log(limit) - math.log(norm)) / log_growth(eta, 1)
-    return max(0, math.floor(steps) + 1) if norm <= limit else 0
+    if norm > limit:
+        return 0
+    logs, growing = math.log(limit) - math.log(norm), log_growth(eta, 1)
+    if growing <= logs * 1e-300:
+        raise Error(f"steps_to_overflow: eta {eta} needs more than 1e300 steps; give a larger eta")
+    return max(0, math.floor(logs / growing) + 1)
 
 
 def prefactor_drift(eta: float, dtype: Any = "float32") -> float:
@@ -94,11 +101,17 @@ def prefactor_drift(eta: float, dtype: Any = "float32") -> float:
 
     Raises `Error` for a negative eta or a dtype that is not floating-point. Ours, not the papers'.
     """
-    at_least_zero("eta", eta)
-    kind = np.dtype(dtype)
+    eta = at_least_zero("eta", eta)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise Error(f"prefactor_drift: expected a floating-point dtype; got {dtype!r}") from error
     if kind.kind != "f":
         raise Error(f"prefactor_drift: expected a floating-point dtype; got {kind}")
-    rounded = kind.type(np.sqrt(1.0 + eta * eta))
+    with quiet():
+        rounded = kind.type(np.sqrt(1.0 + eta * eta))
+    if not np.isfinite(rounded):
+        raise Error(f"prefactor_drift: the prefactor of eta {eta} is beyond {kind}")
     with localcontext(prec=100):
         root = (1 + Decimal(eta) ** 2).sqrt()
         return float(root / Decimal(float(rounded)) - 1)
