@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import backends
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -614,3 +615,127 @@ def test_the_envelope() -> None:
 def test_matrices_are_asked_for() -> None:
     with pytest.raises(Error, match=r"sphere: expected a matrix; got shape \(3,\)"):
         trust.sphere(B, eps=0.1)
+
+
+# --- the bounds in float64 --------------------------------------------------------------------
+
+
+def exact(a: np.ndarray) -> Any:
+    return mpmath.matrix(a.tolist())
+
+
+def exact_sigma(a: Any) -> Any:
+    """The smallest singular value, at 100 digits."""
+    return min(mpmath.svd_r(a if a.rows >= a.cols else a.T, compute_uv=False))
+
+
+def exact_lambda(a: Any) -> Any:
+    return exact_sigma(a) ** 2 if a.cols >= a.rows else mpmath.mpf(0)
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(2_000, marks=pytest.mark.soak)])
+def test_guaranteed_is_guaranteed(count: int) -> None:
+    """Of a network of any scale, in float64, and both sides again at 100 digits for the blocks as
+    they are."""
+    rng, guaranteed = np.random.default_rng(0), 0
+    for seed in range(count):
+        delta = float(rng.choice([0.05, 0.3, 0.9]))
+        net = NormalisedResidualNet((3, 2, 2), hidden=2, eps=0.2, delta=delta)
+        random = Random(seed, "rounding")
+        sizes = 10.0 ** rng.uniform(-100, 6, size=3)
+        thetas = [{k: v * sizes[0] for k, v in theta.items()} for theta in net.draw(random)]
+        p = net.system.at(thetas, random.of("x").normal((3, 2)) * sizes[1])
+        target = random.of("y").normal((2, 2)) * sizes[2]
+
+        def gamma(z: Any, target: Any = target) -> Any:
+            return ops.squared_error(z, target)
+
+        dp = trust.entry_norm_derivative(thetas[0]["w"], eps=0.2)
+        found = {
+            "4.6": trust.proposition_4_6(p),
+            "4.7": net.bound(p),
+            "A.9": trust.lemma_a_9(p.x, dp, bias=False),
+            "2.4": trust.theorem_2_4(p, gamma, mu=4 / 4),
+        }
+        for i in found.values():
+            if i.guaranteed:
+                assert i.lhs <= i.rhs, i
+                assert i.log_lhs <= i.log_rhs, i
+                guaranteed += 1
+        if seed % 20 and count > 100:
+            continue
+        with mpmath.workdps(100):
+            first, second = ([exact(a) for a in block] for block in p.blocks)
+            wholes = second[0] * first[1], second[1]
+            df = mpmath.matrix(4, wholes[0].cols + wholes[1].cols)
+            df[:, : wholes[0].cols], df[:, wholes[0].cols :] = wholes
+            right = exact_lambda(df)
+            left = exact_lambda(second[1]) + exact_lambda(second[0]) * exact_lambda(first[1])
+            factors = exact_sigma(exact(p.x)) * exact_sigma(exact(dp))
+            sides = {
+                "4.6": (left, right),
+                "4.7": ((factors * delta) ** 2, right),
+                "A.9": (factors, None),
+            }
+            for name, (lhs, rhs) in sides.items():
+                i = found[name]
+                if i.guaranteed:
+                    assert i.lhs <= lhs * (1 + mpmath.mpf(10) ** -80), i
+                    assert lhs <= i.lhs * (1 + i.slack) ** 2 * (1 + 1e-15) + 1e-300, i
+                    assert rhs is None or abs(rhs - i.rhs) <= i.slack * 2 * i.rhs + 1e-300, i
+                    assert rhs is None or lhs <= rhs * (1 + 1e-9), i
+    assert guaranteed > count
+
+
+def test_what_is_not_measured_is_not_guaranteed() -> None:
+    """NaN, a wrong mu, a wrong infimum, and a sigma of the size of its own rounding error."""
+    p = point(0)
+
+    def gamma(z: Any) -> Any:
+        return ops.squared_error(z, np.ones((3, 4)))
+
+    assert trust.theorem_2_4(p, gamma, mu=4 / 12).guaranteed
+    for mu, infimum in (
+        (8 / 12, 0.0),
+        (math.nan, 0.0),
+        (0.0, 0.0),
+        (4 / 12, 1e9),
+        (4 / 12, math.nan),
+    ):
+        assert not trust.theorem_2_4(p, gamma, mu=mu, infimum=infimum).guaranteed
+    for delta in (math.nan, 0.0, -1.0, 0.999):
+        dp = trust.entry_norm_derivative(p.thetas[0]["w"], eps=0.1)
+        assert not trust.theorem_4_7(p, dp, delta=delta).guaranteed
+    flat = NET.system.at([{k: 1e9 * v for k, v in t.items()} for t in p.thetas], p.x)
+    assert not NET.bound(flat).guaranteed
+    bad = NET.system.at(p.thetas, p.x * math.nan)
+    with quiet():
+        assert not trust.proposition_4_6(bad).guaranteed
+        assert not NET.bound(bad).guaranteed
+        assert not trust.theorem_2_4(bad, gamma, mu=4 / 12).guaranteed
+    x = np.eye(3)[:, :2]
+    assert not trust.lemma_a_9(x * math.nan, np.eye(6)).guaranteed
+    assert not trust.lemma_a_9(x, np.outer(np.ones(6), np.ones(6)), bias=False).guaranteed
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: trust.sphere_bounds(eps=0.0), "expected eps > 0 and scale > 0; got 0.0 and 1.0"),
+        (lambda: trust.sphere_bounds(eps=0.1, scale=-1.0), "got 0.1 and -1.0"),
+        (lambda: trust.product_lipschitz([1.0], [1.0, 2.0]), "1 bounds and 2 constants"),
+        (lambda: trust.lipschitz_estimate(np.sin, [np.eye(2)]), "two points that differ"),
+        (lambda: trust.lipschitz_estimate(np.sin, [np.eye(2)] * 3), "two points that differ"),
+        (lambda: trust.descent_factor(0.5, beta=2.0, mu=math.nan), "expected mu >= 0; got nan"),
+        (lambda: trust.lemma_a_9(np.eye(3), np.eye(4)), "4 rows, no multiple of the 3 features"),
+        (
+            lambda: trust.convolution_matrix(np.ones((1, 1, 2, 2)), Image(1, 4, 4, stride=0)),
+            "a stride of at least 1",
+        ),
+        (lambda: trust.pooled_shortcut(Image(1, 4, 4, stride=0), 2), "a stride of at least 1"),
+    ],
+)
+def test_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(Error, match=message):
+        call()
+    assert np.all(np.isfinite(trust.escaping_radius(3, c=1e200, eps=1.0, eta=1.0)))

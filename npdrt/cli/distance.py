@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from npdrt import data, store
-from npdrt.arrays import Params, quiet, to_host
 from npdrt.cli.common import json_option, print_json, table
 from npdrt.errors import Error
-from npdrt.optim import norm
 from npdrt.store import Checkpoint, container
-from npdrt.trust import bounds, distances, spectra
-from npdrt.trust.bounds import Bound, Pair
+from npdrt.trust import compare, distances
+from npdrt.trust.bounds import Pair
 from npdrt.trust.net import SLOPES, Net
 
 TOTALS = {  # function of the relative perturbations -> what it is called here
@@ -86,9 +83,9 @@ def command(
     report = {
         "a": _about(files[0], before),
         "b": _about(files[1], after),
-        "layers": _layers(old, new, conditioning),
+        "layers": compare.layers(old, new, conditioning=conditioning),
         "others": [name for name in before.params if name not in old],
-        "totals": _totals(old, new),
+        "totals": compare.totals(old, new),
         "bounds": [],
         "no_bounds": "not asked for",
     }
@@ -115,41 +112,6 @@ def _about(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 # --- what is measured ------------------------------------------------------------------------
 
 
-def _layers(before: Params, after: Params, conditioning: bool) -> dict[str, dict[str, Any]]:
-    """Norms and relative change of every layer, condition numbers if asked for."""
-    relative = distances.relative_perturbations(before, after)
-    found = {}
-    for name, w in before.items():
-        found[name] = {
-            "shape": list(w.shape),
-            "norm": float(norm(w)),
-            "norm_after": float(norm(after[name])),
-            "relative_perturbation": float(relative[name]),
-        }
-        if conditioning:
-            found[name] |= _spectrum(w, after[name])
-    return found
-
-
-def _spectrum(before: Any, after: Any) -> dict[str, float | None]:
-    """Condition numbers of W, W~ and dW, which has none where it is zero, and spectral shift."""
-    change = spectra.matrix(after) - spectra.matrix(before)
-    moved = bool(np.any(change))
-    return {
-        "condition_number": spectra.condition_number(before),
-        "condition_number_after": spectra.condition_number(after),
-        "condition_number_of_change": spectra.condition_number(change) if moved else None,
-        "relative_spectral_shift": spectra.spectral_shift(spectra.matrix(before), change).relative,
-    }
-
-
-def _totals(before: Params, after: Params) -> dict[str, float]:
-    """The distances over all layers."""
-    r = distances.relative_perturbations(before, after)
-    found = {name: float(to_host(getattr(distances, name)(r))) for name in TOTALS}
-    return found | {"euclidean_trust": float(to_host(distances.euclidean_trust(before, after)))}
-
-
 def _bounds(
     before: Checkpoint, after: Checkpoint, samples: int, data_dir: Path | None
 ) -> dict[str, Any]:
@@ -163,10 +125,8 @@ def _bounds(
     kind, last = options["nonlinearity"], options["output_nonlinearity"]
     nets = [Net.from_params(c.params, kind, output_nonlinearity=last) for c in (before, after)]
     pair = Pair(*nets)
-    with quiet():
-        found = [bounds.all_bounds(pair, x) for x in _inputs(configs[0], samples, data_dir)]
-    merged = [_worst(same) for same in zip(*found, strict=True)]
-    return {"bounds": [dataclasses.asdict(bound) for bound in merged], "no_bounds": None}
+    found = compare.worst_bounds(pair, _inputs(configs[0], samples, data_dir))
+    return {"bounds": [dataclasses.asdict(bound) for bound in found], "no_bounds": None}
 
 
 def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
@@ -194,20 +154,6 @@ def _inputs(config: Any, samples: int, data_dir: Path | None) -> Sequence[Any]:
     dataset = data.load(config["data"], data_dir=data_dir, standardise=config["standardise"])
     x = dataset.x if dataset.x_test is None else dataset.x_test
     return [row.reshape(-1) for row in x[:samples]]
-
-
-def _worst(same: Sequence[Bound]) -> Bound:
-    """One bound over several inputs: the largest change measured, what holds for all of them."""
-    values = [bound.measured for bound in same if bound.measured is not None]
-    holds = {
-        name: all(b.holds_assumptions[name] for b in same) for name in same[0].holds_assumptions
-    }
-    return dataclasses.replace(
-        same[0],
-        measured=max(values, key=lambda v: math.inf if math.isnan(v) else v, default=None),
-        holds_assumptions=holds,
-        guaranteed=all(bound.guaranteed for bound in same),
-    )
 
 
 # --- for a person ----------------------------------------------------------------------------
