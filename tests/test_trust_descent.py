@@ -128,6 +128,7 @@ def test_lemma_1_written_out() -> None:
     assert measured == pytest.approx({n: off[n][-1] / slope[n] for n in params}, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.01, 100))
 def test_quadratics_use_half_of_the_bound(seed: int, curvature: float) -> None:
     """c |w|^2 / 2: H dW is parallel to dW, and the change of the gradient adds exactly half of what
@@ -144,6 +145,7 @@ def test_quadratics_use_half_of_the_bound(seed: int, curvature: float) -> None:
         assert (found.change - descent) / (bound - descent) == pytest.approx(0.5, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_quadratics_use_at_most_half_of_the_bound(seed: int, aligned: bool) -> None:
     """w'Hw / 2 in two layers: at most half; half where H dW is parallel to dW in each layer."""
