@@ -7,21 +7,21 @@ from types import EllipsisType
 from typing import Any
 
 from npdrt.arrays import Array, namespace
-from npdrt.autodiff import Tensor, primitive
+from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of
 
 Index = int | slice | EllipsisType | None
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def reshape(x: Array, *, shape: tuple[int, ...]) -> Any:
     """x in C order with another shape; one length may be -1."""
     xp = namespace(x)
     return xp.reshape(x, shape), lambda g: xp.reshape(g, x.shape)
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
     """Axes permuted; without `axes`, reversed."""
     xp = namespace(x)
@@ -32,13 +32,13 @@ def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
     return xp.permute_dims(x, axes), lambda g: xp.permute_dims(g, inverse)
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Any:
     """x repeated along new or length-1 axes; the walker sums the cotangent back."""
     return namespace(x).broadcast_to(x, shape), lambda g: g
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def concat(*xs: Array, axis: int = 0) -> Any:
     """Arrays joined along an existing axis."""
     y = namespace(*xs).concat(xs, axis=axis)
@@ -71,7 +71,7 @@ def split(x: Any, *, sizes: tuple[int, ...], axis: int = 0) -> list[Any]:
     return parts
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) -> Any:
     """x with `widths[i] = (before, after)` constant elements around each axis."""
     xp = namespace(x)
@@ -86,7 +86,7 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
     return y, lambda g: g[inner]
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
     """Basic indexing: ints, slices, None and `...`; for index arrays use `gather`."""
     xp = namespace(x)
@@ -103,7 +103,7 @@ def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
     return x[items], gx
 
 
-@primitive
+@primitive(computes=slice(1), moves=True)
 def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
     """Slices of x along `axis` at integer `indices`: y[..., j, ...] = x[..., indices[j], ...].
 
