@@ -79,11 +79,24 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
         raise Error(f"pad: expected {x.ndim} pairs of widths; got {len(widths)}")
     if any(width < 0 for pair in widths for width in pair):
         raise Error(f"pad: widths must not be negative; got {widths}")
+    if not _holds(x, value):
+        raise Error(f"pad: {x.dtype} does not hold the value {value}; convert x or choose another")
     shape = tuple(n + a + b for n, (a, b) in zip(x.shape, widths, strict=True))
     inner = tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, widths, strict=True))
     y = xp.full(shape, value, dtype=x.dtype)
     y[inner] = x
     return y, lambda g: g[inner]
+
+
+def _holds(x: Array, value: float) -> bool:
+    """Whether a number is one of the dtype of x, rounded if that is floating-point."""
+    xp = namespace(x)
+    if xp.isdtype(x.dtype, "bool"):
+        return value in (0, 1)
+    if not xp.isdtype(x.dtype, "integral"):
+        return True
+    info = xp.iinfo(x.dtype)
+    return bool(info.min <= value <= info.max and value == int(value))
 
 
 @primitive(computes=ALL, moves=True)
