@@ -111,6 +111,15 @@ def number(x: Any) -> Any:
     return float(x) if x.dtype.kind == "f" else x.item()
 
 
+def plain(setting: Any) -> Any:
+    """A setting, and what is in its tuples, lists and dicts, with Python's numbers for NumPy's."""
+    if type(setting) in (tuple, list):
+        return type(setting)(map(plain, setting))
+    if type(setting) is dict:
+        return {name: plain(value) for name, value in setting.items()}
+    return number(setting)
+
+
 # --- what an operation computes with ---------------------------------------------------------
 
 _REAL = {"float32": "float32", "float64": "float64", "complex64": "float32",

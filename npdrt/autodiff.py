@@ -28,6 +28,7 @@ from npdrt.arrays import (
     namespace,
     number,
     phase,
+    plain,
     quiet,
     to_host,
     total,
@@ -140,7 +141,7 @@ def primitive(
         if computes is not None:
             check_dtypes(name, *raw[computes], moves=moves, numbers=numbers)
         try:
-            value, vjps = function(*raw, **{k: _plain(v) for k, v in settings.items()})
+            value, vjps = function(*raw, **plain(settings))
         except (ValueError, TypeError, IndexError) as error:
             shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
             raise Error(f"{name}: {error}; arguments: {shapes}") from error
@@ -161,13 +162,6 @@ def primitive(
 def _is_number(x: Any) -> bool:
     """Whether `x` is a number of Python or NumPy and no array or Tensor."""
     return isinstance(x, np.generic) or not hasattr(x, "dtype")
-
-
-def _plain(setting: Any) -> Any:
-    """A setting, and what is in it, with Python's numbers in the place of NumPy's."""
-    if type(setting) in (tuple, list):
-        return type(setting)(map(_plain, setting))
-    return number(setting)
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
