@@ -92,11 +92,18 @@ def _whole(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[
     def gz(g: Array) -> Array:
         q = (1.0 - smoothing) * xp.astype(chosen, z.dtype) + smoothing / classes
         slope = weights - q
-        if not smoothing:
-            slope = xp.where(chosen & e.at_top(), -e.missing(), slope)
+        slope = slope if smoothing else slope + q * _lost(z, labels, e.top, e.sums, e.others)
         return slope * (g / z.shape[0])
 
     return picked, gz
+
+
+def _lost(z: Array, labels: Array, top: Array, sums: Array, others: Array) -> Array:
+    """(N, 1): what p - 1 of the label lacks because p is rounded, where p is above 1/2."""
+    xp = namespace(z)
+    shifted = _chosen_of(z, labels) - top
+    lost = (1.0 - xp.exp(shifted) / sums) - others / sums
+    return xp.where(is_alone(sums) & (shifted >= 0), lost, xp.zeros_like(lost))
 
 
 def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[Array], Array]]:
@@ -119,16 +126,13 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
 
     def gz(g: Array) -> Array:
         whole, share = xp.zeros(z.shape, dtype=z.dtype), g / n
-        alone = is_alone(sums) & (shifted >= 0)
-        at_label = xp.where(alone, -(others / sums), xp.exp(shifted) / sums - 1.0)
+        lost = None if smoothing else _lost(z, labels, top, sums, others)
         for block in blocks:
-            p = xp.exp(z[block, :] - top[block, :]) / sums[block, :]
-            chosen = labels[block, :] == numbers
-            if smoothing:
-                p = p - ((1.0 - smoothing) * xp.astype(chosen, z.dtype) + smoothing / classes)
-            else:
-                p = xp.where(chosen, at_label[block, :], p)
-            whole[block, :] = p * share
+            q = xp.astype(labels[block, :] == numbers, z.dtype)
+            q = (1.0 - smoothing) * q + smoothing / classes if smoothing else q
+            slope = xp.exp(z[block, :] - top[block, :]) / sums[block, :] - q
+            slope = slope if lost is None else slope + q * lost[block, :]
+            whole[block, :] = slope * share
         return whole
 
     return picked, gz

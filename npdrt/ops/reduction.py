@@ -134,8 +134,8 @@ def exponentials(x: Array, axes: tuple[int, ...]) -> Exponentials:
     top, shifted = shifted_by_maximum(x, axes)
     z = xp.exp(shifted)
     sums = total(z, axes, keepdims=True)
-    # For the maximum shifted instead of z: 0, or under a complex step exp(shifted) - 1.
-    others = total(xp.where(real(shifted) < 0, z, shifted), axes, keepdims=True)
+    # z lies in [0, 1], so that this takes 1 from the maximum alone, and rounds nothing.
+    others = total(z - xp.floor(real(z)), axes, keepdims=True)
     return Exponentials(top, shifted, z, sums, others, is_alone(sums))
 
 
