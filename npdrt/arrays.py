@@ -146,7 +146,10 @@ def check_dtypes(name: str, *arrays: Any, moves: bool = False, numbers: bool = F
     other dtypes. numbers: it also takes booleans and integers that NumPy converts to the dtype of
     the others. Python numbers have no dtype.
     """
-    found = [_dtype_name(x) for x in arrays if hasattr(x, "dtype") and not is_weak(x)]
+    given = [x for x in arrays if hasattr(x, "dtype") and not is_weak(x)]
+    if len({x.dtype for x in given}) == 1 and _dtype_name(given[0]) in _REAL:
+        return
+    found = list(map(_dtype_name, given))
     floats = {_REAL[n] for n in found if n in _REAL}
     others = [n for n in found if n not in _REAL]
     held = _HELD[min(floats)] if numbers and floats else set()

@@ -135,13 +135,16 @@ def primitive(
         if any(isinstance(s, Tensor) for s in settings.values()):
             raise Error(f"{name}: arrays are positional arguments, settings are keywords")
         raw = [a.value if isinstance(a, Tensor) else a for a in args]
-        if numbers and not all(map(_is_number, args)):
-            raw = [number(x) if _is_number(a) else x for a, x in zip(args, raw, strict=True)]
+        if numbers and any(isinstance(a, np.generic) for a in args) and _meets_array(args):
+            raw = [
+                number(a) if isinstance(a, np.generic) else x
+                for a, x in zip(args, raw, strict=True)
+            ]
         check_plain(*raw)
         if computes is not None:
             check_dtypes(name, *raw[computes], moves=moves, numbers=numbers)
         try:
-            value, vjps = function(*raw, **plain(settings))
+            value, vjps = function(*raw, **(plain(settings) if settings else settings))
         except (ValueError, TypeError, IndexError) as error:
             shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
             raise Error(f"{name}: {error}; arguments: {shapes}") from error
@@ -159,9 +162,9 @@ def primitive(
     return operation
 
 
-def _is_number(x: Any) -> bool:
-    """Whether `x` is a number of Python or NumPy and no array or Tensor."""
-    return isinstance(x, np.generic) or not hasattr(x, "dtype")
+def _meets_array(args: tuple[Any, ...]) -> bool:
+    """Whether not all of `args` are numbers of Python or NumPy."""
+    return any(hasattr(a, "dtype") and not isinstance(a, np.generic) for a in args)
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
