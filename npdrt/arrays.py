@@ -7,13 +7,14 @@ check, device and transfer is here; no other file asks.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +35,18 @@ def _library(module: str) -> ModuleType | None:
     return sys.modules[library] if library == "cupy" else None
 
 
+def check_plain(*arrays: Any) -> None:
+    """Refuse NumPy's masked arrays and matrices, whose operators mean something else."""
+    for x in arrays:
+        if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray | np.matrix):
+            kind, instead = "matrix", "numpy.asarray(x)"
+            if isinstance(x, np.ma.MaskedArray):
+                kind, instead = "masked array", "x.filled(value)"
+            raise Error(f"expected a plain array; got a NumPy {kind}; write {instead} instead of x")
+
+
 def _namespace_of(x: Array) -> Any:
+    check_plain(x)
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
     xp = _library(type(x).__module__)
@@ -88,6 +100,139 @@ def scalar(value: Array, like: Array) -> Array:
     """`value` (a number or 0-d array) as a 0-d float64 array in the library of `like`."""
     xp = namespace(like)
     return xp.asarray(value, dtype=xp.float64)
+
+
+def number(x: Any) -> Any:
+    """A NumPy scalar, or 0-d array of NumPy, as the Python number that it is; anything else as it
+    is. A NumPy number would decide the dtype of the arrays that it meets; a Python number does not.
+    """
+    if not isinstance(x, np.generic | np.ndarray) or x.shape != () or x.dtype.kind not in "biufc":
+        return x
+    return float(x) if x.dtype.kind == "f" else x.item()
+
+
+def plain(setting: Any) -> Any:
+    """A setting, and what is in its tuples, lists and dicts, with Python's numbers for NumPy's."""
+    if type(setting) in (tuple, list):
+        return type(setting)(map(plain, setting))
+    if type(setting) is dict:
+        return {name: plain(value) for name, value in setting.items()}
+    return number(setting)
+
+
+# --- what an operation computes with ---------------------------------------------------------
+
+_REAL = {"float32": "float32", "float64": "float64", "complex64": "float32",
+         "complex128": "float64"}  # fmt: skip
+_SMALL = {"bool", "int8", "uint8", "int16", "uint16"}  # float32 holds their numbers
+_HELD = {"float32": _SMALL, "float64": _SMALL | {"int32", "uint32", "int64", "uint64"}}
+
+
+def _dtype_name(x: Array) -> str:
+    """ "float32" for the dtype of any library; ">f4" if the bytes are in another order."""
+    return _text(type(x.dtype).__module__, x.dtype)
+
+
+@lru_cache(64)
+def _text(library: str, dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]  # without the name of the library
+
+
+def check_dtypes(name: str, *arrays: Any, moves: bool = False, numbers: bool = False) -> None:
+    """Refuse arrays that the operation `name` would not compute with in one floating dtype.
+
+    Taken: float32 or float64, one of the two (complex64 or complex128 in a complex step). moves:
+    the operation only moves or selects elements, so that it also takes arrays that are all of
+    other dtypes. numbers: it also takes booleans and integers that NumPy converts to the dtype of
+    the others. Python numbers have no dtype.
+    """
+    given = [x for x in arrays if hasattr(x, "dtype") and not is_weak(x)]
+    if len({x.dtype for x in given}) == 1 and _dtype_name(given[0]) in _REAL:
+        return
+    found = list(map(_dtype_name, given))
+    floats = {_REAL[n] for n in found if n in _REAL}
+    others = [n for n in found if n not in _REAL]
+    held = _HELD[min(floats)] if numbers and floats else set()
+    if not found or (len(floats) == 1 and held.issuperset(others)) or (moves and not floats):
+        return
+    raise Error(
+        f"{name}: expected arrays of one dtype, float32 or float64; got {', '.join(found)}; "
+        f'convert first, for example x.astype("{min(floats, default="float32")}"), and write a '
+        "NumPy number as a Python number, float(x)"
+    )
+
+
+def differentiable(x: Any) -> bool:
+    """Whether `x` is an array of a dtype that npdrt computes derivatives in."""
+    return _dtype_name(x) in _REAL
+
+
+def is_weak(x: Any) -> bool:
+    """Whether `x` stands for a Python float in a program that is being recorded."""
+    return getattr(x, "weak", False)
+
+
+# --- sums ------------------------------------------------------------------------------------
+
+RUN = 128  # rows that a sum adds one after another, like a run of NumPy's pairwise sum
+
+
+def total(x: Array, axes: tuple[int, ...], *, keepdims: bool = False) -> Array:
+    """The sum of a floating array over `axes` (not negative), added in short runs.
+
+    NumPy adds elements that lie next to each other in memory pairwise, but rows one after
+    another: n rows of ones in float32 never give more than 2**24. So if more than RUN rows are to
+    be added, every axis is summed in runs of RUN, then the sums of the runs likewise, until one is
+    left; fewer are added by `xp.sum` itself. The order depends on shape and strides alone.
+
+    Error: at most k u sum|x|, with u = 2**-24 in float32 and 2**-53 in float64, and k the longest
+    way of an element through additions: 19 + log2(m / 128) for m neighbours in memory, and for an
+    axis of n rows RUN ceil(log(n) / log(RUN)), so 512 for 2e7 rows.
+    """
+    xp = namespace(x)
+    inner = _neighbours(x, axes) if math.prod(x.shape[a] for a in axes) > RUN else axes
+    outer = [a for a in axes if a not in inner and x.shape[a] != 1]
+    if math.prod(x.shape[a] for a in outer) <= RUN:
+        return xp.sum(x, axis=axes, keepdims=keepdims)
+    shape = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    x = xp.sum(x, axis=inner, keepdims=True) if inner else x
+    for axis in sorted(outer, reverse=True):
+        x = xp.sum(_in_runs(x, axis), axis=axis, keepdims=True)
+    return x if keepdims else xp.reshape(x, shape)
+
+
+def _neighbours(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of `axes` whose elements lie next to each other in memory: the innermost, without
+    gaps. An array without strides, which the standard has not got, counts as C-ordered."""
+    strides, step = getattr(x, "strides", None), 1
+    if strides is None:
+        strides = [math.prod(x.shape[a + 1 :]) for a in range(x.ndim)]
+    else:
+        step = x.dtype.itemsize
+    found = []
+    for a in sorted(range(x.ndim), key=lambda a: (strides[a], -a)):
+        if x.shape[a] == 1:
+            continue
+        if a not in axes or strides[a] != step:
+            break
+        found.append(a)
+        step *= x.shape[a]
+    return tuple(found)
+
+
+def _in_runs(x: Array, axis: int) -> Array:
+    """x with the sums of runs of RUN along `axis`, of these again, until no more than RUN are left;
+    what does not fill a run is one too."""
+    xp, before = namespace(x), (slice(None),) * axis
+    while (n := x.shape[axis]) > RUN:
+        whole = n - n % RUN
+        runs = (*x.shape[:axis], whole // RUN, RUN, *x.shape[axis + 1 :])
+        sums = xp.sum(xp.reshape(x[(*before, slice(0, whole), ...)], runs), axis=axis + 1)
+        if whole < n:
+            rest = xp.sum(x[(*before, slice(whole, n), ...)], axis=axis, keepdims=True)
+            sums = xp.concat((sums, rest), axis=axis)
+        x = sums
+    return x
 
 
 def quiet() -> AbstractContextManager[Any]:

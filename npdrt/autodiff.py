@@ -18,10 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, label, namespace, phase, quiet, to_host
+from npdrt.arrays import (
+    Array,
+    Params,
+    check_dtypes,
+    check_plain,
+    differentiable,
+    label,
+    namespace,
+    number,
+    phase,
+    plain,
+    quiet,
+    to_host,
+    total,
+)
 from npdrt.errors import Diverged, Error
 
 Vjp = Callable[[Array], Array]
+ALL = slice(None)  # of the arrays of a primitive
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # every primitive by name, for tests and audits
 
 
@@ -90,16 +105,29 @@ def detach(x: Any) -> Any:
 
 
 def primitive(
-    function: Callable[..., Any] | None = None, *, analytic: bool = True
+    function: Callable[..., Any] | None = None,
+    *,
+    analytic: bool = True,
+    computes: slice | None = None,
+    moves: bool = False,
+    numbers: bool = False,
 ) -> Callable[..., Any]:
     """Make a function from arrays to `(value, vjps)` a differentiable operation.
 
     Arrays are positional arguments, settings keyword arguments. `vjps` is one function for a
     single array argument, else a tuple with one function (or None) an argument. `analytic=False`
     marks an operation with kinks, for which the complex step is not defined.
+
+    computes: which of the arrays have to be floating-point, and of one dtype
+    (`npdrt.arrays.check_dtypes`); None leaves that to the function. moves: it only moves or selects
+    their elements, so that they may be of any dtype. numbers: numbers may take the place of some
+    arrays, those of NumPy with the meaning of Python's. Settings that are numbers of NumPy
+    become Python's too.
     """
     if function is None:
-        return partial(primitive, analytic=analytic)
+        return partial(
+            primitive, analytic=analytic, computes=computes, moves=moves, numbers=numbers
+        )
     name = function.__name__
 
     @wraps(function)
@@ -107,8 +135,16 @@ def primitive(
         if any(isinstance(s, Tensor) for s in settings.values()):
             raise Error(f"{name}: arrays are positional arguments, settings are keywords")
         raw = [a.value if isinstance(a, Tensor) else a for a in args]
+        if numbers and any(isinstance(a, np.generic) for a in args) and _meets_array(args):
+            raw = [
+                number(a) if isinstance(a, np.generic) else x
+                for a, x in zip(args, raw, strict=True)
+            ]
+        check_plain(*raw)
+        if computes is not None:
+            check_dtypes(name, *raw[computes], moves=moves, numbers=numbers)
         try:
-            value, vjps = function(*raw, **settings)
+            value, vjps = function(*raw, **(plain(settings) if settings else settings))
         except (ValueError, TypeError, IndexError) as error:
             shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
             raise Error(f"{name}: {error}; arguments: {shapes}") from error
@@ -120,9 +156,15 @@ def primitive(
         )
         return Tensor(value, edges, name) if edges else value
 
-    operation.analytic = analytic  # type: ignore[attr-defined]
+    operation.analytic, operation.computes = analytic, computes  # type: ignore[attr-defined]
+    operation.moves = moves  # type: ignore[attr-defined]
     PRIMITIVES[name] = operation
     return operation
+
+
+def _meets_array(args: tuple[Any, ...]) -> bool:
+    """Whether not all of `args` are numbers of Python or NumPy."""
+    return any(hasattr(a, "dtype") and not isinstance(a, np.generic) for a in args)
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
@@ -157,9 +199,9 @@ def undo_broadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """The cotangent of an array of `shape` that was broadcast to the shape of `g`: summed back."""
     if tuple(g.shape) == shape:
         return g
-    xp, extra = namespace(g), len(g.shape) - len(shape)
+    extra = len(g.shape) - len(shape)
     stretched = (extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1)
-    return xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), shape)
+    return namespace(g).reshape(total(g, (*range(extra), *stretched)), shape)
 
 
 def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
@@ -218,7 +260,7 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
     @wraps(function)
     def differentiated(params: Params, *args: Any, **settings: Any) -> Any:
-        leaves = {name: Tensor(value, name=name) for name, value in params.items()}
+        leaves = {name: _leaf(value, name) for name, value in params.items()}
         result = function(leaves, *args, **settings)
         output, aux = result if has_aux else (result, None)
         loss = detach(output)
@@ -230,6 +272,17 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
         return ((loss, aux), grads) if has_aux else (loss, grads)
 
     return differentiated
+
+
+def _leaf(value: Array, name: str) -> Tensor:
+    """A parameter as a leaf of the graph."""
+    namespace(value)
+    if not differentiable(value):
+        raise Error(
+            f"{name}: a parameter is float32 or float64; got {value.dtype}; convert it first, for "
+            'example x.astype("float32")'
+        )
+    return Tensor(value, name=name)
 
 
 def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:

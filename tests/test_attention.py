@@ -586,12 +586,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no keys": (lambda: ops.attention(Q, K[:, :0], V[:, :0]), "at least 1, of at least 1 number"),
     "no size": (lambda: ops.attention(Q[..., :0], K[..., :0], V), "of at least 1 number"),
     "integers": (lambda: ops.attention(Q.astype(int), K, V), "one dtype, .* got int64, float64"),
-    "booleans": (lambda: ops.attention(Q, K > 0, V), "floating-point arrays of one dtype"),
+    "booleans": (lambda: ops.attention(Q, K > 0, V), "one dtype, .* got float64, bool, float64"),
     "two dtypes": (lambda: ops.attention(Q.astype("float32"), K, V), "got float32, float64"),
-    "integer mask": (lambda: ops.attention(Q, K, V, np.ones((5, 7), int)), "float64, int64"),
+    "integer mask": (lambda: ops.attention(Q, K, V, np.ones((5, 7), int)), "as q is; got int64"),
     "wider mask": (
         lambda: ops.attention(Q.astype("f4"), K.astype("f4"), V.astype("f4"), np.zeros((5, 7))),
-        "a mask that is boolean or of the same; got float32, float32, float32, float64",
+        "a mask that is boolean or float32, as q is; got float64",
     ),
     "mask shape": (
         lambda: ops.attention(Q, K, V, np.ones((7, 5), bool)),

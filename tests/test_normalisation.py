@@ -400,15 +400,16 @@ ERRORS = {
         X, channel_axis=0, eps=-1),
     r"batch_norm: eps must not be negative; got nan": lambda: ops.batch_norm(
         X, channel_axis=0, eps=float("nan")),
-    r"batch_norm: expected arrays of one dtype; got float64, float32":
+    r"batch_norm: expected arrays of one dtype, float32 or float64; got float64, float32":
         lambda: ops.batch_norm(X, np.ones(3, "float32"), channel_axis=0),
-    r"batch_norm: expected floating-point arrays; got int64":
+    r"batch_norm: expected arrays of one dtype, float32 or float64; got int64":
         lambda: ops.batch_norm(X.astype(int), channel_axis=0),
     r"batch_norm: x has shape (3, 4) and the statistics are of shape (4, 3)":
         lambda: ops.batch_norm(X, None, None, OF_ANOTHER, channel_axis=0),
     r"batch_norm_inference: expected vectors of 4 channels": lambda: ops.batch_norm_inference(
         X, np.ones(4), np.ones(3), channel_axis=1),
-    r"batch_norm_inference: expected arrays of one dtype; got float64, float64, float32":
+    r"batch_norm_inference: expected arrays of one dtype, float32 or float64; got float64, "
+    "float64, float32":
         lambda: ops.batch_norm_inference(
             X, np.ones(4), np.ones(4, "float32"), channel_axis=1),
     r"layer_norm: gain has shape (3,); expected (4,), the lengths of axes (1,) of x (3, 4)":

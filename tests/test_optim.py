@@ -720,12 +720,53 @@ def test_parameters_that_are_not_real_numbers(name: str) -> None:
         EVERY[name].init({})
 
 
+NUMBERS: list[Any] = [float, np.float64, np.float32, np.array, lambda x: np.array(x, "float32")]
+
+
+@pytest.mark.parametrize("kind", NUMBERS, ids=["float", "f8", "f4", "0-d f8", "0-d f4"])
 @pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf])
-def test_bad_rates(lr: float) -> None:
-    refused("lr must be a finite number >= 0; got", lr=lr)
-    for rule in optim.RULES.values():
+def test_bad_rates(lr: float, kind: Any) -> None:
+    """As a number of Python or NumPy or an array without axes: of the rule, of a step and of a
+    schedule."""
+    refused("lr must be a finite number >= 0; got", lr=kind(lr))
+    for make in (*optim.RULES.values(), optim.schedules.Schedule):
         with pytest.raises(Error, match="lr must be a finite number >= 0; got"):
-            rule(lr=lr)
+            make(lr=kind(lr))
+
+
+@pytest.mark.parametrize("lr", ["0.1", 1j, np.array(1j), np.bytes_(b"1"), None, [0.1]], ids=repr)
+def test_rates_that_are_no_numbers(lr: Any) -> None:
+    with pytest.raises(Error, match="lr must be a finite number >= 0; got"):
+        optim.fromage(lr=lr)
+
+
+@pytest.mark.parametrize("kind", NUMBERS[1:], ids=["f8", "f4", "0-d f8", "0-d f4"])
+@every_rule
+def test_settings_of_numpy_are_those_of_python(name: str, kind: Any) -> None:
+    """The same bits, for every setting and for the rate of one step."""
+    rule = EVERY[name]
+    make, given = optim.RULES[rule.name], dict(rule.settings)
+    numbers = {k: 0.25 if type(v) is float and v > 0 else v for k, v in given.items()}
+    changed = {k: kind(0.25) if v == 0.25 else v for k, v in numbers.items()}
+    if "betas" in given:
+        numbers["betas"], changed["betas"] = (0.5, 0.75), (kind(0.5), kind(0.75))
+    ours, theirs = make(**numbers), make(**changed)
+    assert ours.settings == theirs.settings
+    assert {type(v) for v in theirs.settings.values()} <= {float, bool, tuple, type(None)}
+    for lr in (None, 0.125):
+        expected = ours.update(PARAMS, PARAMS, ours.init(PARAMS), lr=lr)
+        rate = None if lr is None else kind(lr)
+        found = theirs.update(PARAMS, PARAMS, theirs.init(PARAMS), lr=rate)
+        for a, b in zip(found, expected, strict=True):
+            assert all(a[k].tobytes() == b[k].tobytes() for k in b)
+            assert all(a[k].dtype == b[k].dtype for k in b)
+
+
+def test_schedules_of_numpy_numbers_give_floats() -> None:
+    rate = optim.schedules.Exponential(np.float32(0.5), np.float64(0.5), np.int64(10))
+    assert rate == optim.schedules.Exponential(0.5, 0.5, 10)
+    assert type(rate(25)) is float
+    assert type(optim.schedules.Linear(np.array(0.5), 10)(5)) is float
 
 
 def test_rate_with_a_shape() -> None:

@@ -995,6 +995,23 @@ def test_lr_auto(depth: int, rate: float) -> None:
     assert resolve(config, dataset()).lr == rate
 
 
+def test_settings_may_be_numbers_of_numpy() -> None:
+    """They are kept as Python's, as JSON has them, and refused as those are."""
+    ours = Config(
+        lr=np.float32(0.5), clip=np.array(2.0), seed=np.int64(3), epochs=np.uint8(2),
+        snapshots=(np.int64(4),), optimizer="adam", model_options={"depth": np.int64(3)},
+        optimizer_options={"betas": (np.float64(0.5), np.array(0.75))},
+    )  # fmt: skip
+    theirs = Config(
+        lr=0.5, clip=2.0, seed=3, epochs=2, snapshots=(4,), optimizer="adam",
+        model_options={"depth": 3}, optimizer_options={"betas": (0.5, 0.75)},
+    )  # fmt: skip
+    assert ours == theirs
+    assert json.dumps(ours.as_dict()) == json.dumps(theirs.as_dict())
+    with pytest.raises(Error, match="clip must be a finite norm above 0; got nan"):
+        Config(clip=np.float32("nan"))
+
+
 def test_lr_auto_elsewhere() -> None:
     rates = {"sgd": 0.1, "adam": 1e-3, "lars": 1.0}
     for rule, rate in rates.items():

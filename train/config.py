@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from npdrt import optim
+from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error
 from npdrt.models import MODELS
@@ -75,6 +76,8 @@ class Config:
     conditioning: bool = False
 
     def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):  # numbers of NumPy are no JSON
+            object.__setattr__(self, setting.name, plain(getattr(self, setting.name)))
         for name, least in {"epochs": 0, "batch_size": 1, "log_every": 0}.items():
             if getattr(self, name) < least:
                 raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")

@@ -1,9 +1,17 @@
 """The primitives, a file a family, each with its derivative beside it.
 
 Every operation takes arrays (or Tensors) as positional arguments and settings as keywords, works
-in the dtype of its arguments (float32 and float64; complex under a complex step where analytic),
-never casts up, and never writes to its arguments. Subgradients at kinks and ties are stated where
-they are chosen.
+in the dtype of its arguments, never casts up, and never writes to its arguments. Subgradients at
+kinks and ties are stated where they are chosen.
+
+It computes in float32 or float64 (complex under a complex step where analytic), all arguments in
+one of the two, and refuses anything else: convert it first. Integers and booleans may meet
+floating-point arrays in `add`, `subtract`, `multiply`, `divide`, `power`, `where`, `maximum` and
+`minimum`, if the dtype of these holds them (int8 to int16 in float32), and so may numbers: those of
+NumPy count as Python's, here and as settings. Operations that only move or choose elements take
+any dtype: broadcast_to, clip, concat, embedding, gather, getitem, max, maximum, minimum, pad,
+reshape, split, transpose and where. Labels and indices are integers, masks booleans. NumPy's masked
+arrays and matrices are refused.
 """
 
 from npdrt.ops.activation import gelu, leaky_relu, relu, softplus

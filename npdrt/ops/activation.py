@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from npdrt.arrays import Array, namespace, real
-from npdrt.autodiff import primitive
-from npdrt.ops.elementary import TWO_OVER_SQRT_PI, erf_value
+from npdrt.autodiff import ALL, primitive
+from npdrt.ops.elementary import bell, erfc_limit, limited, scaled_erfc
 
 SQRT_HALF = 0.7071067811865476
+DENSITY = 0.3989422804014327  # 1 / sqrt(2 pi)
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False)
 def relu(x: Array) -> Any:
     """max(x, 0). Subgradient 0 at x = 0."""
     xp = namespace(x)
@@ -19,7 +20,7 @@ def relu(x: Array) -> Any:
     return y, lambda g: g * xp.asarray(y > 0, dtype=g.dtype)
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False)
 def leaky_relu(x: Array, *, a: float = 0.01) -> Any:
     """x where x > 0, else a x (Bernstein et al. 2020, section 3). Subgradient a at x = 0."""
     xp = namespace(x)
@@ -27,23 +28,33 @@ def leaky_relu(x: Array, *, a: float = 0.01) -> Any:
     return xp.where(positive, x, a * x), lambda g: xp.where(positive, g, a * g)
 
 
-@primitive
+@primitive(computes=ALL)
 def gelu(x: Array) -> Any:
     """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, the exact form (Hendrycks and Gimpel 2016).
 
-    Derivative Phi(x) + x exp(-x**2 / 2) / sqrt(2 pi).
+    With a = |x|, e = exp(-a**2 / 2) and h = exp(a**2 / 2) Phi(-a), which does not underflow,
+
+        Phi(-a) = e h,    Phi(a) = 1 - e h,    slope(-a) = e (h - a / sqrt(2 pi)) = 1 - slope(a)
+
+    so that no digit cancels in the tails. Error at most 8 ulps; of the derivative
+    Phi(x) + x exp(-x**2 / 2) / sqrt(2 pi) too, but 8 ulps of 1/2 near its zero at -0.7518, and 16
+    where it is subnormal.
     """
     xp = namespace(x)
-    phi = 0.5 * (1.0 + erf_value(x * SQRT_HALF))
-    density = 0.5 * TWO_OVER_SQRT_PI * SQRT_HALF
-    return x * phi, lambda g: g * (phi + density * x * xp.exp(-0.5 * x * x))
+    positive = real(x) > 0
+    a = limited(xp.where(positive, x, -x), erfc_limit(x) / SQRT_HALF)
+    e, h = bell(a, 0.5), 0.5 * scaled_erfc(a * SQRT_HALF)
+    y = xp.where(positive, x * (1.0 - e * h), -(a * h) * e)
+    tail = e * (h - a * DENSITY)
+    slope = xp.where(positive, 1.0 - tail, tail)
+    return y, lambda g: g * slope
 
 
-@primitive
+@primitive(computes=ALL)
 def softplus(x: Array) -> Any:
     """log(1 + e**x) = max(x, 0) + log1p(e**-|x|), so that nothing overflows.
 
-    Derivative: the sigmoid.
+    Derivative: the sigmoid. Error of both at most 4 ulps.
     """
     xp = namespace(x)
     positive = real(x) > 0

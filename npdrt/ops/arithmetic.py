@@ -5,42 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from npdrt.arrays import Array, namespace
-from npdrt.autodiff import Tensor, primitive
+from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 
 
-@primitive
+@primitive(computes=ALL, numbers=True)
 def add(a: Array, b: Array) -> Any:
     """a + b elementwise."""
     return a + b, (lambda g: g, lambda g: g)
 
 
-@primitive
+@primitive(computes=ALL, numbers=True)
 def subtract(a: Array, b: Array) -> Any:
     """a - b elementwise."""
     return a - b, (lambda g: g, lambda g: -g)
 
 
-@primitive
+@primitive(computes=ALL, numbers=True)
 def multiply(a: Array, b: Array) -> Any:
     """a * b elementwise."""
     return a * b, (lambda g: g * b, lambda g: g * a)
 
 
-@primitive
+@primitive(computes=ALL, numbers=True)
 def divide(a: Array, b: Array) -> Any:
     """a / b elementwise; IEEE division, so x / 0 is inf or NaN."""
     y = a / b
     return y, (lambda g: g / b, lambda g: -g * y / b)
 
 
-@primitive
+@primitive(computes=ALL)
 def negative(x: Array) -> Any:
     """-x elementwise."""
     return -x, lambda g: -g
 
 
-@primitive
+@primitive(computes=ALL, numbers=True)
 def power(x: Array, exponent: Array) -> Any:
     """x ** exponent elementwise; the exponent is an array or a real number.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from npdrt.arrays import Array, namespace, real
+from npdrt.arrays import Array, namespace, real, total
 from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
@@ -18,7 +18,7 @@ BLOCK = 1 << 20  # scores that are worked on at once; whole heads, at least one
 KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
 
 
-@primitive
+@primitive(computes=slice(3))
 def attention(
     q: Array,
     k: Array,
@@ -168,18 +168,18 @@ class _Heads:
         top = xp.max(real(s), axis=-1, keepdims=True)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
         e = xp.exp(s - top)
-        total = xp.sum(e, axis=-1, keepdims=True)
-        total = xp.where(total == 0, xp.ones_like(total), total)  # nothing to attend to
-        return xp.matmul(self._dropped(e, at), self.v[at]) * (self.grow / total), top, total, e
+        sums = total(e, (e.ndim - 1,), keepdims=True)
+        sums = xp.where(sums == 0, xp.ones_like(sums), sums)  # nothing to attend to
+        return xp.matmul(self._dropped(e, at), self.v[at]) * (self.grow / sums), top, sums, e
 
     def backward(
-        self, g: Array, y: Array, at: Index, top: Array, total: Array, e: Array
+        self, g: Array, y: Array, at: Index, top: Array, sums: Array, e: Array
     ) -> tuple[Array, Array, Array, Array]:
         """The cotangents of a block of q, k, v and of its scores."""
         xp = namespace(self.q)
         e = xp.exp(self._scores(at) - top) if e is None else e
-        along = xp.sum(g[at] * y[at], axis=-1, keepdims=True) / total
-        g = g[at] * (self.grow / total)
+        along = total(g[at] * y[at], (y.ndim - 1,), keepdims=True) / sums
+        g = g[at] * (self.grow / sums)
         gp = self._dropped(xp.matmul(g, xp.matrix_transpose(self.v[at])), at)
         ds = e * (gp - along)
         gq = xp.matmul(ds, self.k[at]) * self.scale
@@ -283,14 +283,10 @@ def _check(q: Array, k: Array, v: Array, mask: Array, keep: Array, rate: float) 
             "attention: expected as many values as keys, at least 1, of at least 1 number; got "
             f"k {shapes[1]} and v {shapes[2]}"
         )
-    floating = [x for x in (q, k, v, mask) if x is not None and x.dtype != xp.bool]
-    kinds = {x.dtype for x in floating if xp.isdtype(x.dtype, "real floating")}
-    whole = all(xp.isdtype(x.dtype, ("real floating", "complex floating")) for x in floating)
-    if len(kinds) > 1 or not whole or any(x.dtype == xp.bool for x in (q, k, v)):
-        found = ", ".join(str(x.dtype) for x in (q, k, v, mask) if x is not None)
+    if mask is not None and not (mask.dtype == xp.bool or real(mask).dtype == real(q).dtype):
         raise Error(
-            "attention: expected floating-point arrays of one dtype, and a mask that is boolean "
-            f"or of the same; got {found}"
+            f"attention: expected a mask that is boolean or {real(q).dtype}, as q is; got "
+            f"{mask.dtype}"
         )
     scores = (*shapes[0][:-1], k.shape[-2])
     if mask is not None and not broadcasts(tuple(mask.shape), scores):

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, columns, composite, namespace
-from npdrt.autodiff import primitive
+from npdrt.arrays import Array, columns, composite, namespace, total
+from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops import blocked, winograd
 from npdrt.ops.window import (
@@ -47,7 +47,7 @@ from npdrt.ops.window import (
 )
 
 
-@primitive
+@primitive(computes=ALL)
 def conv2d(
     x: Array,
     weight: Array,
@@ -86,7 +86,7 @@ def conv2d(
     return y, (
         lambda g: convolve_input(g, weight, size=sizes, **setting),
         lambda g: convolve_weight(g, x, size=kernel, **setting),
-        lambda g: xp.sum(xp.reshape(g, (g.shape[0], -1)), axis=1),
+        lambda g: total(g, (1, 2, 3)),
     )
 
 

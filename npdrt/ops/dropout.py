@@ -22,7 +22,7 @@ from npdrt.errors import Error
 from npdrt.random import Random
 
 
-@primitive
+@primitive(computes=slice(1))
 def dropout(x: Array, keep: Array = None, *, rate: float) -> Any:
     """x keep / (1 - rate): elements where `keep` is false become 0, the others grow.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace
-from npdrt.autodiff import Tensor, primitive
+from npdrt.arrays import Array, namespace, total
+from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 
 
-@primitive
+@primitive(computes=ALL)
 def matmul(a: Array, b: Array) -> Any:
     """a @ b for stacks of matrices: (..., M, K) @ (..., K, N) -> (..., M, N).
 
@@ -27,7 +27,7 @@ def matmul(a: Array, b: Array) -> Any:
     )
 
 
-@primitive
+@primitive(computes=ALL)
 def linear(x: Array, weight: Array, bias: Array = None) -> Any:
     """x @ weight^T + bias: (..., in), (out, in), (out,) or None -> (..., out).
 
@@ -50,7 +50,7 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Any:
     return y, (
         lambda g: xp.reshape(xp.matmul(flat(g), weight), x.shape),
         lambda g: xp.matmul(xp.matrix_transpose(flat(g)), rows),
-        lambda g: xp.sum(flat(g), axis=0),
+        lambda g: total(flat(g), (0,)),
     )
 
 

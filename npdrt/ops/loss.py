@@ -6,41 +6,53 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from npdrt.arrays import Array, namespace, real
-from npdrt.autodiff import primitive
+from npdrt.arrays import Array, namespace, total
+from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
-from npdrt.ops.reduction import axes_of, shifted_softmax
+from npdrt.ops.reduction import axes_of, exponentials, is_alone, softmax_of
 
 BLOCK = 1 << 19  # logits above which `softmax_cross_entropy` takes their rows in blocks of so many
 
 
-@primitive
+@primitive(computes=ALL)
 def softmax(x: Array, *, axis: int = -1) -> Any:
     """exp(x) / sum exp(x) over `axis`, shifted by the maximum. vjp: y (g - sum g y)."""
-    xp = namespace(x)
-    *_, y = shifted_softmax(x, axes_of(x, axis))
-    return y, lambda g: y * (g - xp.sum(g * y, axis=axis, keepdims=True))
+    axes = axes_of(x, axis)
+    y = softmax_of(x, axes)
+    return y, lambda g: y * (g - total(g * y, axes, keepdims=True))
 
 
-@primitive
+@primitive(computes=ALL)
 def log_softmax(x: Array, *, axis: int = -1) -> Any:
     """x - logsumexp(x) over `axis`, as (x - max) - log sum exp(x - max).
 
-    vjp: g - softmax(x) sum g.
+    vjp: g - p sum g, p = softmax(x). Where the maximum's p is near 1, its logarithm is -log1p of
+    the sum of the other terms, and 1 - p the others' share, so that both keep their digits.
+    Error of value and 1 - p: 8 ulps, and one more for every unit of |x - max|, since the
+    difference is rounded before it is an exponent.
     """
-    xp = namespace(x)
-    _, shifted, log_sum, weights = shifted_softmax(x, axes_of(x, axis))
-    return shifted - log_sum, lambda g: g - weights * xp.sum(g, axis=axis, keepdims=True)
+    xp, axes = namespace(x), axes_of(x, axis)
+    e = exponentials(x, axes)
+
+    def vjp(g: Array) -> Array:
+        """For the maximum g (1 - p) - p (sum of the other g), the same with other roundings."""
+        weights, at_top = e.z / e.sums, e.at_top()
+        rest = total(xp.where(at_top, xp.zeros_like(g), g), axes, keepdims=True)
+        plain = g - weights * total(g, axes, keepdims=True)
+        return xp.where(at_top, g * e.missing() - weights * rest, plain)
+
+    return e.shifted - e.log_sums(), vjp
 
 
-@primitive
+@primitive(computes=slice(1))
 def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> Any:
     """Mean cross-entropy of integer labels under softmax(logits).
 
     logits: (N, C), or (..., C). labels: (N,) or (...), integers in [0, C); out of range they
     choose no class and are not noticed, so check them on the host where data enters. With
     q = (1 - s) onehot + s / C:  loss = mean_n [logsumexp(z_n) - sum_c q_nc z_nc]  (nats).
-    Stable for any finite logits. glogits = (softmax(z) - q) / N.
+    Stable for any finite logits. glogits = (softmax(z) - q) / N. Where the label's softmax p is
+    near 1, without smoothing, -log p and p - 1 keep their digits as in `log_softmax`.
 
     Above BLOCK elements the rows are taken in blocks, to the same bits: beside the logits nothing
     of their size is held but, in the end, their derivative. The backward pass makes the
@@ -63,25 +75,35 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
     labels = xp.astype(xp.reshape(labels, (-1, 1)), xp.int64)  # all classes fit, also from uint8
     rule = _whole if n * classes <= BLOCK else _in_blocks
     picked, gz = rule(z, labels, label_smoothing)
-    return -xp.sum(picked) / n, (lambda g: xp.reshape(gz(g), logits.shape), None)
+    return -total(picked, (0,)) / n, (lambda g: xp.reshape(gz(g), logits.shape), None)
 
 
 def _whole(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[Array], Array]]:
     """sum_c q_c log softmax(z)_c of every row of z, and g -> (softmax(z) - q) g / N."""
     xp, classes = namespace(z), z.shape[1]
     chosen = labels == xp.arange(classes, dtype=xp.int64)
-    _, shifted, log_sum, weights = shifted_softmax(z, (1,))
-    log_p = shifted - log_sum
-    picked = xp.sum(xp.where(chosen, log_p, xp.zeros((), dtype=z.dtype)), axis=1)
+    e = exponentials(z, (1,))
+    log_p, weights = e.shifted - e.log_sums(), e.z / e.sums
+    picked = total(xp.where(chosen, log_p, xp.zeros((), dtype=z.dtype)), (1,))
     if smoothing:
-        even = xp.sum(log_p, axis=1) / classes
+        even = total(log_p, (1,)) / classes
         picked = (1.0 - smoothing) * picked + smoothing * even
 
     def gz(g: Array) -> Array:
         q = (1.0 - smoothing) * xp.astype(chosen, z.dtype) + smoothing / classes
-        return (weights - q) * (g / z.shape[0])
+        slope = weights - q
+        slope = slope if smoothing else slope + q * _lost(z, labels, e.top, e.sums, e.others)
+        return slope * (g / z.shape[0])
 
     return picked, gz
+
+
+def _lost(z: Array, labels: Array, top: Array, sums: Array, others: Array) -> Array:
+    """(N, 1): what p - 1 of the label lacks because p is rounded, where p is above 1/2."""
+    xp = namespace(z)
+    shifted = _chosen_of(z, labels) - top
+    lost = (1.0 - xp.exp(shifted) / sums) - others / sums
+    return xp.where(is_alone(sums) & (shifted >= 0), lost, xp.zeros_like(lost))
 
 
 def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[Array], Array]]:
@@ -89,37 +111,31 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
     xp, (n, classes) = namespace(z), z.shape
     rows, numbers = max(1, BLOCK // classes), xp.arange(classes, dtype=xp.int64)
     blocks = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
-    tops, totals, evens = [], [], []
+    found, evens = [], []
     for block in blocks:
-        top, shifted, total = _shifted(z[block, :])
-        tops.append(top)
-        totals.append(total)
+        e = exponentials(z[block, :], (1,))
+        found.append((e.top, e.sums, e.others, e.log_sums()))
         if smoothing:
-            evens.append(xp.sum(shifted - xp.log(total), axis=1))
-    picked = (_chosen_of(z, labels) - xp.concat(tops)) - xp.log(xp.concat(totals))
+            evens.append(total(e.shifted - e.log_sums(), (1,)))
+    top, sums, others, log_sums = (xp.concat(parts) for parts in zip(*found, strict=True))
+    shifted = _chosen_of(z, labels) - top
     inside = (labels >= 0) & (labels < classes)
-    picked = xp.where(inside, picked, xp.zeros_like(picked))[:, 0]
+    picked = xp.where(inside, shifted - log_sums, xp.zeros_like(shifted))[:, 0]
     if smoothing:
         picked = (1.0 - smoothing) * picked + smoothing * (xp.concat(evens) / classes)
 
     def gz(g: Array) -> Array:
         whole, share = xp.zeros(z.shape, dtype=z.dtype), g / n
-        for block, top, total in zip(blocks, tops, totals, strict=True):
+        lost = None if smoothing else _lost(z, labels, top, sums, others)
+        for block in blocks:
             q = xp.astype(labels[block, :] == numbers, z.dtype)
             q = (1.0 - smoothing) * q + smoothing / classes if smoothing else q
-            whole[block, :] = (xp.exp(z[block, :] - top) / total - q) * share
+            slope = xp.exp(z[block, :] - top[block, :]) / sums[block, :] - q
+            slope = slope if lost is None else slope + q * lost[block, :]
+            whole[block, :] = slope * share
         return whole
 
     return picked, gz
-
-
-def _shifted(z: Array) -> tuple[Array, Array, Array]:
-    """The maximum m of every row (0 where it is not finite), z - m, and the sums of exp(z - m)."""
-    xp = namespace(z)
-    top = xp.max(real(z), axis=1, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-    shifted = z - top
-    return top, shifted, xp.sum(xp.exp(shifted), axis=1, keepdims=True)
 
 
 def _chosen_of(z: Array, labels: Array) -> Array:
@@ -130,10 +146,9 @@ def _chosen_of(z: Array, labels: Array) -> Array:
     return xp.reshape(xp.take(xp.reshape(z, (-1,)), places), (n, 1))
 
 
-@primitive
+@primitive(computes=ALL)
 def squared_error(prediction: Array, target: Array) -> Any:
     """Mean of (prediction - target)**2 over all elements."""
-    xp = namespace(prediction, target)
     if tuple(prediction.shape) != tuple(target.shape):
         raise Error(
             f"squared_error: expected equal shapes; got {tuple(prediction.shape)} and "
@@ -143,13 +158,13 @@ def squared_error(prediction: Array, target: Array) -> Any:
     n = math.prod(difference.shape)
     if n == 0:
         raise Error("squared_error of no elements is not defined")
-    return xp.sum(difference * difference) / n, (
+    return total(difference * difference, axes_of(difference, None)) / n, (
         lambda g: difference * (2.0 * g / n),
         lambda g: difference * (-2.0 * g / n),
     )
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False)
 def hinge(scores: Array, signs: Array) -> Any:
     """Mean of max(0, 1 - sign * score), signs of -1 or +1 in the dtype of the scores.
 
@@ -165,7 +180,7 @@ def hinge(scores: Array, signs: Array) -> Any:
         raise Error("hinge of no elements is not defined")
     margin = 1.0 - signs * scores
     inside, zero = margin > 0, xp.zeros((), dtype=scores.dtype)
-    return xp.sum(xp.where(inside, margin, zero)) / n, (
+    return total(xp.where(inside, margin, zero), axes_of(margin, None)) / n, (
         lambda g: xp.where(inside, -signs * (g / n), zero),
         None,
     )

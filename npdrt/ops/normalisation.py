@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, namespace
-from npdrt.autodiff import detach, once, primitive
+from npdrt.arrays import Array, check_dtypes, namespace, number, total
+from npdrt.autodiff import ALL, detach, once, primitive
 from npdrt.errors import Error
 from npdrt.ops.arithmetic import add, multiply
 from npdrt.ops.reduction import Axis, axes_of
@@ -39,6 +39,7 @@ def batch_statistics(x: Any, *, channel_axis: int) -> Statistics:
     `running_statistics`. Refuses one value a channel, as PyTorch does: its variance is 0.
     """
     x = detach(x)
+    check_dtypes("batch_statistics", x)
     xp, axes = namespace(x), _others(x, channel_axis)
     rows, over, n = _rows(x, axes)
     if n < 2:
@@ -65,6 +66,7 @@ def running_statistics(
     The running variance is the unbiased one, though the batch was normalised with the biased, and
     momentum is the weight of the new batch: both as in PyTorch.
     """
+    momentum = number(momentum)
     n, kept = statistics.n, 1.0 - momentum
     return (
         kept * mean + momentum * statistics.mean,
@@ -72,7 +74,7 @@ def running_statistics(
     )
 
 
-@primitive
+@primitive(computes=ALL)
 def batch_norm(
     x: Array,
     gain: Array = None,
@@ -99,7 +101,7 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015, Algorithm 1; without gain and bias MacDonald et al. 2023,
     equation 22, with features in rows: channel_axis=0.
     """
-    _check("batch_norm", eps, x, gain, bias)
+    _check_eps("batch_norm", eps)
     _check_channels("batch_norm", x, channel_axis, gain, bias)
     xp, axes = namespace(x, gain, bias), _others(x, channel_axis)
     found = batch_statistics(x, channel_axis=channel_axis) if statistics is None else statistics
@@ -119,12 +121,12 @@ def batch_norm(
     def sums(g: Array) -> tuple[Array, Array]:
         """sum g and sum(g (x - mean)) of every channel."""
         g = xp.reshape(g, centred.shape)
-        return xp.sum(g, axis=over, keepdims=True, dtype=g.dtype), _dot(g, centred, over)
+        return total(g, over, keepdims=True), _dot(g, centred, over)
 
     def gx(g: Array) -> Array:
-        total, product = sums(g)
+        added, product = sums(g)
         along = centred * (product * (inverse * inverse / n))
-        return xp.reshape((xp.reshape(g, centred.shape) - along - total / n) * scale, x.shape)
+        return xp.reshape((xp.reshape(g, centred.shape) - along - added / n) * scale, x.shape)
 
     return xp.reshape(y, x.shape), (
         gx,
@@ -133,7 +135,7 @@ def batch_norm(
     )
 
 
-@primitive
+@primitive(computes=ALL)
 def batch_norm_inference(
     x: Array,
     mean: Array,
@@ -149,7 +151,7 @@ def batch_norm_inference(
     x: (..., channels, ...); the others (channels,). mean and variance, the running ones, are
     constants: gx = g gain / sqrt(variance + eps), ggain = sum(g xhat), gbias = sum g.
     """
-    _check("batch_norm_inference", eps, x, mean, variance, gain, bias)
+    _check_eps("batch_norm_inference", eps)
     _check_channels("batch_norm_inference", x, channel_axis, mean, variance, gain, bias)
     xp, axes = namespace(x, mean, variance, gain, bias), _others(x, channel_axis)
     shape = _kept(x, axes)
@@ -169,11 +171,11 @@ def batch_norm_inference(
         None,
         None,
         ggain,
-        lambda g: xp.sum(g, axis=axes, dtype=g.dtype),
+        lambda g: total(g, axes),
     )
 
 
-@primitive
+@primitive(computes=ALL)
 def layer_norm(
     x: Array, gain: Array = None, bias: Array = None, *, axes: Axis = -1, eps: float = 1e-5
 ) -> Any:
@@ -187,7 +189,7 @@ def layer_norm(
 
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equations 3 and 4.
     """
-    _check("layer_norm", eps, x, gain, bias)
+    _check_eps("layer_norm", eps)
     xp, chosen = namespace(x, gain, bias), tuple(sorted(axes_of(x, axes)))
     lengths = tuple(x.shape[a] for a in chosen)
     for name, part in (("gain", gain), ("bias", bias)):
@@ -209,14 +211,14 @@ def layer_norm(
     def gx(g: Array) -> Array:
         d = xp.reshape(g, rows.shape)
         d = d if gain is None else d * xp.reshape(gain, shape)
-        mean = xp.sum(d, axis=over, keepdims=True, dtype=d.dtype) / n
+        mean = total(d, over, keepdims=True) / n
         along = normal * (_dot(d, normal, over) / n)
         return xp.reshape((d - along - mean) * inverse, x.shape)
 
     def summed(part: Array) -> Array:
         """The sum over the axes that are not normalised."""
         others = tuple(a for a in range(part.ndim) if a not in over)
-        return xp.reshape(xp.sum(part, axis=others, dtype=part.dtype), lengths)
+        return xp.reshape(total(part, others), lengths)
 
     return xp.reshape(y, x.shape), (
         gx,
@@ -252,7 +254,7 @@ def group_norm(
     return y if bias is None else add(y, reshape(bias, shape=shape))
 
 
-@primitive
+@primitive(computes=ALL)
 def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
     """gain w / sqrt(eps + |w|^2), |w| the norm of each row: (out, ...), (out,) or None.
 
@@ -266,7 +268,7 @@ def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
     Source: Salimans and Kingma 2016, "Weight Normalization", equations 2 and 3 (eps = 0 and a
     gain); MacDonald et al. 2023, Example A.1 and equation 30 (eps > 0, no gain).
     """
-    _check("weight_norm", eps, w, gain)
+    _check_eps("weight_norm", eps)
     if w.ndim < 2 or (gain is not None and tuple(gain.shape) != (w.shape[0],)):
         raise Error(
             f"weight_norm: expected w (out, ...) and gain (out,); got {tuple(w.shape)} and "
@@ -290,7 +292,7 @@ def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
     )
 
 
-@primitive
+@primitive(computes=ALL)
 def entry_norm(w: Array, *, eps: float) -> Any:
     """w / sqrt(eps + w^2), elementwise, between -1 and 1; eps > 0.
 
@@ -298,7 +300,7 @@ def entry_norm(w: Array, *, eps: float) -> Any:
 
     A square must not overflow. Source: MacDonald et al. 2023, Example A.1 and equation 32.
     """
-    _check("entry_norm", eps, w)
+    _check_eps("entry_norm", eps)
     if eps == 0:
         raise Error("entry_norm: eps must be greater than 0; at 0 it is the sign of w")
     inverse = 1.0 / namespace(w).sqrt(w * w + eps)
@@ -330,7 +332,7 @@ def _rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[int, ...], int]
 
 def _centre(x: Array, axes: tuple[int, ...], n: int) -> tuple[Array, Array]:
     """The mean over `axes`, kept with length 1, and x - mean."""
-    mean = namespace(x).sum(x, axis=axes, keepdims=True, dtype=x.dtype) / n
+    mean = total(x, axes, keepdims=True) / n
     return mean, x - mean
 
 
@@ -339,14 +341,14 @@ def _dot(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     no array of their size, in pieces of DOT elements and the rest."""
     xp = namespace(a, b)
     if a.ndim != 2 or axes != (1,):
-        return xp.sum(a * b, axis=axes, keepdims=True)
+        return total(a * b, axes, keepdims=True)
     r, n = a.shape
     whole = n - n % DOT
     if whole == 0:
         return _dots(a, b)
     pieces = (xp.reshape(x[:, :whole], (r, whole // DOT, DOT)) for x in (a, b))
-    total = xp.sum(_dots(*pieces), axis=1)
-    return total if whole == n else total + _dots(a[:, whole:], b[:, whole:])
+    sums = total(_dots(*pieces), (1,))
+    return sums if whole == n else sums + _dots(a[:, whole:], b[:, whole:])
 
 
 def _dots(a: Array, b: Array) -> Array:
@@ -356,20 +358,9 @@ def _dots(a: Array, b: Array) -> Array:
     return xp.reshape(xp.matmul(rows, columns), (*shape, 1))
 
 
-def _check(name: str, eps: float, *parts: Array) -> None:
-    """Refuse a negative eps, what is not floating, and two dtypes (complex steps aside)."""
+def _check_eps(name: str, eps: float) -> None:
     if not eps >= 0:
         raise Error(f"{name}: eps must not be negative; got {eps}")
-    arrays = [a for a in parts if a is not None]
-    xp = namespace(*arrays)
-    if any(not xp.isdtype(a.dtype, ("real floating", "complex floating")) for a in arrays):
-        raise Error(f"{name}: expected floating-point arrays; got {_dtypes(arrays)}")
-    if len({a.dtype for a in arrays if xp.isdtype(a.dtype, "real floating")}) > 1:
-        raise Error(f"{name}: expected arrays of one dtype; got {_dtypes(arrays)}")
-
-
-def _dtypes(arrays: list[Array]) -> str:
-    return ", ".join(str(a.dtype) for a in arrays)
 
 
 def _check_channels(name: str, x: Array, channel_axis: int, *parts: Array) -> None:

@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from npdrt.arrays import Array, namespace
-from npdrt.autodiff import primitive
+from npdrt.arrays import Array, namespace, total
+from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops.window import Pair, check_fits, check_images, inside, output_size, pair
 
 Place = tuple[slice, slice]
 
 
-@primitive
+@primitive(computes=ALL)
 def average_pool(
     x: Array, *, size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0
 ) -> Any:
@@ -47,7 +47,7 @@ def average_pool(
     return total / count, gx
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False)
 def max_pool(
     x: Array, *, size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0
 ) -> Any:
@@ -84,13 +84,12 @@ def max_pool(
     return top, gx
 
 
-@primitive
+@primitive(computes=ALL)
 def global_average_pool(x: Array) -> Any:
     """The mean over all pixels: (C, N, H, W) -> (C, N); each gets g / (H W)."""
     check_images("global_average_pool", x)
     xp, count = namespace(x), x.shape[2] * x.shape[3]
-    flat = xp.reshape(x, (*x.shape[:2], count))
-    y = xp.sum(flat, axis=2) / count
+    y = total(x, (2, 3)) / count
     return y, lambda g: xp.broadcast_to((g / count)[:, :, None, None], x.shape)
 
 

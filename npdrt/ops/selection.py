@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from npdrt.arrays import Array, namespace
-from npdrt.autodiff import primitive
+from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 
 
-@primitive
+@primitive(computes=slice(1, 3), moves=True, numbers=True)
 def where(condition: Array, a: Array, b: Array) -> Any:
     """a where the boolean `condition` holds, else b; no derivative for the condition."""
     xp = namespace(condition, a, b)
@@ -24,13 +24,13 @@ def where(condition: Array, a: Array, b: Array) -> Any:
     )
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False, moves=True, numbers=True)
 def maximum(a: Array, b: Array) -> Any:
     """The larger of a and b; where they are equal each receives half of the cotangent."""
     return namespace(a, b).maximum(a, b), _share(a, b, a > b)
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False, moves=True, numbers=True)
 def minimum(a: Array, b: Array) -> Any:
     """The smaller of a and b; where they are equal each receives half of the cotangent."""
     return namespace(a, b).minimum(a, b), _share(a, b, a < b)
@@ -47,7 +47,7 @@ def _share(a: Array, b: Array, a_wins: Array) -> Any:
     return (lambda g: share(g, a_wins), lambda g: share(g, ~a_wins))
 
 
-@primitive(analytic=False)
+@primitive(computes=ALL, analytic=False, moves=True)
 def clip(x: Array, *, low: float | None = None, high: float | None = None) -> Any:
     """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside."""
     xp = namespace(x)

@@ -7,21 +7,21 @@ from types import EllipsisType
 from typing import Any
 
 from npdrt.arrays import Array, namespace
-from npdrt.autodiff import Tensor, primitive
+from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of
 
 Index = int | slice | EllipsisType | None
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def reshape(x: Array, *, shape: tuple[int, ...]) -> Any:
     """x in C order with another shape; one length may be -1."""
     xp = namespace(x)
     return xp.reshape(x, shape), lambda g: xp.reshape(g, x.shape)
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
     """Axes permuted; without `axes`, reversed."""
     xp = namespace(x)
@@ -32,13 +32,13 @@ def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
     return xp.permute_dims(x, axes), lambda g: xp.permute_dims(g, inverse)
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Any:
     """x repeated along new or length-1 axes; the walker sums the cotangent back."""
     return namespace(x).broadcast_to(x, shape), lambda g: g
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def concat(*xs: Array, axis: int = 0) -> Any:
     """Arrays joined along an existing axis."""
     y = namespace(*xs).concat(xs, axis=axis)
@@ -71,7 +71,7 @@ def split(x: Any, *, sizes: tuple[int, ...], axis: int = 0) -> list[Any]:
     return parts
 
 
-@primitive
+@primitive(computes=ALL, moves=True)
 def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) -> Any:
     """x with `widths[i] = (before, after)` constant elements around each axis."""
     xp = namespace(x)
@@ -79,6 +79,8 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
         raise Error(f"pad: expected {x.ndim} pairs of widths; got {len(widths)}")
     if any(width < 0 for pair in widths for width in pair):
         raise Error(f"pad: widths must not be negative; got {widths}")
+    if not _holds(x, value):
+        raise Error(f"pad: {x.dtype} does not hold the value {value}; convert x or choose another")
     shape = tuple(n + a + b for n, (a, b) in zip(x.shape, widths, strict=True))
     inner = tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, widths, strict=True))
     y = xp.full(shape, value, dtype=x.dtype)
@@ -86,7 +88,18 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
     return y, lambda g: g[inner]
 
 
-@primitive
+def _holds(x: Array, value: float) -> bool:
+    """Whether a number is one of the dtype of x, rounded if that is floating-point."""
+    xp = namespace(x)
+    if xp.isdtype(x.dtype, "bool"):
+        return value in (0, 1)
+    if not xp.isdtype(x.dtype, "integral"):
+        return True
+    info = xp.iinfo(x.dtype)
+    return bool(info.min <= value <= info.max and value == int(value))
+
+
+@primitive(computes=ALL, moves=True)
 def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
     """Basic indexing: ints, slices, None and `...`; for index arrays use `gather`."""
     xp = namespace(x)
@@ -103,7 +116,7 @@ def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
     return x[items], gx
 
 
-@primitive
+@primitive(computes=slice(1), moves=True)
 def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
     """Slices of x along `axis` at integer `indices`: y[..., j, ...] = x[..., indices[j], ...].
 

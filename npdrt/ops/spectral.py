@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace, real
-from npdrt.autodiff import detach, primitive
+from npdrt.arrays import Array, namespace, real, total
+from npdrt.autodiff import ALL, detach, primitive
 from npdrt.errors import Error
 
 
@@ -45,12 +45,12 @@ def _product(weight: Array, v: Array) -> Array:
 def _unit(x: Array, otherwise: Any) -> Array:
     """x / |x|, or `otherwise` where |x| is 0."""
     xp = namespace(x)
-    size = xp.sqrt(xp.sum(x * x))
+    size = xp.sqrt(total(x * x, (0,)))
     zero = real(size) == 0
     return xp.where(zero, otherwise, x / xp.where(zero, 1.0, size))
 
 
-@primitive
+@primitive(computes=ALL)
 def spectral_normalise(weight: Array, u: Array, v: Array) -> Any:
     """weight / sigma with sigma = u^T weight v: (out, in), (out,), (in,) -> (out, in).
 
@@ -70,12 +70,12 @@ def spectral_normalise(weight: Array, u: Array, v: Array) -> Any:
             f"spectral_normalise: expected weight (out, in), u (out,) and v (in,); got "
             f"{tuple(weight.shape)}, {tuple(u.shape)} and {tuple(v.shape)}"
         )
-    sigma = xp.sum(u * _product(weight, v))
+    sigma = total(u * _product(weight, v), (0,))
     sigma = xp.where(real(sigma) == 0, 1.0, sigma)
     value = weight / sigma
 
     def vjp(g: Array) -> Array:
         outer = xp.reshape(u, (-1, 1)) * xp.reshape(v, (1, -1))
-        return (g - xp.sum(g * value) * outer) / sigma
+        return (g - total(g * value, (0, 1)) * outer) / sigma
 
     return value, (vjp, None, None)

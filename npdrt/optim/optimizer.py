@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, namespace, phase, quiet, scalar
+from npdrt.arrays import Array, Params, namespace, number, phase, quiet, scalar
 from npdrt.errors import Error
 
 Slots = dict[str, Array]
@@ -131,7 +131,9 @@ def _check(params: Params, grads: Params) -> None:
 
 
 def _checked_rate(lr: Any) -> Any:
-    if isinstance(lr, int | float):
+    """A number as `at_least_zero` gives it; an array of a device or a program is not looked at."""
+    lr = number(lr)
+    if not hasattr(lr, "shape"):
         return at_least_zero("lr", lr)
     if tuple(lr.shape) != ():
         raise Error(f"lr must be a number or a 0-d array; got shape {tuple(lr.shape)}")
@@ -139,17 +141,19 @@ def _checked_rate(lr: Any) -> Any:
 
 
 def at_least_zero(name: str, value: float) -> float:
-    """`value` as a float, or `Error` unless it is a finite number >= 0.
+    """`value`, of Python or NumPy, as a float, or `Error` unless it is a finite number >= 0.
 
     A number of NumPy would decide the dtype of what it meets; a float does not.
     """
-    if not (math.isfinite(value) and value >= 0):
-        raise Error(f"{name} must be a finite number >= 0; got {value}")
+    value = number(value)
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise Error(f"{name} must be a finite number >= 0; got {value!r}")
     return float(value)
 
 
 def below_one(name: str, value: float) -> float:
-    """`value` as a float, or `Error` unless 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise Error(f"{name} must lie in [0, 1); got {value}")
+    """`value`, of Python or NumPy, as a float, or `Error` unless 0 <= value < 1."""
+    value = number(value)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise Error(f"{name} must lie in [0, 1); got {value!r}")
     return float(value)

@@ -7,8 +7,9 @@ there, and what it remembers are its own fields, so a checkpoint stores the sche
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from npdrt.arrays import plain
 from npdrt.errors import Error
 from npdrt.optim.optimizer import at_least_zero
 
@@ -21,6 +22,11 @@ class Schedule:
     """
 
     lr: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # a rate is a float, whatever the settings are
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        at_least_zero("lr", self.lr)
 
     def __call__(self, step: int) -> float:
         """The learning rate of training step `step`."""
