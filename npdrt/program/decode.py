@@ -258,12 +258,8 @@ def _owner(call: Call, values: list[Value], form: infer.Form) -> tuple[int, int]
 
 def _inside(view: Value, owner: Value) -> bool:
     """Whether every element of a view lies in the memory of its owner."""
-    if view.size == 0:
-        return True
-    steps = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
-    low = view.offset + sum(min(step, 0) for step in steps)
-    high = view.offset + sum(max(step, 0) for step in steps) + np.dtype(view.dtype).itemsize
-    return low >= 0 and high <= owner.nbytes
+    low, size = view.extent
+    return view.size == 0 or 0 <= view.offset + low <= owner.nbytes - size
 
 
 # --- reading: what is around the calls --------------------------------------------------------
