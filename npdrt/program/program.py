@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import threading
 import weakref
 from collections.abc import Callable
 from functools import cached_property
@@ -25,8 +24,6 @@ from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
-
-_choosing = threading.Lock()  # held while a program that has been given no memory gets some
 
 
 def record(
@@ -143,6 +140,8 @@ class Program:
     Threads may share a program: they take turns. A copy or pickle of it has memory of its own.
     """
 
+    memory: Memory | None = None  # until the first call, unless one is given
+
     def __init__(
         self,
         *,
@@ -161,7 +160,9 @@ class Program:
         self.constants, self.result = constants, result
         if fast:
             fused.numba()  # `Unavailable` now rather than in the first replay
-        self.memory, self.fast = memory, fast
+        self.fast = fast
+        if memory is not None:
+            self.memory = memory
         self._homes: dict[int, Home] = {}  # of the inputs, once the program has been called
         self._bound: Binding | None = None
         self._version = -1
@@ -206,11 +207,11 @@ class Program:
 
     def _chosen(self, given: dict[Path, Any]) -> Memory:
         """The memory; where none was given, that of the device of the arguments."""
-        with _choosing:
-            if self.memory is None:
-                on_gpu = any(map(arrays.on_gpu, given.values()))
-                self.memory = memory_on(arrays.Device("cuda" if on_gpu else "cpu"))
-            return self.memory
+        if self.memory is None:
+            device = "cuda" if any(map(arrays.on_gpu, given.values())) else "cpu"
+            vars(self).setdefault("memory", memory_on(arrays.Device(device)))  # of threads, one's
+        assert self.memory is not None
+        return self.memory
 
     def copy_out(self) -> Any:
         """The result of the last call in arrays of its own."""
