@@ -146,6 +146,23 @@ def composite(
     return call
 
 
+def owner(x: Array) -> int:
+    """A number that two arrays have in common if they share memory."""
+    if hasattr(x, "owner"):
+        return int(x.owner)  # of an array that is being recorded
+    while getattr(x, "base", None) is not None:
+        x = x.base
+    return id(x)
+
+
+def writable(x: Array) -> bool:
+    """Whether x can be written to, and no element of it is another one too."""
+    strides = zip(x.shape, getattr(x, "strides", ()), strict=False)
+    return getattr(getattr(x, "flags", None), "writeable", True) and not any(
+        n > 1 and stride == 0 for n, stride in strides
+    )
+
+
 def into(to: Array, function: str, a: Array, b: Array) -> None:
     """to[...] = xp.function(a, b), without an array between where the library can write to one."""
     xp = namespace(to)
