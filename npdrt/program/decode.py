@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from npdrt.errors import FileRefused
+from npdrt.ops.winograd import FORMS
 from npdrt.program import infer
 from npdrt.program.calls import KINDS, Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.recorder import DRAWN
 from npdrt.program.tree import Path
 
-KIND, FORMAT = "npdrt program", 1
+KIND, FORMAT = "npdrt program", 2
 MAX_NUMBER = 1 << 62  # of a size, stride or index
 MAX_DIMENSIONS = 12
 MAX_ARANGE = 1 << 24  # elements; NumPy makes them to tell their dtype
@@ -29,7 +30,7 @@ DTYPES = (
 )
 SETTINGS = (
     *("axis", "keepdims", "dtype", "stable", "side", "min", "max"),
-    *("size", "stride", "padding", "groups"),
+    *("size", "stride", "padding", "groups", "form"),
 )
 DRAW_SETTINGS = ("low", "high", "scale", "p")
 
@@ -239,11 +240,15 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
 
 def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
     """Two whole values, and the settings of that function, of which there are no others."""
-    names = {"stride", "padding", "groups"} | ({"size"} if call.function != "convolve" else set())
+    names = {"stride", "padding", "groups", "form"}
+    names |= {"size"} if call.function != "convolve" else set()
     whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
     _need(whole and all(values[i].contiguous for i in call.refs), f"{what}: not of two arrays")
     _need(set(call.settings) == names, f"{what}: settings other than {', '.join(sorted(names))}")
+    _need(call.settings["form"] in FORMS, f"{what}: form is none of {', '.join(FORMS)}")
     for name, x in call.settings.items():
+        if name == "form":
+            continue
         numbers = (x,) if name == "groups" else x
         pair = isinstance(numbers, tuple) and len(numbers) == (1 if name == "groups" else 2)
         _need(pair and all(type(n) is int for n in numbers), f"{what}: {name} {x!r}"[:200])
