@@ -639,8 +639,30 @@ def test_a_view_must_lie_inside_its_owner() -> None:
 def test_random_damage_is_refused_or_harmless() -> None:
     """Any number, text or list of a file replaced by another: refused, or still a program."""
     sound, dice = encode(odd_program()), random.Random(7)
-    others: list[Any] = [None, True, -1, 0, 1, 2, 3, 1 << 70, 0.5, "", "add", "int64", [], [0], {},
-                         "V2000000000", 1 << 63, -1 << 63, 1e308, [[[]]], {"value": 0}, "left"]
+    others: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        1 << 70,
+        0.5,
+        "",
+        "add",
+        "int64",
+        [],
+        [0],
+        {},
+        "V2000000000",
+        1 << 63,
+        -1 << 63,
+        1e308,
+        [[[]]],
+        {"value": 0},
+        "left",
+    ]
     refused = 0
     for _ in range(1000):
         content = json.loads(sound)

@@ -363,7 +363,7 @@ def test_any_sequence(actions: list[str], programs: int) -> None:
                 "views": {"w": state["w"][:], "v": np.from_dlpack(state["v"])},
             }[action]  # fmt: skip
         expected = step({n: np.array(y) for n, y in given.items()}, x)
-        held = [(a, b) for a, b in held if not (given is a[0])]
+        held = [(a, b) for a, b in held if given is not a[0]]
         new_found = program(given, x)
         if given is not state:
             assert all(np.array_equal(state[name], y) for name, y in before.items())

@@ -388,7 +388,9 @@ def _result(x: Any, count: int, depth: int = 0) -> Any:
         _refuse("result: expected one of dict, tuple, list, value, fixed")
     ((kind, item),) = x.items()
     if kind == "dict" and isinstance(item, dict):
-        return {_text(k, "result: a key"): _result(part, count, depth + 1) for k, part in item.items()}
+        return {
+            _text(k, "result: a key"): _result(part, count, depth + 1) for k, part in item.items()
+        }
     if kind in ("tuple", "list") and isinstance(item, list):
         parts = (_result(part, count, depth + 1) for part in item)
         return tuple(parts) if kind == "tuple" else list(parts)
