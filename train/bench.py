@@ -293,6 +293,6 @@ def call_overhead(arrays: int = 100, calls: int = 10, turns: int = 30) -> float:
         nonlocal params
         params = program(params, addend)
 
-    runs = {"replay": replay, "bare": partial(bare, list(start.values()))}
+    runs: dict[str, Run] = {"replay": replay, "bare": partial(bare, list(start.values()))}
     least = {name: min(taken) for name, taken in take_turns(runs, turns).items()}
     return (least["replay"] - least["bare"]) / (arrays * calls)
