@@ -60,7 +60,7 @@ def seen(x, window, images, rows):
     there are fewer than 128 taps and channels a row."""
     if x.ndim == 2:  # 1 x 1
         return [x[:, rows]]
-    x, (taps, step, start, size) = x[:, images], window
+    x, (taps, step, start, size, _) = x[:, images], window
     height, matrices = rows.stop - rows.start, []
     for k in range(taps[0]):
         down = step[0] * np.arange(rows.start, rows.stop) + k + start[0]
@@ -73,7 +73,7 @@ def seen(x, window, images, rows):
 
 def flat(x, window):
     """A 1 x 1 kernel sees one image of one column; else x, its images, and the output's size."""
-    if window != ((1, 1), (1, 1), (0, 0), x.shape[2:]):
+    if window[:4] != ((1, 1), (1, 1), (0, 0), x.shape[2:]):
         return x, x.shape[1], window[3]
     return x.reshape(len(x), -1), 1, (x[0].size, 1)
 
@@ -98,15 +98,15 @@ def correlate(taps, x, window, whole, transposed=False):
     return y.reshape(shape)
 
 
-# --- 3x3 of stride 1 and enough channels: Winograd's F(2x2, 3x3), as in npdrt.ops.winograd -------
+# --- form "winograd", for 3x3 of stride 1: F(2x2, 3x3), as in npdrt.ops.winograd -----------------
 
 TILE = ((0, np.subtract, 2), (1, np.add, 2), (2, np.subtract, 1), (3, np.subtract, 1))
 
 
 def by_tiles(window, images, outputs, channels):
     """Whether a correlation is made of tiles: 2x2 outputs by 16 products."""
-    (taps, step, _, (height, width)), (h, w) = window, tiles(window)
-    fits = (taps, step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
+    (taps, step, _, (height, width), form), (h, w) = window, tiles(window)
+    fits = (form, taps, step) == ("winograd", (3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
     return fits and min(images * h * w, outputs, channels) >= 64
 
 
@@ -115,13 +115,28 @@ def tiles(window):
     return -(-window[3][0] // 2), -(-window[3][1] // 2)
 
 
-def seen_by_tiles(x, window, rows):
-    """B' d B of the tiles in some rows, as [column][row] of matrices (C, tiles)."""
+def scale(largest):
+    """The powers of 2 that make large numbers small; 1 for all others."""
+    bits = np.finfo(largest.dtype).maxexp
+    limit, step, one = 2.0 ** (bits * 3 // 8), 2.0 ** (bits * 5 // 16), np.ones_like(largest)
+    once = np.where(largest > limit, one / step, one)
+    return np.where(largest > limit * step, one / step / step, once)
+
+
+def pixels(x, window, rows):
+    """The pixels of the tiles in some rows, [column][row] of (C, rows, columns, images), and their
+    scales."""
     i, j = window[2]
     down, across = 2 * np.arange(rows.start, rows.stop) + i, 2 * np.arange(tiles(window)[1]) + j
     d = [[near(x, down + a, across + b) for a in range(4)] for b in range(4)]
+    return d, scale(np.abs(d).max((0, 1, 2)))
+
+
+def seen_by_tiles(d, scales):
+    """B' d B of tiles, times their scales, as [column][row] of matrices (C, tiles)."""
+    d = [[pixel * scales for pixel in column] for column in d]
     sums = [[f(d[k][a], d[m][a]) for a in range(4)] for k, f, m in TILE]
-    return [[f(s[k], s[m]).reshape(len(x), -1) for k, f, m in TILE] for s in sums]
+    return [[f(s[k], s[m]).reshape(len(s[0]), -1) for k, f, m in TILE] for s in sums]
 
 
 def transformed(g):
@@ -138,12 +153,13 @@ def restored(d):
 
 def correlate_tiles(taps, x, window, transposed):
     """`correlate`, of tiles."""
-    kernel = transformed(transformed(taps).swapaxes(0, 1))  # [column, row] (O, C)
+    scaled = scale(np.abs(taps).max())
+    kernel = transformed(transformed(taps * scaled).swapaxes(0, 1))  # [column, row] (O, C)
     kernel = kernel.swapaxes(2, 3) if transposed else kernel
     y = np.empty((kernel.shape[2], x.shape[1], *window[3]), x.dtype)
     for images, rows in blocks(x.shape[1], tiles(window), 512):
-        made = []
-        for u, v in zip(kernel, seen_by_tiles(x[:, images], window, rows), strict=True):
+        made, (d, scales) = [], pixels(x[:, images], window, rows)
+        for u, v in zip(kernel, seen_by_tiles(d, scales), strict=True):
             m = [a @ b for a, b in zip(u, v, strict=True)]
             made.append((m[1] + m[2] + m[0], m[1] - m[2] + m[3]))
         form = (len(y), rows.stop - rows.start, tiles(window)[1], -1)
@@ -151,6 +167,7 @@ def correlate_tiles(taps, x, window, transposed):
             down = slice(2 * rows.start + i, min(2 * rows.stop, window[3][0]), 2)
             a, b, c, d = (column[i].reshape(form).transpose(0, 3, 1, 2) for column in made)
             for j, value in ((0, b + c + a), (1, b - c + d)):
+                value = value / scales.transpose(2, 0, 1) / scaled
                 to = y[:, images, down, j::2]
                 to[...] = value[:, :, : to.shape[2], : to.shape[3]]
     return y
@@ -162,10 +179,12 @@ def weights_by_tiles(g, x, window):
     for images, rows in blocks(x.shape[1], tiles(window), 512):
         down, across = 2 * np.arange(rows.start, rows.stop), 2 * np.arange(tiles(window)[1])
         y = [[near(g[:, images], down + a, across + b) for a in (0, 1)] for b in (0, 1)]
-        y = [np.stack(column) for column in y]
+        d, scales = pixels(x[:, images], window, rows)
+        balance = scales / scale(np.abs(y).max((0, 1, 2)))
+        y = [np.stack(column) / balance for column in y]
         columns = (y[0], y[0] + y[1], y[0] - y[1], y[1])
         ours = [(c[0], c[0] + c[1], c[0] - c[1], c[1]) for c in columns]
-        theirs = seen_by_tiles(x[:, images], window, rows)
+        theirs = seen_by_tiles(d, balance)
         products = [
             [a.reshape(len(g), -1) @ b.T for a, b in zip(left, right, strict=True)]
             for left, right in zip(ours, theirs, strict=True)
@@ -176,24 +195,25 @@ def weights_by_tiles(g, x, window):
     return restored(rows).transpose(2, 3, 1, 0)
 
 
-def forward(size, kernel, stride, padding):
-    """Taps, step, start and size of the output of a convolution."""
-    form = zip(size, kernel, stride, padding, strict=True)
-    made = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in form)
-    return tuple(kernel), stride, (-padding[0], -padding[1]), made
+def forward(size, kernel, stride, padding, form):
+    """Taps, step, start and size of the output of a convolution, and its form."""
+    axes = zip(size, kernel, stride, padding, strict=True)
+    made = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+    return tuple(kernel), stride, (-padding[0], -padding[1]), made, form
 
 
-def convolve(x, weight, stride, padding, groups):
+def convolve(x, weight, stride, padding, groups, form):
     """y[o] = sum over c, k, l of weight[o, c, k, l] x[c], shifted by k and l."""
-    window = forward(x.shape[2:], weight.shape[2:], stride, padding)
+    window = forward(x.shape[2:], weight.shape[2:], stride, padding, form)
     parts = zip(np.split(x, groups), np.split(weight, groups), strict=True)
     return np.concatenate([correlate(w.transpose(2, 3, 0, 1), a, window, True) for a, w in parts])
 
 
-def convolve_input(g, weight, size, stride, padding, groups):
+def convolve_input(g, weight, size, stride, padding, groups, form):
     """Its derivative by x, for the cotangent g: a correlation with the taps that saw a pixel."""
     kernel, inner = weight.shape[2:], weight.shape[1]
     gx = np.zeros((inner * groups, g.shape[1], *size), g.dtype)
+    whole = stride == (1, 1)
     offsets = [
         (v, w) for v in range(min(stride[0], size[0])) for w in range(min(stride[1], size[1]))
     ]
@@ -207,14 +227,14 @@ def convolve_input(g, weight, size, stride, padding, groups):
         parts = zip(np.split(g, groups), np.split(weight, groups), strict=True)
         for k, (a, w) in enumerate(parts) if 0 not in count else ():
             flipped = w[:, :, *taps][:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
-            found = correlate(flipped, a, (count, (1, 1), start, made), stride == (1, 1), True)
+            found = correlate(flipped, a, (count, (1, 1), start, made, form), whole, True)
             gx[k * inner : (k + 1) * inner, :, *pixels] = found
     return gx
 
 
-def convolve_weight(g, x, size, stride, padding, groups):
+def convolve_weight(g, x, size, stride, padding, groups, form):
     """Its derivative by the weight, some channels at a time."""
-    window, found = forward(x.shape[2:], size, stride, padding), []
+    window, found = forward(x.shape[2:], size, stride, padding, form), []
     for a, b in zip(np.split(g, groups), np.split(x, groups), strict=True):
         if by_tiles(window, a.shape[1], len(a), len(b)):
             found.append(weights_by_tiles(a, b, window))

@@ -96,12 +96,16 @@ class Linear(Affine):
 
 @dataclass(frozen=True)
 class Convolution(Affine):
-    """Cross-correlation with kernels (outputs, inputs, size, size), on (inputs, N, H, W)."""
+    """Cross-correlation with kernels (outputs, inputs, size, size), on (inputs, N, H, W).
+
+    form: see `npdrt.ops.conv2d`.
+    """
 
     size: int = 3
     stride: int = 1
     padding: int = 0
     bias: bool = False
+    form: str = "direct"
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -115,7 +119,8 @@ class Convolution(Affine):
 
     def __call__(self, run: Pass, x: Any) -> Any:
         weight, bias = run.params[f"{self.name}/weight"], run.params.get(f"{self.name}/bias")
-        y = ops.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+        setting = {"stride": self.stride, "padding": self.padding, "form": self.form}
+        y = ops.conv2d(x, weight, bias, **setting)
         return label(y, f"{self.name}/output")
 
 

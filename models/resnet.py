@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from npdrt import ops
@@ -18,6 +18,8 @@ from npdrt.errors import Error
 from npdrt.models.layers import BatchNorm, Convolution, Layer, Linear, Network, Pass, unit_map
 
 SHORTCUTS = ("convolution", "modified")
+# A step takes about a sixth less time than with direct convolutions; see `npdrt.ops.conv2d`.
+_convolution = partial(Convolution, form="winograd")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Shortcut:
     """
 
     def __init__(self, name: str, inputs: int, outputs: int, stride: int, norm: bool, kind: str):
-        self.convolution = Convolution(name, inputs, outputs, 1, stride)
+        self.convolution = _convolution(name, inputs, outputs, 1, stride)
         self.norm = BatchNorm(f"{name}/norm", outputs) if norm else None
         self.modified = kind == "modified"
         self.before = (outputs - inputs + 1) // 2
@@ -59,9 +61,9 @@ class PreActivation:
     def __init__(self, name: str, inputs: int, channels: int, stride: int, kind: str):
         self.outputs = channels
         self.norm1 = BatchNorm(f"{name}/norm1", inputs)
-        self.conv1 = Convolution(f"{name}/conv1", inputs, channels, 3, stride, 1)
+        self.conv1 = _convolution(f"{name}/conv1", inputs, channels, 3, stride, 1)
         self.norm2 = BatchNorm(f"{name}/norm2", channels)
-        self.conv2 = Convolution(f"{name}/conv2", channels, channels, 3, 1, 1)
+        self.conv2 = _convolution(f"{name}/conv2", channels, channels, 3, 1, 1)
         self.shortcut = _shortcut(name, inputs, channels, stride, norm=False, kind=kind)
         self.layers: Sequence[Layer] = (
             *(self.norm1, self.conv1, self.norm2, self.conv2),
@@ -87,7 +89,7 @@ class PostActivation:
         self.outputs, stride, n = kernels[-1][1], max(s for _, _, s in kernels), inputs
         self.branch: list[tuple[Convolution, BatchNorm]] = []
         for i, (size, outputs, step) in enumerate(kernels, start=1):
-            conv = Convolution(f"{name}/conv{i}", n, outputs, size, step, size // 2)
+            conv = _convolution(f"{name}/conv{i}", n, outputs, size, step, size // 2)
             self.branch.append((conv, BatchNorm(f"{name}/norm{i}", outputs)))
             n = outputs
         self.shortcut = _shortcut(name, inputs, self.outputs, stride, norm=True, kind=kind)
@@ -209,7 +211,7 @@ class ResNet18(ResNet):
     @cached_property
     def stem(self) -> Convolution:
         """The first convolution."""
-        return Convolution("stem", self.image_shape[0], self.width, 3, 1, 1)
+        return _convolution("stem", self.image_shape[0], self.width, 3, 1, 1)
 
     @cached_property
     def norm(self) -> BatchNorm | None:
@@ -248,7 +250,7 @@ class ResNet50(ResNet):
     @cached_property
     def stem(self) -> Convolution:
         """The first convolution."""
-        return Convolution("stem", self.image_shape[0], self.width, 7, 2, 3)
+        return _convolution("stem", self.image_shape[0], self.width, 7, 2, 3)
 
     @cached_property
     def norm(self) -> BatchNorm | None:

@@ -291,6 +291,23 @@ def composite(
     return call
 
 
+def owner(x: Array) -> int:
+    """A number that two arrays have in common if they share memory."""
+    if hasattr(x, "owner"):
+        return int(x.owner)  # of an array that is being recorded
+    while getattr(x, "base", None) is not None:
+        x = x.base
+    return id(x)
+
+
+def writable(x: Array) -> bool:
+    """Whether x can be written to, and no element of it is another one too."""
+    strides = zip(x.shape, getattr(x, "strides", ()), strict=False)
+    return getattr(getattr(x, "flags", None), "writeable", True) and not any(
+        n > 1 and stride == 0 for n, stride in strides
+    )
+
+
 def into(to: Array, function: str, a: Array, b: Array) -> None:
     """to[...] = xp.function(a, b), without an array between where the library can write to one."""
     xp = namespace(to)
@@ -314,6 +331,14 @@ def _cupy_sum_rows() -> Any:
         "npdrt_sum_rows",
         options=("--fmad=false",),
     )
+
+
+def known_below(x: Array, limit: float) -> bool:
+    """Whether every |element| of x is known to be at most `limit`, without waiting for a device and
+    without memory: on NumPy. Elsewhere it is not known; nor is it of a NaN."""
+    if namespace(x) is not np or x.dtype.kind != "f":
+        return False
+    return bool(np.max(x, initial=0) <= limit and np.min(x, initial=0) >= -limit)
 
 
 def columns(x: Array) -> int:

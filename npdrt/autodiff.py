@@ -27,11 +27,13 @@ from npdrt.arrays import (
     label,
     namespace,
     number,
+    owner,
     phase,
     plain,
     quiet,
     to_host,
     total,
+    writable,
 )
 from npdrt.errors import Diverged, Error
 
@@ -245,8 +247,9 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
     """`function(params, *args) -> loss` made to return `(loss, grads)`.
 
     params: dict of name -> array. loss: a real 0-d value. grads: same names, shapes and dtypes as
-    params, zero where the loss does not depend on a parameter. With `has_aux` the function
-    returns `(loss, aux)` and the result is `((loss, aux), grads)`, aux as plain arrays.
+    params, zero where the loss does not depend on a parameter, each in memory of its own, which
+    may be written to. With `has_aux` the function returns `(loss, aux)` and the result is
+    `((loss, aux), grads)`, aux as plain arrays.
 
     Raises `Error` where the loss is not a scalar.
 
@@ -295,7 +298,19 @@ def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
             name: cotangents[id(leaf)] if id(leaf) in cotangents else _zeros_like(leaf.value)
             for name, leaf in leaves.items()
         }
+        grads = _apart(grads, {owner(leaf.value) for leaf in leaves.values()})
     return {name: label(g, f"d {name}") for name, g in grads.items()}
+
+
+def _apart(grads: Params, taken: set[int]) -> Params:
+    """The gradients in memory that each has for itself and that can be written to; `taken` is that
+    of other arrays. Nearly all have: only the others are copied."""
+    found = {}
+    for name, g in grads.items():
+        free = writable(g) and owner(g) not in taken
+        found[name] = g if free else namespace(g).asarray(g, copy=True)
+        taken.add(owner(found[name]))
+    return found
 
 
 def _zeros_like(x: Array) -> Array:

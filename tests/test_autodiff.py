@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from backends import Backend
 
+import npdrt
 from npdrt import check_gradients, ops, value_and_grad
+from npdrt.arrays import namespace
 from npdrt.autodiff import PRIMITIVES, Tensor, backward, detach, graph, primitive
 from npdrt.errors import Diverged, Error
+from npdrt.models import MLP
 
 RNG = np.random.default_rng(7)
 
@@ -557,3 +560,74 @@ def test_perceptron_against_torch() -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-13)
     for name, g in grads.items():
         np.testing.assert_allclose(g, tensors[name].grad.numpy(), rtol=1e-9, atol=1e-15)
+
+
+# --- whose memory ----------------------------------------------------------------------------
+
+
+SHARING: dict[str, Any] = {
+    "a sum of two": lambda p: ops.sum((p["a"] + p["b"]) ** 2),
+    "a difference": lambda p: ops.sum((p["a"] - p["b"]) ** 2) + ops.sum(p["a"] * p["b"]),
+    "a sum": lambda p: ops.sum(p["a"]) + ops.sum(p["b"]),
+    "a mean of a sum": lambda p: ops.mean(p["a"] + p["b"]),
+    "a sum of a transpose and a shape": lambda p: ops.sum(
+        (ops.transpose(p["a"]) + ops.reshape(p["b"], shape=(3, 2))) ** 2
+    ),
+    "parts of one": lambda p: ops.sum(ops.concat(p["a"], p["b"], axis=0) ** 2),
+    "numbers": lambda p: p["c"] + p["d"],
+    "not at all": lambda p: ops.sum(p["a"] * 0.0),
+}
+
+
+def sharing_params() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {"a": rng.normal(size=(2, 3)), "b": rng.normal(size=(2, 3)), "c": np.array(2.0),
+            "d": np.array(3.0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_gradients_share_no_memory(name: str, recorded: bool) -> None:
+    """Each can be changed in place without another, a parameter or the loss being changed."""
+    params = sharing_params()
+    function = value_and_grad(SHARING[name])
+    loss, grads = npdrt.record(function, params)(params) if recorded else function(params)
+    before = {key: np.array(g) for key, g in grads.items()}
+    expected = {key: np.array(x) for key, x in params.items()}
+    total = float(loss)
+    for key in grads:
+        grads[key] *= 0.5
+        before[key] *= 0.5
+        assert all(np.array_equal(grads[other], before[other]) for other in grads)
+    assert all(np.array_equal(params[key], x) for key, x in expected.items())
+    assert float(loss) == total  # also where the gradient of a number is 1, as the cotangent is
+
+
+@pytest.mark.parametrize("name", [name for name in SHARING if "transpose" not in name
+                                  and "parts" not in name])  # fmt: skip
+def test_gradients_can_be_changed_in_a_recorded_step(name: str) -> None:
+    """Unless they are views, which the recorder does not let a step write to."""
+    params = sharing_params()
+
+    def step(params: Any) -> Any:
+        _, grads = value_and_grad(SHARING[name])(params)
+        for key in ("a", "c"):
+            grads[key] *= 0.5
+        return grads
+
+    found, expected = npdrt.record(step, params)(params), step(params)
+    assert all(np.array_equal(found[key], g) for key, g in expected.items())
+
+
+def test_gradients_in_their_own_memory_are_not_copied() -> None:
+    """A step of a network has no call more."""
+    model = MLP(inputs=4, outputs=3, depth=3, width=5, bias=True)
+    params = model.init(seed=0)
+    x = np.ones((2, 4), np.float32)
+    program = npdrt.record(value_and_grad(lambda p: ops.mean(model(p, x_of(p, x)))), params)
+    assert not [call for call in program.calls if call.function == "copy"]
+
+
+def x_of(params: Any, x: Any) -> Any:
+    """x as a constant of a recorded step."""
+    return namespace(next(iter(params.values())).value).asarray(x)

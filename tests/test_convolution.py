@@ -289,11 +289,12 @@ TILED = [  # in Winograd's form: odd sizes, ragged blocks, parts of the batch, e
 
 
 def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, dtype: str,
-          outputs: int = 4) -> Any:  # fmt: skip
+          outputs: int = 4, form: str = "winograd") -> Any:  # fmt: skip
     """Calls of both twins: (definition, fast, arguments, settings) for each of the products."""
     x = normal(*shape).astype(dtype)
     w = normal(outputs * groups, shape[0] // groups, *kernel).astype(dtype)
-    chosen = {"stride": images.two(stride), "padding": (padding, padding), "groups": groups}
+    chosen = {"stride": images.two(stride), "padding": (padding, padding), "groups": groups,
+              "form": form}  # fmt: skip
     made = window.output_size(shape[2:], kernel, chosen["stride"], chosen["padding"])
     g = normal(len(w), shape[1], *made).astype(dtype)
     for function, pair, size in (
@@ -355,14 +356,132 @@ def test_where_tiles_save_nothing_the_form_is_direct() -> None:
     def suits(
         size: int, kernel: int = 3, stride: int = 1, channels: int = 64, count: int = 64
     ) -> bool:
-        of = window.forward_window((size, size), (kernel, kernel), (stride, stride), (1, 1))
-        return winograd.suits(of, count, channels, 64)
+        sizes = (size, size), (kernel, kernel), (stride, stride), (1, 1)
+        assert not winograd.suits(window.forward_window(*sizes), count, channels, 64)
+        return winograd.suits(window.forward_window(*sizes, "winograd"), count, channels, 64)
 
     assert [n for n in range(1, 12) if not suits(n)] == [1, 3]
     assert not suits(8, kernel=5)
     assert not suits(8, stride=2)
     assert not suits(8, channels=63)
     assert [n for n in range(1, 9) if suits(8, count=n)] == [4, 5, 6, 7, 8]
+
+
+def test_the_form_is_one_of_two() -> None:
+    with pytest.raises(Error, match="form must be one of direct, winograd; got 'tiles'"):
+        ops.conv2d(normal(2, 1, 4, 4), normal(2, 2, 3, 3), form="tiles")
+
+
+def three(x: Any, w: Any, g: Any, form: str) -> list[Any]:
+    """A convolution of padding 1, and its derivatives by image and kernel."""
+    chosen: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "groups": 1, "form": form}
+    return [
+        convolution.convolve(x, w, **chosen),
+        convolution.convolve_input(g, w, size=x.shape[2:], **chosen),
+        convolution.convolve_weight(g, x, size=w.shape[2:], **chosen),
+    ]
+
+
+def sparse(*shape: int, dtype: str) -> np.ndarray:
+    """Few numbers > 0."""
+    return (np.abs(normal(*shape)) * (RNG.random(shape) < 0.05)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_direct_form_keeps_signs_masks_and_infinities(dtype: str) -> None:
+    """The default: no result depends on what it is not made of."""
+    x, w = sparse(64, 8, 8, 8, dtype=dtype), sparse(64, 64, 3, 3, dtype=dtype)
+    assert ops.conv2d(x, w, padding=1).min() >= 0
+    x, w = normal(64, 8, 8, 8).astype(dtype), normal(64, 64, 3, 3).astype(dtype)
+    w[:, :, 2], w[:, :, 1, 1:] = 0, 0
+    before = ops.conv2d(x, w, padding=1)
+    x[:, :, 5] += 1e4
+    assert np.array_equal(ops.conv2d(x, w, padding=1)[:, :, :5], before[:, :, :5])
+    x[3, 2, 4, 4] = np.inf
+    with np.errstate(invalid="ignore"):
+        found = ops.conv2d(x, np.abs(w) + 1, padding=1)
+    assert np.isinf(found[:, 2, 3:6, 3:6]).all()
+    assert np.isfinite(np.delete(found, 2, axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bound_of_tiles(dtype: str, seed: int) -> None:
+    """81 (C + 10) u sum of (largest |g|) (largest |d| of the tile), on numbers of all sizes."""
+    rng, shape = np.random.default_rng(seed), (64, 4, 8, 8)
+    spread = 10.0 ** rng.uniform(-seed, seed, shape)
+    x = (rng.normal(size=shape) * spread).astype(dtype)
+    w = (rng.normal(size=(66, 64, 3, 3)) * (rng.random((66, 64, 3, 3)) < 0.5)).astype(dtype)
+    found = ops.conv2d(x, w, padding=1, form="winograd")
+    exact = images.convolved(x.astype("longdouble"), w.astype("longdouble"), padding=1)
+    tile = images.largest(np.abs(x), size=4, stride=2, padding=1)  # (C, N, 4, 4)
+    most = np.einsum("oc,cnij->onij", np.abs(w).max((2, 3)), tile)
+    bound = 81 * 74 * np.finfo(dtype).eps / 2 * most.repeat(2, 2).repeat(2, 3)
+    assert (np.abs(found - exact) <= bound).all()
+    assert not np.array_equal(found, ops.conv2d(x, w, padding=1))
+
+
+BIG = {"float32": 2e38, "float64": 1.5e308}
+
+
+@pytest.mark.parametrize("dtype", BIG)
+@pytest.mark.parametrize("large", ["x", "w", "g", "x and g", "one x", "one g", "one tap"])
+def test_tiles_of_large_numbers_do_not_overflow(dtype: str, large: str) -> None:
+    """Where no product or sum of the direct form comes near the largest number."""
+    most = BIG[dtype]
+    x, w, g = normal(64, 8, 8, 8), normal(64, 64, 3, 3), normal(64, 8, 8, 8)
+    if large == "x":
+        x, w, g = most * (1 - 0.1 * np.abs(np.tanh(x))), w * 1e-7, g * 1e-7
+    elif large == "w":
+        x, w, g = x * 1e-7, most * (1 - 0.1 * np.abs(np.tanh(w))), g * 1e-7
+    elif large == "g":
+        x, w, g = x * 1e-7, w * 1e-7, most * (1 - 0.1 * np.abs(np.tanh(g)))
+    elif large == "x and g":  # in tiles that do not meet
+        x[:, 0], g[:, 1] = most, most
+        x[:, 1], g[:, 0], w = x[:, 1] * 1e-7, g[:, 0] * 1e-7, w * 1e-7
+    elif large == "one x":
+        x[3, 2, 5, 5], w, g = most, w * 1e-7, g * 1e-7
+    elif large == "one g":
+        g[3, 2, 5, 5], w, x = most, w * 1e-7, x * 1e-7
+    else:
+        w[3, 2, 1, 1], x, g = most, x * 1e-7, g * 1e-7
+    arguments = [a.astype(dtype) for a in (x, w, g)]
+    tiled, direct = (three(*arguments, form) for form in ("winograd", "direct"))
+    for a, b in zip(tiled, direct, strict=True):
+        assert np.isfinite(b).all()
+        assert np.isfinite(a).all()
+        assert np.abs(a / most - b / most).max() <= 1e-5 * np.abs(b / most).max()
+
+
+@pytest.mark.parametrize("dtype", BIG)
+def test_scales_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that are scaled beside those that are not; the twins, and plain NumPy."""
+    x, w, g = (normal(*s).astype(dtype) for s in ((64, 8, 8, 8), (66, 64, 3, 3), (66, 8, 8, 8)))
+    expected = three(x, w, g, "winograd")
+    monkeypatch.setattr(winograd, "limits", lambda x: (0.5, 4.0))
+    found = three(x, w, g, "winograd")
+    assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_twins_scale_alike(which: int, tmp_path: Path) -> None:
+    """So does docs/run_program.py."""
+    case = ((64, 5, 8, 8), 1, (3, 3), 1, 1)
+    (_, _, (x, w), chosen), (_, _, (g, _), _), _ = twins(*case, "float32", 66)
+    arrays = [np.array(a) for a in (x, w, g)]
+    arrays[which][:, ::2] *= np.float32(1e20 if which == 1 else 1e36)
+    x, w, g = (a * np.float32(1 if i == which else 1e-3) for i, a in enumerate(arrays))
+    calls = [(convolution.convolve, (x, w), {}),
+             (convolution.convolve_input, (g, w), {"size": x.shape[2:]}),
+             (convolution.convolve_weight, (g, x), {"size": w.shape[2:]})]  # fmt: skip
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        expected = [f(*pair, **chosen, **size) for f, pair, size in calls]
+        for (f, pair, size), a in zip(calls, expected, strict=True):
+            assert np.array_equal(f.definition(*pair, **chosen, **size), a)
+    program = record(lambda x, w, g: three(x, w, g, "winograd"), x, w, g)
+    found = run_plainly(tmp_path, program, x=x, w=w, g=g)
+    assert all(np.array_equal(found[str(i)], a) for i, a in enumerate(expected))
+    assert all(np.isfinite(a).all() for a in expected)
 
 
 def test_a_large_kernel_has_fewer_sums() -> None:
@@ -542,7 +661,8 @@ def test_a_replay_of_tiles_allocates_nothing_that_grows(size: int) -> None:
     x, w = normal(64, 16, size, size), normal(64, 64, 3, 3)
 
     def products(x: Any, w: Any) -> Any:
-        chosen: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "groups": 1}
+        chosen: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "groups": 1,
+                                  "form": "winograd"}  # fmt: skip
         y = convolution.convolve(x, w, **chosen)
         gx = convolution.convolve_input(y, w, size=(size, size), **chosen)
         return gx, convolution.convolve_weight(y, x, size=(3, 3), **chosen)
@@ -610,7 +730,8 @@ def test_plain_numpy_makes_the_tiles_to_the_bit(case: Any, tmp_path: Path) -> No
     ("key", "value"),
     [("stride", [0, 1]), ("stride", 1), ("stride", [1.5, 1]), ("padding", [-1, 0]), ("groups", 0),
      ("groups", 3), ("groups", [1]), ("padding", [[1], 1]), ("size", [2, 2]), ("groups", None),
-     ("stride", [1, 1, 1]), ("padding", [1 << 40, 1]), ("groups", True)],
+     ("stride", [1, 1, 1]), ("padding", [1 << 40, 1]), ("groups", True), ("form", "fft"),
+     ("form", None), ("form", ["direct"]), ("form", 1)],
 )  # fmt: skip
 def test_files_with_wrong_settings_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     path = tmp_path / "step.json"

@@ -288,6 +288,11 @@ def call_overhead(arrays: int = 100, calls: int = 10, turns: int = 30) -> float:
 
     program = record(step, start, addend)
     params = program(start, addend)
-    runs = {"replay": partial(program, params, addend), "bare": partial(bare, list(start.values()))}
+
+    def replay() -> None:
+        nonlocal params
+        params = program(params, addend)
+
+    runs: dict[str, Run] = {"replay": replay, "bare": partial(bare, list(start.values()))}
     least = {name: min(taken) for name, taken in take_turns(runs, turns).items()}
     return (least["replay"] - least["bare"]) / (arrays * calls)

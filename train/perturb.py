@@ -194,6 +194,7 @@ class Slicer:
         xp = namespace(*params.values())
         _, found = self.full_batch(params, buffers)
         gradient = {name: xp.asarray(g, copy=True) for name, g in found.items()}
+        del found
         direction = layerwise_direction(params, gradient)
         length = math.sqrt(sum(float(to_host(norm(d))) ** 2 for d in direction.values()))
         sizes = np.array([float(to_host(norm(g))) for g in gradient.values()])
@@ -206,7 +207,8 @@ class Slicer:
             loss, there = self.full_batch(moved, buffers)
             losses.append(float(to_host(loss)))
             change = self._replay("change", change_norms, gradient, there)
-            changes.append(np.array(to_host(change)))  # the program's own until its next call
+            del there  # the next gradient can have its memory
+            changes.append(to_host(change))
             tick()
         moved_by = np.array(self.settings["eta"]) * length
         return {
@@ -217,8 +219,8 @@ class Slicer:
         }
 
     def full_batch(self, params: Params, buffers: Params) -> tuple[Array, Params]:
-        """The mean loss over all examples, 0-d float64, and its gradient, valid until the next
-        call; in evaluation mode. Chunks are weighted by their share and added in order."""
+        """The mean loss over all examples, 0-d float64, and its gradient; in evaluation mode.
+        Chunks are weighted by their share and added in order."""
         x, y = self._set
         xp, n = namespace(x), x.shape[0]
         loss = xp.asarray(0.0, dtype=xp.float64)

@@ -45,10 +45,11 @@ def convolve(
     stride: Pair,
     padding: Pair,
     groups: int,
+    form: str = "direct",
 ) -> Array:
     """See `npdrt.ops.convolution.convolve`."""
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-    window = forward_window(x.shape[2:], weight.shape[2:], stride, padding)
+    window = forward_window(x.shape[2:], weight.shape[2:], stride, padding, form)
     dtype, count = np.result_type(x, weight), weight.shape[0]
     y = np.empty((count, x.shape[1], *window.size), dtype) if out is None else out
     taps, found = weight.transpose(2, 3, 0, 1), []
@@ -68,6 +69,7 @@ def convolve_input(
     stride: Pair,
     padding: Pair,
     groups: int,
+    form: str = "direct",
 ) -> Array:
     """See `npdrt.ops.convolution.convolve_input`."""
     g, weight = np.ascontiguousarray(g), np.ascontiguousarray(weight)
@@ -75,7 +77,7 @@ def convolve_input(
     shape, dtype = (inner * groups, g.shape[1], *size), np.result_type(g, weight)
     gx = np.empty(shape, dtype) if out is None else out
     found = []
-    for pixels, taps, window in backward_windows(size, weight.shape[2:], stride, padding):
+    for pixels, taps, window in backward_windows(size, weight.shape[2:], stride, padding, form):
         if 0 in window.taps:
             gx[:, :, *pixels] = 0
             continue
@@ -97,10 +99,11 @@ def convolve_weight(
     stride: Pair,
     padding: Pair,
     groups: int,
+    form: str = "direct",
 ) -> Array:
     """See `npdrt.ops.convolution.convolve_weight`."""
     g, x = np.ascontiguousarray(g), np.ascontiguousarray(x)
-    window = forward_window(x.shape[2:], size, stride, padding)
+    window = forward_window(x.shape[2:], size, stride, padding, form)
     shape, dtype = (g.shape[0], x.shape[0] // groups, *size), np.result_type(g, x)
     gw = np.empty(shape, dtype) if out is None else out
     if winograd.suits(window, g.shape[1], shape[1], shape[0] // groups):
@@ -204,28 +207,31 @@ def _by_tiles(of: _Correlation, memory: Array) -> _Stages:
     """The tasks that transform the kernel, and those that correlate with it, in Winograd's form."""
     to = memory.reshape(4, 4, *of.taps.shape[2:])
     kernel = to.swapaxes(2, 3) if of.transposed else to
+    scaled = None if winograd.small(of.taps) else winograd.scale(of.taps, None)
     orders = [
-        partial(_transform, to[:, :, s], of.taps[:, :, s])
+        partial(_transform, to[:, :, s], of.taps[:, :, s], scaled)
         for s in _some(of.taps.shape[2], of.taps.size)
     ]
     tasks = [
-        partial(_correlate_tiles, of.y, kernel, of.x, of.window, place)
+        partial(_correlate_tiles, of.y, kernel, scaled, of.x, of.window, place)
         for place in winograd.places(of.x, of.window)
     ]
     return orders, tasks
 
 
-def _transform(to: Array, taps: Array) -> None:
-    """Some outputs or channels of the transformed kernel."""
+def _transform(to: Array, taps: Array, scaled: Array | None) -> None:
+    """Some outputs or channels of the transformed kernel, which is scaled."""
     rows, ordered = scratch(to.dtype, (4, 3, *taps.shape[2:]), taps.shape)
-    ordered[...] = taps
+    np.multiply(taps, 1 if scaled is None else scaled, out=ordered)
     winograd.transform(to, rows, ordered)
 
 
-def _correlate_tiles(y: Array, kernel: Array, x: Array, window: Window, place: Any) -> None:
+def _correlate_tiles(
+    y: Array, kernel: Array, scaled: Array | None, x: Array, window: Window, place: Any
+) -> None:
     """One block in Winograd's form."""
     room = scratch(y.dtype, *winograd.correlation_shapes(x, len(y), window, place))
-    winograd.correlate(y, kernel, x, window, place, room)
+    winograd.correlate(y, kernel, scaled, x, window, place, room)
 
 
 def _correlate(y: Array, matrix: Array, x: Array, window: Window, rows: slice) -> None:

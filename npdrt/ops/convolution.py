@@ -5,7 +5,7 @@ result is channel-major again, and the elements of a channel lie side by side fo
 batch normalisation. A model takes (N, C, H, W) at its boundary and transposes once.
 
 Of 3x3 kernels of stride 1, `npdrt.ops.winograd` saves a third to more than half of the
-multiplications where that pays; all else is direct.
+multiplications, if you ask for it; all else is direct.
 
 All three products of a step (value, derivative by the input, derivative by the weight) are one
 idea. Images are taken in blocks of about `npdrt.arrays.columns` output positions, so that what is
@@ -56,6 +56,7 @@ def conv2d(
     stride: int | Pair = 1,
     padding: int | Pair = 0,
     groups: int = 1,
+    form: str = "direct",
 ) -> Any:
     """y[o, n, i, j] = bias[o] + sum over c, k, l of weight[o, c, k, l] x[c, n, s i + k - p, s j + l
     - p]: the cross-correlation that frameworks call convolution, zeros beyond the image.
@@ -70,16 +71,22 @@ def conv2d(
     the correlation of x with g; gbias the sum of g over images and positions. NumPy uses as many
     threads as its BLAS is set to, with the same bits on any number.
 
-    3x3 kernels of stride 1 with 64 channels, outputs and tiles of 2x2 or more are in Winograd's
-    form (Lavin and Gray 2016, equation 8): the same sum in another order, with up to about twice
-    the direct form's rounding error (benchmarks/README.md), and NaN for most infinities.
+    form: "direct", or "winograd", with which 3x3 kernels of stride 1 with 64 channels, outputs and
+    tiles of 2x2 or more take 16 products in place of 36 (Lavin and Gray 2016, equation 8). The
+    rounding error of an output is then relative to the largest values of its tile of 4x4 pixels,
+    also those that the output does not see (bound: `npdrt.ops.winograd`); of the direct form, to
+    what the output is the sum of: |error| <= 9 C u sum of |weight| |x|, u = 2^-24 in float32. So
+    only the direct form keeps masks, and signs of sums of numbers >= 0, and makes an infinity of an
+    infinity.
 
     Raises `Error` for shapes, dtypes and settings that do not fit.
     """
     stride, padding = pair("conv2d: stride", stride, 1), pair("conv2d: padding", padding, 0)
     _check(x, weight, bias, padding, groups)
+    if form not in winograd.FORMS:
+        raise Error(f"conv2d: form must be one of {', '.join(winograd.FORMS)}; got {form!r}")
     xp = namespace(x, weight, bias)
-    setting = {"stride": stride, "padding": padding, "groups": groups}
+    setting = {"stride": stride, "padding": padding, "groups": groups, "form": form}
     y = convolve(x, weight, **setting)
     y = y if bias is None else y + xp.reshape(bias, (-1, 1, 1, 1))
     sizes, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
@@ -132,10 +139,12 @@ def _check_dtypes(x: Array, weight: Array, bias: Array) -> None:
 
 
 @composite(host=blocked.convolve)
-def convolve(x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: int) -> Array:
+def convolve(
+    x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: int, form: str = "direct"
+) -> Array:
     """The value of `conv2d` without bias."""
     xp, out = namespace(x, weight), weight.shape[0]
-    window = forward_window(x.shape[2:], weight.shape[2:], stride, padding)
+    window = forward_window(x.shape[2:], weight.shape[2:], stride, padding, form)
     taps = xp.permute_dims(weight, (2, 3, 0, 1))
     found = [
         _correlate(taps[:, :, part(out, groups, g), :], x[part(x.shape[0], groups, g), ...], window)
@@ -146,14 +155,15 @@ def convolve(x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: in
 
 @composite(host=blocked.convolve_input)
 def convolve_input(
-    g: Array, weight: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int
-) -> Array:
+    g: Array, weight: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
+    form: str = "direct",
+) -> Array:  # fmt: skip
     """The derivative of `conv2d` by its input of height and width `size`, for the cotangent g:
     the correlation of g with the taps that saw a pixel, flipped."""
     xp, (out, inner, *kernel) = namespace(g, weight), weight.shape
     shape = (inner * groups, g.shape[1], *size)
     gx = xp.zeros(shape, dtype=xp.result_type(g.dtype, weight.dtype))
-    for pixels, taps, window in backward_windows(size, tuple(kernel), stride, padding):
+    for pixels, taps, window in backward_windows(size, tuple(kernel), stride, padding, form):
         if 0 in window.taps:
             continue
         for k in range(groups):
@@ -166,12 +176,13 @@ def convolve_input(
 
 @composite(host=blocked.convolve_weight)
 def convolve_weight(
-    g: Array, x: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int
-) -> Array:
+    g: Array, x: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
+    form: str = "direct",
+) -> Array:  # fmt: skip
     """The derivative of `conv2d` by its weight of kernel `size`, for the cotangent g: the sum over
     blocks of products (O, positions) @ (positions, kw C), some channels at a time; in order, in
     each of a few parts, then over these."""
-    xp, window = namespace(g, x), forward_window(x.shape[2:], size, stride, padding)
+    xp, window = namespace(g, x), forward_window(x.shape[2:], size, stride, padding, form)
     found = []
     for k in range(groups):
         theirs = g[part(g.shape[0], groups, k), ...]
@@ -213,14 +224,15 @@ def _by_tiles(taps: Array, x: Array, window: Window, transposed: bool) -> Array:
     """The correlation in Winograd's form."""
     xp, one = namespace(taps, x), tuple(taps.shape[2:])
     kernel, rows = (xp.zeros((4, n, *one), dtype=taps.dtype) for n in (4, 3))
-    winograd.transform(kernel, rows, taps)
+    scaled = None if winograd.small(taps) else winograd.scale(taps, None)
+    winograd.transform(kernel, rows, taps if scaled is None else taps * scaled)
     kernel = xp.matrix_transpose(kernel) if transposed else kernel
     out, dtype = kernel.shape[2], xp.result_type(taps.dtype, x.dtype)
     y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
     for place in winograd.places(x, window):
         forms = winograd.correlation_shapes(x, out, window, place)
         room = [xp.zeros(form, dtype=dtype) for form in forms]
-        winograd.correlate(y, kernel, x, window, place, room)
+        winograd.correlate(y, kernel, scaled, x, window, place, room)
     return y
 
 

@@ -79,6 +79,7 @@ class Window:
     size: Pair  # of the output
     image: Pair  # the size of the input
     whole: bool = True  # the output is an array of its own, not every second pixel of one, say
+    form: str = "direct"  # or "winograd", where that suits
 
     @property
     def pointwise(self) -> bool:
@@ -94,11 +95,13 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     return h, w
 
 
-def forward_window(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Window:
+def forward_window(
+    size: Pair, kernel: Pair, stride: Pair, padding: Pair, form: str = "direct"
+) -> Window:
     """That of the convolution itself, of images of height and width `size`."""
     made = output_size(size, kernel, stride, padding)
     start = (-padding[0], -padding[1])
-    return Window(tuple(kernel), stride, start, made, tuple(size))  # type: ignore[arg-type]
+    return Window(tuple(kernel), stride, start, made, tuple(size), form=form)  # type: ignore[arg-type]
 
 
 def phases(kernel: int, step: int, padding: int, size: int) -> Iterator[tuple[int, int, int, int]]:
@@ -112,7 +115,7 @@ def phases(kernel: int, step: int, padding: int, size: int) -> Iterator[tuple[in
 
 
 def backward_windows(
-    size: Pair, kernel: Pair, stride: Pair, padding: Pair
+    size: Pair, kernel: Pair, stride: Pair, padding: Pair, form: str = "direct"
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Window]]:
     """For every offset of the stride: the pixels, the taps (before they are flipped), and the
     correlation with the cotangent, or one of no taps where nothing has seen these pixels."""
@@ -124,7 +127,7 @@ def backward_windows(
             pixels = (slice(v, None, stride[0]), slice(w, None, stride[1]))
             taps = (slice(a, None, stride[0]), slice(b, None, stride[1]))
             made = (len(range(v, size[0], stride[0])), len(range(w, size[1], stride[1])))
-            yield pixels, taps, Window((k, m), (1, 1), (i, j), made, image, whole)
+            yield pixels, taps, Window((k, m), (1, 1), (i, j), made, image, whole, form)
 
 
 def blocks(images: int, size: Pair, limit: int) -> Iterator[tuple[slice, slice]]:

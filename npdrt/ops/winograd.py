@@ -11,9 +11,20 @@ with ' for the transpose and * element by element (the paper's last rows of A' a
 sign). Over channels, each of the 16 is a product of matrices (O, C) @ (C, tiles). The derivative by
 the kernel is that of this formula, term by term; that by the input is a correlation of its own.
 
-The entries are 0, 1 and 1/2, so a result is nearly as exact as the direct form's: both errors are
-in benchmarks/README.md. Where the direct form makes an infinity of an infinite number, most results
-here are NaN.
+Rounding. With u half an ulp of 1, an output is off by at most
+
+    81 (C + 10) u sum over c of (largest |g| of channel c) (largest |d| of channel c in the tile)
+
+which is relative to all that the tile sees, and not, as that of the direct form (9 C u times the
+sum of |g| |d|), to the pixels that an output sees. So a pixel under a zero of the kernel, or one
+that only the other outputs of its tile see, changes an output by rounding; a sum of products >= 0
+can be below 0; and of an infinity most results are NaN. On data of one scale the error is about
+twice the direct form's (benchmarks/README.md).
+
+Sums of large numbers do not overflow: `scale` makes every tile and the kernel small by powers of
+2, which cost no bits. In the derivative by the kernel what the tile of the image loses the tile of
+the cotangent gains, as both are summed over the tiles: it is finite while the sum over the tiles of
+(largest |g|) (largest |d|) is at most 1/64 of the largest number.
 
 Tiles are taken in blocks, as `npdrt.ops.convolution` takes positions, and of a block one column of
 the 4x4 after another. The functions write to memory that they are given, so that
@@ -22,21 +33,26 @@ the 4x4 after another. The functions write to memory that they are given, so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from npdrt.arrays import Array, columns, into, namespace
+from npdrt.arrays import Array, columns, into, known_below, namespace
 from npdrt.ops.window import Pair, Window, blocks, shares, unfold, unfolded_shape
 
+FORMS = ("direct", "winograd")
 LEAST = 64  # channels, outputs and tiles: with fewer, additions outweigh the products saved
 LARGE = 1 << 14  # channels times outputs: with more, the derivative by the kernel has fewer sums
 B = ((0, "subtract", 2), (1, "add", 2), (2, "subtract", 1), (3, "subtract", 1))  # rows of B'
 Shape = tuple[int, ...]
+Axes = tuple[int, ...] | None
 Place = tuple[slice, slice]
 
 
 def suits(window: Window, images: int, channels: int, outputs: int) -> bool:
-    """Whether a correlation is made in this form: 3x3, stride 1, enough of everything, and whole
-    tiles that take at most 2/3 of the direct form's multiplications."""
+    """Whether a correlation for which this form is asked is made in it: 3x3, stride 1, enough of
+    everything, and whole tiles that take at most 2/3 of the direct form's multiplications."""
+    if window.form != "winograd":
+        return False
     (h, w), (height, width) = tiles(window), window.size
     fits = (window.taps, window.step) == ((3, 3), (1, 1)) and 24 * h * w <= 9 * height * width
     return fits and min(images * h * w, channels, outputs) >= LEAST
@@ -56,6 +72,37 @@ def parts(x: Array, window: Window, outputs: int) -> list[list[Place]]:
     """The blocks in parts, each with a sum of its own in the derivative by the kernel: up to 8, or
     2 where such a sum is large."""
     return shares(places(x, window), min(4, max(1, x.shape[0] * outputs // LARGE)))
+
+
+# --- scales -----------------------------------------------------------------------------------
+
+
+def limits(x: Array) -> tuple[float, float]:
+    """Up to which number nothing is scaled, and the power of 2 by which larger ones are made small,
+    once or twice: 2^48 and 2^40 in float32."""
+    bits = round(math.log2(namespace(x).finfo(x.dtype).max))
+    return 2.0 ** (bits * 3 // 8), 2.0 ** (bits * 5 // 16)
+
+
+def small(x: Array) -> bool:
+    """Whether it is known that nothing in x is to be scaled."""
+    return known_below(x, limits(x)[0])
+
+
+def scale(x: Array, axis: Axes) -> Array:
+    """The powers of 2 that bring the largest |x| along the axes below the limit; 1 if it is."""
+    xp, (limit, step) = namespace(x), limits(x)
+    largest = xp.max(xp.abs(x), axis=axis)
+    one = xp.ones(largest.shape, dtype=largest.dtype)
+    once = xp.where(largest > limit, one / step, one)
+    return xp.where(largest > limit * step, one / step / step, once)
+
+
+def _near(m: Array) -> Array:
+    """The least of each 2x2 of the last axes but one, of scales by pixel: those by tile."""
+    xp = namespace(m)
+    rows = xp.minimum(m[:-1, ...], m[1:, ...])
+    return xp.minimum(rows[:, :-1, ...], rows[:, 1:, ...])
 
 
 # --- the kernel -------------------------------------------------------------------------------
@@ -122,17 +169,22 @@ def _block(window: Window, place: Place) -> tuple[int, int, int]:
 
 
 def correlate(
-    y: Array, kernel: Array, x: Array, window: Window, place: Place, room: list[Array]
-) -> None:
-    """Fill a block of y (O, N, oh, ow). kernel: (4, 4, O, C), of `transform`; room: memory of
-    `correlation_shapes`."""
+    y: Array, kernel: Array, scaled: Array | None, x: Array, window: Window, place: Place,
+    room: list[Array],
+) -> None:  # fmt: skip
+    """Fill a block of y (O, N, oh, ow). kernel: (4, 4, O, C), of `transform`; scaled: what it was
+    multiplied by, if anything; room: memory of `correlation_shapes`."""
     xp, (images, rows) = namespace(x), place
     *seen, products, summed, made = room
     flat = xp.reshape(products, (4, y.shape[0], -1))
-    for b, column in enumerate(_input_columns(seen, x, window, place)):
+    by_tile = _read(seen[0], x, window, place)
+    for b, column in enumerate(_input_columns(seen, by_tile)):
         into(flat, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
         _collect(summed[b, ...], products)
     _collect(made, summed)
+    for factor in (by_tile, scaled):
+        if factor is not None:
+            made /= factor
     for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
         down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
         to = y[:, images, down, j::2]
@@ -145,17 +197,29 @@ def _pixels(window: Window) -> Window:
     return Window((1, 2), (2, 2), window.start, (h + 1, w + 1), window.image)
 
 
-def _input_columns(room: list[Array], x: Array, window: Window, place: Place) -> Iterator[Array]:
-    """B' d B of the tiles of a block of x, column by column: (4, C, rows, columns, images)."""
-    (images, rows), (pixels, sums, found) = place, room
-    height, width = found.shape[2:4]
+def _read(pixels: Array, x: Array, window: Window, place: Place) -> Array | None:
+    """Read the pixels of a block of x; the scales (rows, columns, images) of its tiles, None where
+    all are known to be 1."""
+    images, rows = place
     unfold(pixels, x[:, images, ...], _pixels(window), rows.start)
+    return None if small(pixels) else _near(scale(pixels, (0, 1, 2)))
+
+
+def _input_columns(room: list[Array], by_tile: Array | None) -> Iterator[Array]:
+    """B' d B of the pixels that are read, column by column: (4, C, rows, columns, images); times
+    `by_tile`, if that is not None."""
+    pixels, sums, found = room
+    height, width = found.shape[2:4]
+    if by_tile is not None:
+        pixels *= 0.25  # sums of four are finite; see below
     for k, across, m in B:
         left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
         into(sums, across, left, right)
         for a, (p, down, q) in enumerate(B):
             upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
             into(found[a, ...], down, upper, lower)
+        if by_tile is not None:
+            found *= 4.0 * by_tile
         yield found
 
 
@@ -184,8 +248,10 @@ def correlate_weight(
 ) -> None:  # fmt: skip
     """Add what a block is to total[b, a], the derivative (O, C) by entry (a, b) of G g G', or
     assign it, where `more`, memory (O, C), is None. room: of `weight_shapes`."""
-    xp, seen = namespace(x), _input_columns(room[:3], x, window, place)
-    for b, ours in enumerate(_cotangent_columns(room[3:], g, window, place)):
+    xp, by_tile = namespace(x), _read(room[0], x, window, place)
+    by_tile = _read_cotangent(room[3], g, window, place, by_tile)
+    seen = _input_columns(room[:3], by_tile)
+    for b, ours in enumerate(_cotangent_columns(room[3:])):
         column = next(seen)
         for a, rows in enumerate(ours):
             left = xp.reshape(rows, (g.shape[0], -1))
@@ -201,12 +267,24 @@ def _outputs(window: Window) -> Window:
     return Window((1, 2), (2, 2), (0, 0), tiles(window), window.size)
 
 
-def _cotangent_columns(
-    room: list[Array], g: Array, window: Window, place: Place
-) -> Iterator[list[Array]]:
-    """A g A' of the tiles of a block of g, by columns: 4 arrays (O, rows, columns, images) each."""
-    (images, rows), (whole, summed, sums) = place, room
+def _read_cotangent(
+    whole: Array, g: Array, window: Window, place: Place, by_tile: Array | None
+) -> Array | None:
+    """Read a block of g, and scale its tiles, by as much as it returns that those of the image,
+    whose scales are `by_tile`, are to be divided by and multiplied by."""
+    images, rows = place
     unfold(whole, g[:, images, ...], _outputs(window), rows.start)
+    if by_tile is None and small(whole):
+        return None
+    ours = scale(whole, (0, 1, 2))
+    balance = (1.0 if by_tile is None else by_tile) / ours
+    whole /= balance
+    return balance
+
+
+def _cotangent_columns(room: list[Array]) -> Iterator[list[Array]]:
+    """A g A' of the tiles that are read, by columns: 4 arrays (O, rows, columns, images) each."""
+    whole, summed, sums = room
     left, right = whole[0, ...], whole[1, ...]
     for b, column in enumerate((left, summed, summed, right)):
         if b in (1, 2):

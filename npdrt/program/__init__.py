@@ -5,7 +5,7 @@ straight-line list of its array calls, forward, backward and update alike.
 """
 
 from npdrt.program.listing import Difference, compare
+from npdrt.program.memory import Memory
 from npdrt.program.program import Program, load, memory_on, record
-from npdrt.program.replay import Memory
 
 __all__ = ["Difference", "Memory", "Program", "compare", "load", "memory_on", "record"]

@@ -103,6 +103,15 @@ class Value:
         return self.size * np.dtype(self.dtype).itemsize
 
     @property
+    def extent(self) -> tuple[int, int]:
+        """Where its lowest byte lies, from its first element on, and how many bytes it spans."""
+        if self.size == 0:
+            return 0, 0
+        steps = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+        low = sum(min(step, 0) for step in steps)
+        return low, sum(map(abs, steps)) + np.dtype(self.dtype).itemsize
+
+    @property
     def contiguous(self) -> bool:
         """Whether its elements lie in C order without gaps."""
         ordered = zip(self.shape, self.strides, c_strides(self.shape, self.dtype), strict=True)

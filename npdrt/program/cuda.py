@@ -5,7 +5,9 @@ a home of an input or output. A chain is one kernel, and so is any other call of
 comparisons, selections and casts between floats; everything else is the CuPy call that an eager
 step makes, with `out`. The first `WARM_UPS` replays run call by call and put kernels, handles and
 workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
-one launch. No replay waits for the device.
+one launch, and a copy for every result that replaces no input. No replay waits for the device.
+Memory that the caller lets go of is used again in the order of the streams that replays run on, as
+CuPy's own pools do: drop an array that another stream reads once that stream is done.
 
 Bits. What the kernels compute (`npdrt.program.kernels`) has the bits of the CPU; of a NaN, that it
 is one. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
@@ -37,8 +39,9 @@ from npdrt.program.kernels import (
     can_compile,
     loop_source,
 )
+from npdrt.program.memory import Lease, Memory
 from npdrt.program.plan import Group, Plan
-from npdrt.program.replay import Binding, Memory, Operation, run
+from npdrt.program.replay import Binding, Operation, run
 
 WARM_UPS = 2  # replays call by call: the first compiles and allocates, the second finds all there
 # They may wait for the device or copy from the host, which a graph would repeat from freed memory.
@@ -93,11 +96,24 @@ class CudaMemory(Memory):
             home.set(np.asarray(x, dtype=home.dtype))
         self.leave()
 
+    def seen(self, owner: Array, value: Value, offset: int) -> Array:
+        """A value in the memory of an array."""
+        return self.xp.ndarray(
+            value.shape, value.dtype, memptr=owner.data + offset, strides=value.strides
+        )
+
+    def over(self, lease: Lease) -> Array:
+        """A fresh array over a lease, which CuPy keeps as the owner of memory that is not its."""
+        x, cuda = lease.base, self.xp.cuda
+        memory = cuda.UnownedMemory(x.data.ptr, x.nbytes, lease, x.data.device_id)
+        pointer = cuda.MemoryPointer(memory, 0)
+        return self.xp.ndarray(x.shape, x.dtype, memptr=pointer, strides=x.strides)
+
     def holds(self, x: Any) -> bool:
-        """Whether an array lies in this memory, also as a view."""
+        """Whether an array lies in what calls write to, also as a view."""
         if not on_gpu(x):
             return False
-        owners = (self.scratch, *self.homes.values())
+        owners = (self.scratch, *(home.array for home in self.homes.values()))
         return any(o.data.ptr <= x.data.ptr < o.data.ptr + o.nbytes for o in owners)
 
     def enter(self) -> Any:
@@ -167,9 +183,7 @@ class CudaBinding(Binding):
         self.lanes = cupy.empty(self._lanes(), dtype=np.float64)
         for c in plan.constants:
             call = plan.calls[c]
-            value = values[call.result]
-            owner = cupy.empty(max(value.nbytes, 1), dtype=np.uint8)
-            self.arrays[call.result] = self._seen(owner, value, 0)
+            self.arrays[call.result] = memory.made(values[call.result])
             run(self.single(call))
         self.operations = [o for group in plan.groups for o in self._group(group)]
 
@@ -231,7 +245,8 @@ class CudaBinding(Binding):
                     graph = side.end_capture()
             self.graph = graph
         except Exception as error:
-            self.graph_error = error
+            error.__context__ = None  # the frames of the traceback hold the caller's arrays
+            self.graph_error = error.with_traceback(None)
             self.memory.side = cuda.Stream(non_blocking=True)  # the old one may be in any state
         finally:
             if collecting:
@@ -244,7 +259,7 @@ class CudaBinding(Binding):
         if index not in self.arrays:
             value = self.values[index]
             assert value.base is not None
-            self.arrays[index] = self._seen(self.arrays[value.base], value, value.offset)
+            self.arrays[index] = self.memory.seen(self.arrays[value.base], value, value.offset)
         return self.arrays[index]
 
     def _at(self, i: int, offset: int) -> Array:
@@ -253,14 +268,8 @@ class CudaBinding(Binding):
         value = self.values[i]
         key = (offset, value.shape, value.dtype, value.strides)
         if key not in self._placed:
-            self._placed[key] = self._seen(self.scratch, value, offset)
+            self._placed[key] = self.memory.seen(self.scratch, value, offset)
         return self._placed[key]
-
-    def _seen(self, owner: Array, value: Value, offset: int) -> Array:
-        memory = owner.data + offset
-        return self.memory.xp.ndarray(
-            value.shape, value.dtype, memptr=memory, strides=value.strides
-        )
 
     def _apart(self) -> dict[int, tuple[int, int]]:
         """Start and end, beyond the scratch memory of the plan, of the values inside chains that

@@ -2,7 +2,8 @@
 
 Every function is one of `npdrt.program.calls.KINDS`, and the form of every result - shape, dtype,
 memory layout, and for a view its place in its owner's memory - is worked out anew from the call
-and must be the one in the file.
+and must be the one in the file. What a file makes this process hold or do is bounded before it is
+done: its bytes, its items, how deep they nest, and the dtypes that NumPy is asked for.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from typing import Any, NoReturn
 import numpy as np
 
 from npdrt.errors import FileRefused
+from npdrt.ops.winograd import FORMS
 from npdrt.program import infer
 from npdrt.program.calls import KINDS, Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.recorder import DRAWN
 from npdrt.program.tree import Path
 
-KIND, FORMAT = "npdrt program", 1
+KIND, FORMAT = "npdrt program", 2
+MAX_BYTES = 1 << 28  # of a file
+MAX_ITEMS = 1 << 21  # of its lists and objects; ResNet-18 has 2 % of that
+MAX_DEPTH = 50  # of arguments and results
 MAX_NUMBER = 1 << 62  # of a size, stride or index
-MAX_DIMENSIONS = 12
+MAX_VALUE = 1 << 40  # bytes of a value
+MAX_DIMENSIONS = 8
+MAX_READ = 1 << 14  # values that a call reads
 MAX_ARANGE = 1 << 24  # elements; NumPy makes them to tell their dtype
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -29,18 +36,30 @@ DTYPES = (
 )
 SETTINGS = (
     *("axis", "keepdims", "dtype", "stable", "side", "min", "max"),
-    *("size", "stride", "padding", "groups"),
+    *("size", "stride", "padding", "groups", "form"),
 )
+TEXTS = (*DTYPES, *FORMS, "left", "right")  # arguments of calls
 DRAW_SETTINGS = ("low", "high", "scale", "p")
 
 
 def decode(data: bytes) -> dict[str, Any]:
     """The arguments of `Program` in the bytes of a file; `FileRefused` says what is wrong."""
-    content = _json(data)
+    try:
+        return _decoded(_json(data))
+    except FileRefused:
+        raise
+    except Exception as error:  # of values of another type or size than any that is written
+        reason = f"it holds what no program does ({type(error).__name__}: {error})"
+        raise FileRefused(reason[:500]) from None
+
+
+def _decoded(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("kind") != KIND:
         _refuse("not a saved program")
     if content.get("format") != FORMAT:
-        _refuse(f"format {content.get('format')!r}; this npdrt reads format {FORMAT}")
+        found = content.get("format")
+        found = found if type(found) is int and 0 < found < MAX_NUMBER else "unknown"
+        _refuse(f"format {found}; this npdrt reads format {FORMAT}: record and save the step again")
     parts = ("parameters", "signature", "draws", "constants", "values", "calls")
     _fields(content, ("kind", "format", *parts, "result"), "the program")
     for part in parts:
@@ -70,6 +89,9 @@ def _json(data: bytes) -> Any:
     def constant(text: str) -> NoReturn:
         _refuse(f"{text} is no number of JSON")
 
+    items = sum(map(data.count, (b"[", b"{", b",")))
+    if len(data) > MAX_BYTES or items > MAX_ITEMS:
+        _refuse(f"more than {MAX_BYTES:,} bytes or {MAX_ITEMS:,} items")
     try:
         return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, RecursionError) as error:
@@ -126,7 +148,7 @@ def _value(x: Any, what: str) -> Value:
     base = None if x["base"] is None else _integer(x["base"], f"{what}: base")
     offset, name = _integer(x["offset"], f"{what}: offset"), _text(x["name"], f"{what}: name")
     value = Value(shape, x["dtype"], strides, base, offset, name, x["origin"])
-    _need(value.nbytes < MAX_NUMBER, f"{what} is too large")
+    _need(value.nbytes <= MAX_VALUE, f"{what} is too large")
     return value
 
 
@@ -139,7 +161,7 @@ def _call(x: Any, what: str, count: int) -> Call:
         _refuse(f"{what}: settings other than {', '.join(SETTINGS)}")
     args = _argument(x["args"], what, count)
     _need(isinstance(args, tuple), f"{what}: args is no list")
-    return Call(
+    made = Call(
         x["function"],
         args,
         _integer(x["result"], f"{what}: result", 0, count),
@@ -147,12 +169,15 @@ def _call(x: Any, what: str, count: int) -> Call:
         _text(x["phase"], f"{what}: phase"),
         _text(x["source"], f"{what}: source"),
     )
+    _need(len(made.refs) <= MAX_READ, f"{what}: reads more than {MAX_READ} values")
+    return made
 
 
-def _argument(x: Any, what: str, count: int) -> Any:
+def _argument(x: Any, what: str, count: int, depth: int = 0) -> Any:
     """An argument; its values are below `count`."""
+    _need(depth < MAX_DEPTH, f"{what}: arguments nested deeper than {MAX_DEPTH}")
     if isinstance(x, list):
-        return tuple(_argument(item, what, count) for item in x)
+        return tuple(_argument(item, what, count, depth + 1) for item in x)
     if isinstance(x, dict) and len(x) == 1:
         ((kind, item),) = x.items()
         if kind == "value":
@@ -163,6 +188,7 @@ def _argument(x: Any, what: str, count: int) -> Any:
             return ...
         if kind == "float" and item in ("inf", "-inf", "nan"):
             return float(item)
+    _need(not isinstance(x, str) or x in TEXTS, f"{what}: a text that no call has")
     return _scalar(x, what)
 
 
@@ -239,11 +265,15 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
 
 def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
     """Two whole values, and the settings of that function, of which there are no others."""
-    names = {"stride", "padding", "groups"} | ({"size"} if call.function != "convolve" else set())
+    names = {"stride", "padding", "groups", "form"}
+    names |= {"size"} if call.function != "convolve" else set()
     whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
     _need(whole and all(values[i].contiguous for i in call.refs), f"{what}: not of two arrays")
     _need(set(call.settings) == names, f"{what}: settings other than {', '.join(sorted(names))}")
+    _need(call.settings["form"] in FORMS, f"{what}: form is none of {', '.join(FORMS)}")
     for name, x in call.settings.items():
+        if name == "form":
+            continue
         numbers = (x,) if name == "groups" else x
         pair = isinstance(numbers, tuple) and len(numbers) == (1 if name == "groups" else 2)
         _need(pair and all(type(n) is int for n in numbers), f"{what}: {name} {x!r}"[:200])
@@ -258,12 +288,8 @@ def _owner(call: Call, values: list[Value], form: infer.Form) -> tuple[int, int]
 
 def _inside(view: Value, owner: Value) -> bool:
     """Whether every element of a view lies in the memory of its owner."""
-    if view.size == 0:
-        return True
-    steps = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
-    low = view.offset + sum(min(step, 0) for step in steps)
-    high = view.offset + sum(max(step, 0) for step in steps) + np.dtype(view.dtype).itemsize
-    return low >= 0 and high <= owner.nbytes
+    low, size = view.extent
+    return view.size == 0 or 0 <= view.offset + low <= owner.nbytes - size
 
 
 # --- reading: what is around the calls --------------------------------------------------------
@@ -355,15 +381,18 @@ def _constants(entries: list[Any], values: list[Value]) -> dict[int, Any]:
     return found
 
 
-def _result(x: Any, count: int) -> Any:
+def _result(x: Any, count: int, depth: int = 0) -> Any:
     """The nested result with `Ref`s for arrays."""
+    _need(depth < MAX_DEPTH, f"result: nested deeper than {MAX_DEPTH}")
     if not isinstance(x, dict) or len(x) != 1:
         _refuse("result: expected one of dict, tuple, list, value, fixed")
     ((kind, item),) = x.items()
     if kind == "dict" and isinstance(item, dict):
-        return {_text(key, "result: a key"): _result(part, count) for key, part in item.items()}
+        return {
+            _text(k, "result: a key"): _result(part, count, depth + 1) for k, part in item.items()
+        }
     if kind in ("tuple", "list") and isinstance(item, list):
-        parts = (_result(part, count) for part in item)
+        parts = (_result(part, count, depth + 1) for part in item)
         return tuple(parts) if kind == "tuple" else list(parts)
     if kind == "value":
         return Ref(_integer(item, "result", 0, count))

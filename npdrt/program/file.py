@@ -17,15 +17,13 @@ import numpy as np
 from npdrt import atomic
 from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
-from npdrt.program.decode import FORMAT, KIND, decode
+from npdrt.program.decode import FORMAT, KIND, MAX_BYTES, decode
 from npdrt.program.listing import encoded
 from npdrt.program.tree import Leaf
 from npdrt.program.tree import Path as Place
 
 if TYPE_CHECKING:
     from npdrt.program.program import Program
-
-MAX_BYTES = 1 << 30
 
 
 # --- writing ----------------------------------------------------------------------------------

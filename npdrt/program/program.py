@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -17,9 +18,10 @@ from npdrt.errors import Error
 from npdrt.program import file, fused
 from npdrt.program import listing as text
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.memory import Home, Memory
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
-from npdrt.program.replay import Binding, Memory
+from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
 
@@ -33,7 +35,7 @@ def record(
     rate) are inputs, and so is every draw from a `Random` among them (a dropout mask): one program
     serves all steps of the same shapes. Anything else is fixed; a call with another value is
     refused. Nothing is computed, and the arrays are not read. memory: shared with other programs
-    that take turns with this one; their results stay valid until the next call of any of them.
+    that take turns with this one.
     fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
     Raises `Error` where the step looks at a value on the host, uses an array that is not among
@@ -130,10 +132,15 @@ class Program:
     draws: the inputs that are drawn, by value index. constants: arrays that never change, by value
     index. result: the step's result with `Ref`s for arrays.
 
-    Calling it replays the step: `program(*args)` gives what `step(*args)` gives, to the bit. The
-    program owns its memory. Arrays it returns stay valid until its next call; passing them back
-    in is free; other arrays are copied in; the caller's arrays are never written.
+    Calling it replays the step: `program(*args)` gives what `step(*args)` gives, to the bit. What
+    it returns keeps its numbers as long as it, or a view of it, is held; with one exception: a
+    result that replaces an input, passed back in its place, is not copied but consumed, and the
+    next result is written over it. Other arrays are copied in, and never written.
+
+    Threads may share a program: they take turns. A copy or pickle of it has memory of its own.
     """
+
+    memory: Memory | None = None  # until the first call, unless one is given
 
     def __init__(
         self,
@@ -153,15 +160,22 @@ class Program:
         self.constants, self.result = constants, result
         if fast:
             fused.numba()  # `Unavailable` now rather than in the first replay
-        self.memory, self.fast = memory, fast
+        self.fast = fast
+        if memory is not None:
+            self.memory = memory
+        self._homes: dict[int, Home] = {}  # of the inputs, once the program has been called
         self._bound: Binding | None = None
+        self._version = -1
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_homes": {}, "_bound": None}
+
+    @cached_property
     def inputs(self) -> dict[Path, int]:
         """Path in the arguments -> value index, of every array and float."""
         return {path: x.index for path, x in self.signature.items() if isinstance(x, Ref)}
 
-    @property
+    @cached_property
     def outputs(self) -> dict[Path, int]:
         """Path in the result -> value index."""
         return {path: x.index for path, x in leaves(self.result) if isinstance(x, Ref)}
@@ -175,31 +189,59 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
 
-        Raises `Error` where an argument has another shape, dtype or fixed value than recorded.
+        Raises `Error` where an argument has another shape, dtype or fixed value than recorded, and
+        where a result that an earlier call consumed is still held.
         """
         given = self._given(args)
-        if self.memory is None:
-            on_gpu = any(map(arrays.on_gpu, given.values()))
-            self.memory = memory_on(arrays.Device("cuda" if on_gpu else "cpu"))
-        with quiet():
-            binding = self._binding(self.memory)
-            self._fill(self.memory, binding, given)
+        memory = self._chosen(given)
+        with memory.lock, quiet():
+            memory.refuse_consumed()
+            if not self._homes:
+                self._homes = {i: memory.home(p, self.values[i]) for p, i in self.inputs.items()}
+            moving = self._moving(given)
+            self._claim(memory, moving)
+            binding = self._binding(memory)
+            self._fill(memory, binding, moving, given)
             binding.run()
-        return self._returned(binding, lambda x: x)
+            return self._results(memory, binding)
+
+    def _chosen(self, given: dict[Path, Any]) -> Memory:
+        """The memory; where none was given, that of the device of the arguments."""
+        if self.memory is None:
+            device = "cuda" if any(map(arrays.on_gpu, given.values())) else "cpu"
+            vars(self).setdefault("memory", memory_on(arrays.Device(device)))  # of threads, one's
+        assert self.memory is not None
+        return self.memory
 
     def copy_out(self) -> Any:
-        """The result of the last call in arrays of its own, which later calls leave alone."""
-        if self._bound is None:
+        """The result of the last call in arrays of its own."""
+        bound = self._bound
+        if bound is None:
             raise Error("copy_out: the program has not been called yet")
-        return self._returned(self._bound, lambda x: x.copy())
 
-    def _returned(self, binding: Binding, change: Callable[[Array], Array]) -> Any:
         def leaf(x: Any) -> Any:
             if not isinstance(x, Ref):
                 return x
-            return change(binding.array(self.plan.returned.get(x.index, x.index)))
+            return bound.array(self.plan.returned.get(x.index, x.index)).copy()
 
         return rebuild(self.result, leaf)
+
+    def _results(self, memory: Memory, binding: Binding) -> Any:
+        """The result of a replay, for the caller; the same array where the step returns one
+        twice."""
+        given: dict[int, Array] = {}
+        for path, i in self.outputs.items():
+            if i not in given:
+                place, value = self.plan.returned.get(i, i), self.values[i]
+                home = self._homes.get(place)
+                if home is not None and home.lands:
+                    given[i] = memory.give(home)
+                    continue
+                pool = memory.pool(path, value) if home is None else home.pool
+                given[i] = memory.lend(pool, value, binding.array(place))
+                if home is not None:
+                    home.handed = weakref.ref(given[i])
+        return rebuild(self.result, lambda x: given[x.index] if isinstance(x, Ref) else x)
 
     def listing(self) -> str:
         """The program as text: numbered calls with names, forms, costs and sources."""
@@ -212,15 +254,22 @@ class Program:
     # --- memory ------------------------------------------------------------------------------
 
     def _binding(self, memory: Memory) -> Binding:
-        """The plan bound to memory; anew where another program has enlarged the scratch memory."""
-        if self._bound is None or self._bound.scratch is not memory.scratch:
-            lasting = self._lasting(memory.home)
+        """The plan bound to memory; anew where a home has moved, or another program has enlarged
+        the scratch memory."""
+        current = self._version == memory.version
+        if self._bound is None or self._bound.scratch is not memory.scratch or not current:
+            lasting = self._lasting(memory)
             self._bound = memory.bind(self.values, self.plan, lasting, self.fast)
+            self._version = memory.version
         return self._bound
 
-    def _lasting(self, home: Callable[[Path, Value], Array]) -> dict[int, Array]:
+    def _lasting(self, memory: Memory) -> dict[int, Array]:
         """The arrays that outlive a replay: constants, inputs and outputs, by value index."""
         plan, lasting = self.plan, dict(self.constants)
+
+        def home(path: Path, value: Value) -> Array:
+            return memory.home(path, value).array
+
         lasting |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
         for number, i in enumerate(self.draws):
             lasting[i] = home(("", "random", str(number)), self.values[i])
@@ -248,21 +297,37 @@ class Program:
             raise Error(f"the arguments differ from those recorded in: {', '.join(odd[:5])}")
         return given
 
-    def _fill(self, memory: Memory, binding: Binding, given: dict[Path, Any]) -> None:
-        """The arguments in the memory of the inputs. What is there already stays."""
-        moving = []
+    def _moving(self, given: dict[Path, Any]) -> dict[int, Any]:
+        """The arguments that are not in the memory of their inputs yet, by value index."""
+        moving = {}
         for path, kept in self.signature.items():
             x = given[path]
             if isinstance(kept, Ref):
-                if x is not binding.arrays[kept.index]:
-                    moving.append((kept.index, self._fitting(path, self.values[kept.index], x)))
+                home = self._homes[kept.index]
+                if not home.has(x):
+                    moving[kept.index] = self._fitting(path, self.values[kept.index], x)
+                if not home.lands and x is home.handed():
+                    home.lands, home.pool = True, []  # it is passed back in from now on
             elif isinstance(kept, Fixed) and not _same(x, kept.value):
                 raise Error(
                     f"{'/'.join(path)}: recorded with {kept.value!r}, which is part of the "
                     f"program; got {x!r}; record the step again"
                 )
-        moving = [(i, x.copy() if memory.holds(x) else x) for i, x in moving]
-        for i, x in moving:
+        return moving
+
+    def _claim(self, memory: Memory, moving: dict[int, Any]) -> None:
+        """The homes that this call writes to, taken from whoever holds what they show."""
+        replaced = set(self.plan.returned.values())
+        for path, i in self.inputs.items():
+            if i in moving or i in replaced:
+                memory.overwrite(self._homes[i], path, passed=i not in moving)
+
+    def _fill(
+        self, memory: Memory, binding: Binding, moving: dict[int, Any], given: dict[Path, Any]
+    ) -> None:
+        """The arguments in the memory of the inputs, each read before one is written."""
+        apart = {i: x.copy() if memory.holds(x) else x for i, x in moving.items()}
+        for i, x in apart.items():
             memory.put(binding.arrays[i], x)
         for i, draw in self.draws.items():
             stream = given[draw.stream.path]

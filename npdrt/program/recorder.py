@@ -94,6 +94,17 @@ class Recorded:
         """The number of elements."""
         return self._form.size
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The strides, in bytes, that the array has when the program runs."""
+        return self._form.strides
+
+    @property
+    def owner(self) -> int:
+        """The number of the value whose memory it is in."""
+        base = self.recorder.values[self.index].base
+        return self.index if base is None else base
+
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return self.recorder.namespace
 
@@ -218,9 +229,11 @@ class Namespace:
             "npdrt.ops, or with the functions npdrt.program.calls.KINDS names"
         )
 
-    def asarray(self, x: Any, dtype: Any = None) -> Any:
+    def asarray(self, x: Any, dtype: Any = None, copy: bool | None = None) -> Any:
         """A recorded array in `dtype`; a number or host array becomes a constant."""
         if isinstance(x, Recorded):
+            if copy and (dtype is None or x.dtype == np.dtype(dtype)):
+                return self._recorder.call("copy", (x,))
             if dtype is None or x.dtype == np.dtype(dtype):
                 return Recorded(self._recorder, x.index) if x.weak else x
             return self._recorder.call("astype", (x, np.dtype(dtype).name))

@@ -8,88 +8,22 @@ call of it allocates an array.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npdrt.ops import blocked
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
-from npdrt.program.calls import CONVOLUTIONS, EXACT, ROUNDED, Call, Ref, Value
+from npdrt.program.calls import CONVOLUTIONS, Call, Ref, Value
 from npdrt.program.plan import Group, Plan
-from npdrt.program.tree import leaves
+
+if TYPE_CHECKING:
+    from npdrt.program.memory import Memory
 
 Array = Any
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 BLOCK = 1 << 17  # elements of a chain's block; smaller ones cost more calls than they save
-
-
-class Memory:
-    """The memory of one program, or of several that take turns, such as those of a training loop.
-
-    homes: arrays that last, of inputs and outputs, by name and form. scratch: bytes that every
-    replay uses anew.
-    """
-
-    xp: Any = np
-
-    def __init__(self) -> None:
-        self.homes: dict[tuple[Any, ...], Array] = {}
-        self.scratch = self.xp.empty(0, dtype=np.uint8)
-
-    def home(self, name: tuple[str, ...], value: Value) -> Array:
-        """The lasting array of that name and form."""
-        order = sorted(range(len(value.shape)), key=lambda i: (-value.strides[i], i))
-        if value.contiguous:
-            order.sort()
-        shape = tuple(value.shape[i] for i in order)
-        key = (name, shape, value.dtype)
-        if key not in self.homes:
-            self.homes[key] = self.xp.empty(shape, value.dtype)
-        home = self.homes[key]
-        return home if value.contiguous else home.transpose(np.argsort(order))
-
-    def fusable(self, fast: bool) -> tuple[str, ...]:
-        """The elementwise functions that may be in a chain."""
-        return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
-
-    def bind(
-        self, values: list[Value], plan: Plan, lasting: dict[int, Array], fast: bool
-    ) -> Binding:
-        """A plan in this memory."""
-        return Binding(values, plan, lasting, self, fast)
-
-    def adopt(self, tree: Any) -> None:
-        """Take arrays that the caller gives up as the homes of their names, without a copy.
-
-        Those that cannot be written to, do not own their memory or are in this one are left alone.
-        """
-        for name, x in leaves(tree):
-            key = (name, tuple(x.shape), str(x.dtype))
-            whole = x.flags.owndata and x.flags.c_contiguous and getattr(x.flags, "writeable", True)
-            if whole and key not in self.homes and not self.holds(x):
-                self.homes[key] = x
-
-    def reserve(self, nbytes: int) -> None:
-        """At least so many bytes of scratch memory."""
-        if nbytes > self.scratch.nbytes:
-            self.scratch = self.xp.empty(nbytes, dtype=np.uint8)
-
-    def put(self, home: Array, x: Any) -> None:
-        """Copy an array or number into a home."""
-        home[...] = x
-
-    def holds(self, x: Any) -> bool:
-        """Whether an array lies in this memory, also as a view."""
-        owner = x
-        while getattr(owner, "base", None) is not None:
-            owner = owner.base.obj if isinstance(owner.base, memoryview) else owner.base
-        return owner is self.scratch or any(owner is home for home in self.homes.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self.scratch.nbytes + sum(home.nbytes for home in self.homes.values()))
 
 
 class Binding:
@@ -112,14 +46,13 @@ class Binding:
         blocks = plan.slots * BLOCK * 8
         memory.reserve(plan.scratch_bytes + blocks)
         for i, offset in plan.scratch.items():
-            self.arrays[i] = _seen(memory.scratch, values[i], offset)
+            self.arrays[i] = memory.seen(memory.scratch, values[i], offset)
         self.scratch = memory.scratch
         self.blocks = memory.scratch[plan.scratch_bytes : plan.scratch_bytes + blocks]
         self.norm = Norm()
         for c in plan.constants:
             call = plan.calls[c]
-            value = values[call.result]
-            self.arrays[call.result] = _strided(value)
+            self.arrays[call.result] = memory.made(values[call.result])
             for operation in self.single(call):
                 run([operation])
         self.operations = [o for group in plan.groups for o in self._group(group)]
@@ -200,15 +133,6 @@ def run(operations: list[Operation]) -> None:
 
 
 # --- the memory of a value --------------------------------------------------------------------
-
-
-def _seen(scratch: Array, value: Value, offset: int) -> Array:
-    return np.ndarray(value.shape, value.dtype, scratch.data, offset, value.strides)
-
-
-def _strided(value: Value) -> Array:
-    """A new array in the layout of a value."""
-    return _seen(np.empty(max(value.nbytes, 1), dtype=np.uint8), value, 0)
 
 
 def _view(owner: Array, value: Value) -> Array:
