@@ -80,11 +80,6 @@ class Recorded:
         return self._form.dtype
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Bytes from one element to the next along every axis."""
-        return self._form.strides
-
-    @property
     def ndim(self) -> int:
         """The number of dimensions."""
         return self._form.ndim
