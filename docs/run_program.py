@@ -52,7 +52,8 @@ def near(x, rows, columns):
     i, j = np.asarray(rows)[:, None], np.asarray(columns)
     inside = (i >= 0) & (i < x.shape[2]) & (j >= 0) & (j < x.shape[3])
     found = x[:, :, np.clip(i, 0, x.shape[2] - 1), np.clip(j, 0, x.shape[3] - 1)]
-    return np.where(inside, found, x.dtype.type(0)).transpose(0, 2, 3, 1)
+    pixels = np.where(inside, found, x.dtype.type(0)).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels)  # a BLAS may round other layouts differently
 
 
 def seen(x, window, images, rows):
