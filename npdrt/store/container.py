@@ -44,7 +44,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -53,7 +53,7 @@ import numpy.typing as npt
 from npdrt import atomic, regular
 from npdrt.errors import DiskError, Error, FileRefused
 
-FORMAT: Final = 2
+FORMAT = 2
 BLOCK = 512  # bytes of the header; HDF5 looks for its image at 0, 512, 1024, ...
 MAX_BYTES = 16 << 30
 MAX_INDEX = 16 << 20  # bytes of all of /meta
@@ -103,15 +103,7 @@ class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         return range(self.offset, self.offset + self.size * _KINDS[self.dtype].itemsize)
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """What /meta holds; the caller's part as the bytes of its JSON."""
-
-    arrays: list[_Place]
-    format: Literal[2]
-    meta: msgspec.Raw
-
-
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_places = msgspec.json.Decoder(list[_Place]).decode
 
 
 def write(
@@ -266,10 +258,14 @@ def _write(handle: io.BufferedRandom, arrays: Mapping[str, Array], meta: bytes) 
 
 def _encode_index(arrays: Mapping[str, Array], offsets: Mapping[str, int], meta: bytes) -> bytes:
     places = [_Place(n, a.dtype.name, list(a.shape), offsets[n]) for n, a in arrays.items()]
-    text = msgspec.json.encode(_Envelope(places, FORMAT, msgspec.Raw(meta)))
+    text = _join(places, meta)
     if len(text) > MAX_INDEX:
         raise Error(f"{len(text)} bytes of names and meta cannot be stored; at most {MAX_INDEX}")
     return text
+
+
+def _join(places: list[_Place], meta: bytes) -> bytes:
+    return b'{"arrays":%b,"format":2,"meta":%b}' % (msgspec.json.encode(places), meta)
 
 
 def _keep(path: Path, previous: Path | None) -> None:
@@ -352,15 +348,16 @@ def _index(data: bytes, where: range) -> tuple[list[_Place], dict[str, Any]]:
         raise FileRefused(f"has a /meta of {length} bytes, more than {MAX_INDEX}; {_FOREIGN}")
     text = data[where.start : where.stop]
     try:
-        envelope = _decode_envelope(text)
-        if msgspec.json.encode(envelope) != text:
-            raise ValueError("JSON that is not canonical")
-        meta = _decode(bytes(envelope.meta))
+        rows, _, rest = text.removeprefix(b'{"arrays":').partition(b',"format":2,"meta":')
+        places, meta = _decode_places(rows), rest[:-1]
+        if _join(places, meta) != text:
+            raise ValueError("not the canonical JSON of arrays, format 2 and meta")
+        decoded = _decode(meta)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FileRefused(f"has a /meta of another form ({error}); {_FOREIGN}") from error
-    _check_names([place.name for place in envelope.arrays])
-    _check_spans([where, *_spans(envelope.arrays)], len(data))
-    return envelope.arrays, meta
+    _check_names([place.name for place in places])
+    _check_spans([where, *_spans(places)], len(data))
+    return places, decoded
 
 
 def _decode(text: bytes) -> dict[str, Any]:
