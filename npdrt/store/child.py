@@ -188,9 +188,11 @@ def _walk(group: h5g.GroupID, prefix: str, depth: int) -> Iterator[tuple[str, h5
         raise Refused(f"{prefix!r} is an empty group or deeper than {MAX_DEPTH}")
     for link in links:
         name = prefix + link.decode()
+        if group.links.get_info(link).type != h5l.TYPE_HARD:
+            raise Refused(f"{name!r} is a soft, external or user-defined link")
         info = h5o.get_info(group, link)
-        if group.links.get_info(link).type != h5l.TYPE_HARD or info.rc != 1 or info.num_attrs:
-            raise Refused(f"{name!r} has attributes or several links, or is a link of another kind")
+        if info.rc != 1 or info.num_attrs:
+            raise Refused(f"{name!r} has attributes or several links")
         node = h5o.open(group, link)
         if isinstance(node, h5g.GroupID):
             yield from _walk(node, name + "/", depth + 1)

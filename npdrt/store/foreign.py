@@ -35,6 +35,8 @@ from npdrt.errors import FileRefused, Unavailable
 MAX_FILE = 1 << 30
 FREE = 1 << 25  # numbers that any file may hold, 256 MiB of float64; a larger file: one a byte
 MAX_DIRECTORY = 4 << 20  # bytes of a zip's list of members, and of a header of safetensors
+MAX_ANSWER = 64 << 20  # bytes of the child's header, besides those of the file
+PATIENCE = 10  # seconds by the clock for each of processor time that the child has
 MAX_HEADER = 10_000  # bytes of the header of an npy member, as NumPy allows
 
 Array = npt.NDArray[Any]
@@ -309,7 +311,7 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _killed(process: subprocess.Popen[bytes], seconds: int) -> Iterator[None]:
+def _killed(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
     """Kill the process at the end, or after some time."""
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
@@ -324,7 +326,7 @@ def _killed(process: subprocess.Popen[bytes], seconds: int) -> Iterator[None]:
 def _answer(stream: IO[bytes], limit: int) -> tuple[dict[str, Array], Any] | None:
     """The child's answer, believed no more than the file; None if it is not whole."""
     length = int.from_bytes(stream.read(8), "little")
-    text = stream.read(min(length, limit + (64 << 20)))
+    text = stream.read(min(length, limit + MAX_ANSWER))
     try:
         answer = msgspec.json.decode(text, type=_Answer)
         if answer.refused:
