@@ -32,7 +32,7 @@ from h5py import h5d, h5g, h5l, h5o, h5s, h5t
 
 MAX_MEMBERS = 100_000
 MAX_DEPTH = 8
-ROOM = 256 << 20  # bytes of memory besides the file and two copies of the arrays
+ROOM = 128 << 20  # bytes of memory besides the file and two copies of the arrays
 _FILTERS = {1, 2, 3}  # deflate, shuffle, checksum; others may load code
 _HEADER = struct.Struct("<8sQ32sI")  # of a container of version 1: magic, length, SHA-256, version
 _BLOCK = 512
