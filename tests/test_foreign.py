@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -204,7 +205,9 @@ def test_limits_of_the_child(work: str, end: Any) -> None:
 
 
 def test_the_child_runs_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither modules of the working directory nor plug-ins."""
+    """Neither modules of the working directory or next to the script, nor plug-ins."""
+    monkeypatch.setattr(foreign, "_CHILD", tmp_path / "child.py")
+    shutil.copy(child.__file__, tmp_path / "child.py")
     for name in ("h5py", "numpy", "json"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     with h5py.File(tmp_path / "a.h5", "w") as file:
