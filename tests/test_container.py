@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -589,6 +590,51 @@ def test_limit_and_expected_digest(path: Path) -> None:
     )
     other = "0" * 64
     assert f"has SHA-256 {sha}, but {other} was expected; " in refusal(path, expect_sha256=other)
+
+
+def test_sparse_file(path: Path) -> None:
+    """A gibibyte that takes 4 KiB of disk would fill the memory."""
+    container.write(path, ARRAYS, META)
+    os.truncate(path, 1 << 30)
+    assert re.match(rf"has {1 << 30} bytes, of which \d{{4,6}} are not holes; ", refusal(path))
+    container.write(path, {"a": np.zeros(1 << 16)}, {})
+    container.read(path)
+    with path.open("r+b") as file:  # what a copy without zeros makes of it; small enough
+        data = file.read()
+        place = data.index(bytes(1 << 18))
+        file.truncate(place)
+        file.truncate(place + (1 << 18))
+        file.seek(place + (1 << 18))
+        file.write(data[place + (1 << 18) :])
+    assert not container.read(path)[0]["a"].any()
+
+
+def test_memory_is_that_of_the_arrays(path: Path) -> None:
+    container.write(path, {"a": np.zeros(1 << 22), "b": np.ones(1 << 22)}, {})
+    tracemalloc.start()
+    container.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (64 << 20) + (8 << 20)
+
+
+def test_file_changed_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index that is used is the one that goes through the digest."""
+    container.write(path, {"a": np.arange(1 << 17)}, {"x": 1})  # more than a buffer
+    sound, index = path.read_bytes(), container._index
+
+    def forged(*words: Any) -> Any:
+        path.write_bytes(sound.replace(b'{"x":1}', b'{"x":2}'))
+        found = index(*words)
+        words[0].seek(0)  # so that nothing of it is left in the buffer
+        words[0].read(1)
+        path.write_bytes(sound)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(container, "_index", forged)
+        assert "was changed while it was read" in refusal(path)
+    assert container.read(path)[1] == {"x": 1}
 
 
 # Hostile files: the digest is right, the index is not what `write` makes

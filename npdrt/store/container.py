@@ -25,8 +25,8 @@ with the arrays in the order in which they were given; the offset of an array wi
 Saving never changes a file in place: a temporary file next to it is written, forced to the disk
 and renamed, so that a reader sees the old file or the new one, whole. Reading trusts nothing, and
 libhdf5, which is not built for hostile files, sees no byte: the arrays are taken by offset, once
-length and digest agree and every name, type and range of the index has been checked. A digest
-shows that a file is intact, not who wrote it; for that, compare with a digest that came by another
+every name, type and range of the index has been checked, and returned if length and digest agree.
+A digest shows that a file is intact, not who wrote it; for that, compare with one that came another
 way (`expect_sha256`). Nor does the digest show that h5py finds the same arrays as the index: a
 forger can make the two differ.
 """
@@ -34,6 +34,7 @@ forger can make the two differ.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -56,6 +57,7 @@ from npdrt.errors import DiskError, Error, FileRefused
 FORMAT = 2
 BLOCK = 512  # bytes of the header; HDF5 looks for its image at 0, 512, 1024, ...
 MAX_BYTES = 16 << 30
+FREE, RATIO = 256 << 20, 100  # a larger file has at most that many bytes for each that is no hole
 MAX_INDEX = 16 << 20  # bytes of all of /meta
 MAX_META = 4 << 20  # bytes of the caller's part of it
 MAX_ARRAYS = 100_000
@@ -68,6 +70,7 @@ Array = npt.NDArray[Any]
 
 _MAGIC = b"NPDRTCK1"
 _HEADER = struct.Struct("<8sQ32sIQQ")
+_PIECE = 1 << 20
 _DIGEST, _COVERED = 16, 48  # where the digest stands, and where the bytes that it covers begin
 _KINDS = {dtype.name: dtype for dtype in DTYPES}
 _PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,128}"  # "." means the group itself to HDF5
@@ -143,18 +146,21 @@ def read(
     """Read what `write` saved: the arrays, writable, in the order they were given, and `meta`.
 
     max_bytes: a longer file is refused unread. expect_sha256: 64 hex digits that the file must
-    have. Takes memory for the file and for the arrays.
+    have. Takes memory for the arrays; the file is read once, and hashed as it is read.
 
     Raises FileRefused, with path, reason and remedy, if the path is not a regular file (a
     symbolic link is not followed), the header, length or digest is wrong, or `/meta` is not the
     canonical JSON of an index whose names are allowed and unique, whose types are in `DTYPES`, and
     whose ranges lie in the image and do not overlap. Values are not judged; NaN is a value.
     """
-    with _refusing(path):
-        with regular.open_file(path) as handle:
-            data, where = _checked(handle, max_bytes, expect_sha256)
-        places, meta = _index(data, where)
-        return {place.name: _array(data, place) for place in places}, meta
+    with _refusing(path), regular.open_file(path) as handle:
+        header = _checked_header(handle, max_bytes, expect_sha256)
+        try:
+            places, meta, text = _index(handle, header)
+        except FileRefused:
+            _check_digest(handle, header.sha256)  # if it is damaged, that is the reason
+            raise
+        return _arrays(handle, header, places, text), meta
 
 
 def digest(path: Path) -> str:
@@ -170,8 +176,7 @@ def verify(path: Path) -> str:
     """
     with _refusing(path), regular.open_file(path) as handle:
         expected = _header(handle).sha256
-        handle.seek(_COVERED)
-        _check_digest(hashlib.file_digest(handle, "sha256").digest(), expected)
+        _check_digest(handle, expected)
         return expected.hex()
 
 
@@ -314,25 +319,43 @@ def _header(handle: io.BufferedReader) -> _Header:
     return _Header(length, sha, range(start, start + bytes_of_meta))
 
 
-def _checked(
+def _checked_header(
     handle: io.BufferedReader, max_bytes: int, expect_sha256: str | None
-) -> tuple[bytes, range]:
-    """All bytes of the file, once the digest agrees, and where those of /meta lie."""
+) -> _Header:
     size = os.fstat(handle.fileno()).st_size
     if size > max_bytes:
         raise FileRefused(f"has {size} bytes, more than the limit of {max_bytes}; raise max_bytes")
-    _, expected, where = _header(handle)
-    if expect_sha256 is not None and expect_sha256.lower() != expected.hex():
+    if size > max(FREE, RATIO * (data := _without_holes(handle, size))):
+        raise FileRefused(f"has {size} bytes, of which {data} are not holes; copy it without holes")
+    header = _header(handle)
+    expected = header.sha256.hex()
+    if expect_sha256 is not None and expect_sha256.lower() != expected:
         raise FileRefused(
-            f"has SHA-256 {expected.hex()}, but {expect_sha256} was expected; get that file"
+            f"has SHA-256 {expected}, but {expect_sha256} was expected; get that file"
         )
-    handle.seek(0)
-    data = handle.read(size)
-    _check_digest(hashlib.sha256(memoryview(data)[_COVERED:]).digest(), expected)
-    return data, where
+    return header
 
 
-def _check_digest(found: bytes, expected: bytes) -> None:
+def _without_holes(handle: io.BufferedReader, size: int) -> int:
+    """The bytes of a file that are stored. A hole takes no disk, and would fill the memory."""
+    descriptor, data, at = handle.fileno(), 0, 0
+    try:
+        while at < size:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+            data += at - start
+    except (OSError, AttributeError) as error:  # holes up to the end; or the system cannot tell
+        data = data if getattr(error, "errno", None) == errno.ENXIO else size
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return data
+
+
+def _check_digest(handle: io.BufferedReader, expected: bytes) -> None:
+    handle.seek(_COVERED)
+    _compare(hashlib.file_digest(handle, "sha256").digest(), expected)
+
+
+def _compare(found: bytes, expected: bytes) -> None:
     if found != expected:
         raise FileRefused(
             f"has data with SHA-256 {found.hex()}, but its header says {expected.hex()}; {_DAMAGED}"
@@ -342,11 +365,16 @@ def _check_digest(found: bytes, expected: bytes) -> None:
 # Reading: the index
 
 
-def _index(data: bytes, where: range) -> tuple[list[_Place], dict[str, Any]]:
-    """The places of the arrays, all of them sound, and the caller's part of /meta."""
-    if (length := where.stop - where.start) > MAX_INDEX:
-        raise FileRefused(f"has a /meta of {length} bytes, more than {MAX_INDEX}; {_FOREIGN}")
-    text = data[where.start : where.stop]
+def _index(
+    handle: io.BufferedReader, header: _Header
+) -> tuple[list[_Place], dict[str, Any], bytes]:
+    """The places of the arrays, all of them sound, the caller's part of /meta, and all of it."""
+    where = header.meta
+    _check_spans([where], header.length)
+    if len(where) > MAX_INDEX:
+        raise FileRefused(f"has a /meta of {len(where)} bytes, more than {MAX_INDEX}; {_FOREIGN}")
+    handle.seek(where.start)
+    text = handle.read(len(where))
     try:
         rows, _, rest = text.removeprefix(b'{"arrays":').partition(b',"format":2,"meta":')
         places, meta = _decode_places(rows), rest[:-1]
@@ -356,8 +384,8 @@ def _index(data: bytes, where: range) -> tuple[list[_Place], dict[str, Any]]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FileRefused(f"has a /meta of another form ({error}); {_FOREIGN}") from error
     _check_names([place.name for place in places])
-    _check_spans([where, *_spans(places)], len(data))
-    return places, decoded
+    _check_spans([where, *_spans(places)], header.length)
+    return places, decoded, text
 
 
 def _decode(text: bytes) -> dict[str, Any]:
@@ -390,9 +418,9 @@ def _spans(places: Iterable[_Place]) -> Iterator[range]:
             raise FileRefused(f"{place.name!r} is empty, but has an offset; {_FOREIGN}")
 
 
-def _check_spans(spans: Iterable[range], end: int) -> None:
-    """Each lies in the image and overlaps no other."""
-    free = BLOCK
+def _check_spans(spans: Iterable[range], length: int) -> None:
+    """Each lies in the image, which has that length, and overlaps no other."""
+    free, end = BLOCK, BLOCK + length
     for span in sorted(spans, key=lambda span: span.start):
         if not free <= span.start <= span.stop <= end:
             raise FileRefused(
@@ -402,8 +430,34 @@ def _check_spans(spans: Iterable[range], end: int) -> None:
         free = span.stop
 
 
-def _array(data: bytes, place: _Place) -> Array:
-    dtype = _KINDS[place.dtype]
-    if not place.size:
-        return np.empty(place.shape, dtype)
-    return np.frombuffer(data, dtype, place.size, place.offset).reshape(place.shape).copy()
+# Reading: the arrays
+
+
+def _arrays(
+    handle: io.BufferedReader, header: _Header, places: list[_Place], text: bytes
+) -> dict[str, Array]:
+    """The arrays, read in the order of the file; all that is covered goes through the digest."""
+    found = {place.name: np.empty(place.shape, _KINDS[place.dtype]) for place in places}
+    pieces = [(place.offset, found[place.name]) for place in places if place.size]
+    again = np.empty(len(text), np.uint8)
+    sha, at = hashlib.sha256(), _COVERED
+    handle.seek(at)
+    for offset, array in sorted([*pieces, (header.meta.start, again)], key=lambda piece: piece[0]):
+        _skip(handle, offset - at, sha)
+        target = array.reshape(-1).view(np.uint8).data
+        if handle.readinto(target) != len(target):
+            raise FileRefused(f"became shorter while it was read; {_DAMAGED}")
+        sha.update(target)
+        at = offset + len(target)
+    _skip(handle, BLOCK + header.length - at, sha)
+    _compare(sha.digest(), header.sha256)
+    if again.tobytes() != text:
+        raise FileRefused(f"was changed while it was read; {_DAMAGED}")
+    return found
+
+
+def _skip(handle: io.BufferedReader, count: int, sha: Any) -> None:
+    """Hash the next bytes, piece by piece."""
+    while count > 0 and (piece := handle.read(min(count, _PIECE))):
+        sha.update(piece)
+        count -= len(piece)
