@@ -14,7 +14,8 @@ import numpy as np
 
 from npdrt import atomic
 from npdrt.arrays import Params, to_host
-from npdrt.errors import FileRefused, Unavailable
+from npdrt.errors import FileRefused
+from npdrt.store import foreign
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SHOWN = 8  # names in a message
@@ -71,29 +72,20 @@ def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
 def save(path: Path, model: Named, params: Params) -> None:
     """Write the parameters of `model` as safetensors under the names of the other framework,
     atomically; PyTorch and Hugging Face read it (metadata format "pt")."""
-    numpy, names = _library(), model.pytorch_names()
+    library, names = foreign.safetensors("safetensors.numpy"), model.pytorch_names()
     values = {names[n]: np.ascontiguousarray(to_host(v)) for n, v in params.items()}
-    atomic.replace(path, numpy.save(values, metadata={"format": "pt"}))
+    atomic.replace(path, library.save(values, metadata={"format": "pt"}))
 
 
 def read(path: Path) -> Arrays:
     """Every array of a safetensors file, all floats in it finite."""
-    numpy = _library()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        arrays: Arrays = numpy.load(data)
-    except Exception as error:  # SafetensorError, KeyError of a dtype that NumPy has not
-        raise FileRefused(
-            f"{path} is not a safetensors file that can be read: {type(error).__name__}: {error} "
-            "(pickles such as pytorch_model.bin are not read: save them as safetensors, in float32)"
-        ) from error
-    bad = [n for n, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    found = foreign.read_safetensors(path)
+    bad = [n for n, (_, v) in found.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if bad:
         raise FileRefused(f"{path}: {_list('not finite', bad)}")
-    return arrays
+    if half := [name for name, (kind, _) in found.items() if kind == "bfloat16"]:
+        raise FileRefused(f"{path}: {_list('bfloat16', half)}; save them in float32")
+    return {name: value for name, (_, value) in found.items()}
 
 
 def _our_spelling(found: Mapping[str, Any]) -> Arrays:
@@ -125,13 +117,3 @@ def _list(what: str, names: list[str]) -> str:
     """At most SHOWN of the names, and how many more."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
-
-
-def _library() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise Unavailable(
-            'safetensors is not installed; install it with pip install "npdrt[text]"'
-        ) from error
-    return safetensors.numpy

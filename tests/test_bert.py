@@ -292,7 +292,7 @@ def test_missing_files_and_libraries_are_said(
     pytest.importorskip("safetensors")
     with pytest.raises(FileRefused, match="cannot be read: No such file"):
         dataclasses.replace(MODEL, weights=str(tmp_path / "none")).init(seed=0)
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(Unavailable, match=r'pip install "npdrt\[text\]"'):
         weights.load(tmp_path / "none", MODEL)
 

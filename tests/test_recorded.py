@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -20,6 +21,7 @@ from npdrt import optim
 from npdrt.conform import recorded
 from npdrt.conform.dialects import RULES, run
 from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.store import foreign
 
 Arrays = dict[str, Any]
 SGD = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
@@ -263,7 +265,7 @@ def test_damaged_files(form: str, tmp_path: Path) -> None:
         (tmp_path / "bad").write_bytes(whole[:cut])
         with pytest.raises(FileRefused, match=re.escape(str(tmp_path / "bad"))):
             recorded.load(tmp_path / "bad")
-    for _ in range(100):
+    for _ in range(5 if form == "hdf5" else 100):  # a process each; `fuzz_files.py` has more
         data = bytearray(whole)
         for at in draw.integers(0, len(data), 3):
             data[at] ^= 1 << draw.integers(8)
@@ -275,8 +277,11 @@ def test_damaged_files(form: str, tmp_path: Path) -> None:
 def test_no_file_and_no_kind(tmp_path: Path) -> None:
     with pytest.raises(FileRefused, match="cannot be read: No such file"):
         recorded.load(tmp_path / "missing.npz")
-    with pytest.raises(FileRefused, match="cannot be read"):
+    with pytest.raises(FileRefused, match="is not a regular file"):
         recorded.load(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FileRefused, match="is not a regular file"):
+        recorded.load(tmp_path / "fifo")
     (tmp_path / "text").write_text("step,loss\n1,2\n")
     with pytest.raises(FileRefused, match=r"expected an npz, safetensors or HDF5 file; .*step,los"):
         recorded.load(tmp_path / "text")
@@ -284,7 +289,7 @@ def test_no_file_and_no_kind(tmp_path: Path) -> None:
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     path = as_npz(tmp_path / "a", {"weights": np.array([{}, 1], dtype=object)})
-    with pytest.raises(FileRefused, match="holds pickled objects, which are not read"):
+    with pytest.raises(FileRefused, match="pickled objects are not read"):
         recorded.load(path)
 
 
@@ -295,14 +300,14 @@ def test_a_file_that_declares_too_much(tmp_path: Path, monkeypatch: pytest.Monke
     )
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("weights.npy", header.getvalue())
-    with pytest.raises(FileRefused, match="damaged npz file"):
+    with pytest.raises(FileRefused, match="array weights: declares the shape"):
         recorded.load(tmp_path / "a.npz")
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file.create_dataset("weights", shape=(1 << 40,), dtype="f4", chunks=(1 << 10,))
     with pytest.raises(FileRefused, match="1 arrays of 4398046511104 bytes; at most"):
         recorded.load(tmp_path / "b.h5")
     path = as_npz(tmp_path / "c", trajectory("sgd", "float32"))
-    monkeypatch.setattr(recorded, "MAX_BYTES", 100)
+    monkeypatch.setattr(foreign, "MAX_FILE", 100)
     with pytest.raises(FileRefused, match="at most 100 are read"):
         recorded.load(path)
 
@@ -336,7 +341,7 @@ def test_hdf5_leads_nowhere(tmp_path: Path) -> None:
     refused("too deep")
     with h5py.File(path, "w") as file:
         file["weights"] = ["some", "text"]
-    refused("weights is object; expected float16")
+    refused("weights is object; expected integers or floats")
     with h5py.File(path, "w") as file:
         file.create_dataset("weights", data=np.zeros(9), compression="lzf")
     refused("compressed other than by gzip")

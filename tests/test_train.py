@@ -517,6 +517,7 @@ KILL_EVERYWHERE = """
 import contextlib, json, os, signal, sys
 from pathlib import Path
 import npdrt.cli.train
+import npdrt.store.hdf5  # once, not in every child
 from npdrt.cli import cli
 
 # One process forks a child for each n: the child dies before the n-th change of a file or folder.

@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": "The array calls of one training step, or where two differ.",
     "show": "What is in a file or run, and how it was made.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
+    "convert": "A file of format version 1 in today's format.",
     "plot": "A picture of a run, a study or slices.",
     "data": "List, fetch and verify data sets.",
     "doctor": "What npdrt found on this machine, and what to change.",

@@ -13,11 +13,8 @@ names are left alone. float16, float32 and float64; bfloat16 in safetensors.
 
 from __future__ import annotations
 
-import importlib
-import io
 import math
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +23,12 @@ import numpy as np
 
 from npdrt.conform.case import Answer, Case, Step
 from npdrt.conform.formats import Values
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import Error, FileRefused
+from npdrt.store import foreign
 
-MAX_BYTES = 1 << 30  # of a file, and of the arrays in it
-MAX_MEMBERS = 10_000
-MAX_DEPTH = 8  # groups in groups
 FIELDS = ("weights", "gradients", "before", "after", "lr")
-FLOATS = ("float16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 LAYOUT = "expected weights (steps + 1, ...) or before and after, with gradients (steps, ...)"
-_FILTERS = {1, 2, 3}  # of HDF5: deflate, shuffle, checksum; others may load code
 
 Numbers = tuple[str, Values]  # the dtype's name, and the values as float64
 Arrays = dict[str, Numbers]
@@ -137,16 +131,14 @@ def load(
     path = Path(path)
     if lr is not None and not (math.isfinite(lr) and lr >= 0):
         raise Error(f"lr: expected a finite number >= 0; got {lr}")
+    found = foreign.read(path, FIELDS)
     try:
-        return _recordings(_contents(path), lr, parameter)
-    except Unavailable:
-        raise
+        return _recordings({n: _numbers(n, *v) for n, v in found.items()}, lr, parameter)
     except Error as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _recordings(data: bytes, lr: float | None, parameter: str | None) -> list[Recording]:
-    arrays = _reader(data)(data)
+def _recordings(arrays: Arrays, lr: float | None, parameter: str | None) -> list[Recording]:
     tensors = _tensors(arrays)
     if parameter is not None:
         if parameter not in tensors:
@@ -157,146 +149,13 @@ def _recordings(data: bytes, lr: float | None, parameter: str | None) -> list[Re
     return [_recording(name, own, common, lr) for name, own in sorted(tensors.items())]
 
 
-def _contents(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FileRefused(f"{path.stat().st_size} bytes; at most {MAX_BYTES} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileRefused(f"cannot be read: {error.strerror}") from error
-
-
-def _reader(data: bytes) -> Callable[[bytes], Arrays]:
-    """What reads a file that begins so."""
-    if data[:2] == b"PK":
-        return _npz
-    if data[:8] == b"\x89HDF\r\n\x1a\n":
-        return _hdf5
-    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data):
-        return _safetensors
-    raise FileRefused(f"expected an npz, safetensors or HDF5 file; it begins {data[:8]!r}")
-
-
-def _npz(data: bytes) -> Arrays:
-    """Arrays by NumPy's reader, without pickles; sizes are looked at first."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _bounded([info.file_size for info in archive.infolist()])
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {k: _numbers(k, file[k]) for k in file.files if _wanted(k)}
-    except FileRefused:
-        raise
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise FileRefused("holds pickled objects, which are not read") from error
-        raise FileRefused(f"damaged npz file: {error}") from error
-    except Exception as error:  # zipfile, zlib and the parser of headers raise many things
-        raise FileRefused(f"damaged npz file: {_line(error)}") from error
-
-
-def _safetensors(data: bytes) -> Arrays:
-    """Arrays by the library's parser of headers."""
-    try:
-        deserialize: Any = importlib.import_module("safetensors").deserialize
-    except ImportError as error:
-        raise Unavailable(
-            'safetensors is not installed; install it with pip install "npdrt[text]"'
-        ) from error
-    try:
-        found = {name: view for name, view in deserialize(data) if _wanted(name)}
-    except Exception as error:  # its exception is not in its interface
-        raise FileRefused(f"damaged safetensors file: {_line(error)}") from error
-    codes = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
-    arrays = {}
-    for name, view in found.items():
-        kind, shape, raw = view["dtype"], view["shape"], bytes(view["data"])
-        if kind == "BF16":
-            bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16  # the upper half of a float32
-            single = bits.view(np.float32).reshape(shape)
-            arrays[name] = ("bfloat16", _numbers(name, single)[1])
-        elif kind in codes:
-            arrays[name] = _numbers(name, np.frombuffer(raw, codes[kind]).reshape(shape))
-        else:
-            raise FileRefused(f"{name} is {kind}; expected F16, BF16, F32 or F64")
-    return arrays
-
-
-def _hdf5(data: bytes) -> Arrays:
-    """Datasets of a plain HDF5 file: hard links, floats, stored in the file itself.
-
-    libhdf5 is not built for hostile files; the bytes are given to it without a path, and what
-    would lead to other files or load code is refused before data are read.
-    """
-    import h5py
-
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            sets = dict(_datasets(file, "", [0]))
-            _bounded([math.prod(s.shape) * s.dtype.itemsize for s in sets.values()])
-            return {name: _numbers(name, s[()]) for name, s in sets.items()}
-    except FileRefused:
-        raise
-    except Exception as error:
-        raise FileRefused(f"damaged HDF5 file: {_line(error)}") from error
-
-
-def _datasets(group: Any, prefix: str, count: list[int]) -> Iterator[tuple[str, Any]]:
-    """The datasets that are wanted, by name, through hard links only."""
-    import h5py
-
-    for key in group:
-        name = f"{prefix}{key}"
-        count[0] += 1
-        if count[0] > MAX_MEMBERS or name.count("/") > MAX_DEPTH:
-            raise FileRefused("too many groups and datasets, or too deep")
-        hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
-        member = group[key] if hard else None
-        if isinstance(member, h5py.Group):
-            yield from _datasets(member, f"{name}/", count)
-        elif _wanted(name):
-            yield name, _plain(name, member)
-
-
-def _plain(name: str, dataset: Any) -> Any:
-    """A dataset whose numbers are in the file."""
-    plist = None if dataset is None else dataset.id.get_create_plist()
-    if plist is None or dataset.is_virtual or dataset.external or dataset.shape is None:
-        raise FileRefused(f"{name} is not in the file itself; copy it into one file")
-    filters = {plist.get_filter(k)[0] for k in range(plist.get_nfilters())}
-    if not filters <= _FILTERS:
-        raise FileRefused(f"{name} is compressed other than by gzip")
-    _bounded([math.prod(dataset.chunks or ()) * dataset.dtype.itemsize])
-    if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
-        raise FileRefused(_not_float(name, dataset.dtype))
-    return dataset
-
-
-def _bounded(sizes: list[int]) -> None:
-    if len(sizes) > MAX_MEMBERS or sum(sizes) > MAX_BYTES:
-        found = f"{len(sizes)} arrays of {sum(sizes)} bytes"
-        raise FileRefused(f"{found}; at most {MAX_MEMBERS} of {MAX_BYTES} bytes are read")
-
-
-def _wanted(name: str) -> bool:
-    return name.rpartition("/")[2] in FIELDS
-
-
-def _numbers(name: str, array: Any) -> Numbers:
+def _numbers(name: str, kind: str, array: Any) -> Numbers:
     """An array of one of the float formats as float64; a learning rate may be an integer."""
     whole = name.rpartition("/")[2] == "lr" and array.dtype.kind in "iu"
-    if array.dtype.name not in FLOATS and not whole:
-        raise FileRefused(_not_float(name, array.dtype))
+    if kind not in FLOATS and not whole:
+        raise FileRefused(f"{name} is {kind}; expected {', '.join(FLOATS)}")
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        return array.dtype.name, np.asarray(array, dtype=np.float64, order="C")
-
-
-def _not_float(name: str, dtype: Any) -> str:
-    hint = "; keep bfloat16 in safetensors" if dtype.kind == "V" else ""
-    return f"{name} is {dtype}; expected {', '.join(FLOATS)}{hint}"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return kind, np.asarray(array, dtype=np.float64, order="C")
 
 
 # --- from arrays to recordings --------------------------------------------------------------------

@@ -1,33 +1,40 @@
 """The container: named arrays and JSON metadata in one HDF5 file, sealed by a SHA-256.
 
 Layout: a 512-byte header, which HDF5 skips as its user block, then an HDF5 image. Plain h5py,
-h5dump and HDFView open the file. Integers are little-endian.
+h5dump and HDFView open the file. Integers are little-endian, offsets count from the start of the
+file.
 
     offset  bytes  field
          0      8  magic, b"NPDRTCK1"
          8      8  length of the image in bytes, u64
-        16     32  SHA-256 of the image
-        48      4  format version, u32
-        52    460  zero
+        16     32  SHA-256 of the bytes from 48 to the end of the file
+        48      4  format version, u32, 2
+        52      8  offset of the data of /meta, u64
+        60      8  their length in bytes, u64
+        68    444  zero
        512         HDF5 image: superblock version 3, groups, contiguous datasets, nothing else
 
 An array is a contiguous dataset under its name ("params/layers/00/weight": groups `params`,
 `layers`, `00`). `/meta` is uint8, canonical JSON in UTF-8 (sorted keys, no NaN or infinity):
-{"format": 1, "meta": {...}, "order": [...]}. HDF5 lists members by name, so `order` keeps the
-order in which the arrays were given. The same arrays and metadata give the same bytes.
 
-Saving never changes a file in place: a temporary file beside it is written, forced to the disk
-and renamed, so that a reader sees the old file or the new one, whole. Reading trusts nothing:
-libhdf5 is not built for hostile files, so it sees a byte only after length and digest agree,
-then its parse of the metadata is held against a list of what `write` makes, link by link, and
-the data are taken from the checked bytes by offset, so that no HDF5 read, filter, conversion or
-lookup of another file ever runs. A digest shows that a file is intact, not who wrote it; for
-that, compare with a digest that came by another way (`expect_sha256`).
+    {"arrays": [[name, dtype, shape, offset], ...], "format": 2, "meta": {...}}
+
+with the arrays in the order in which they were given; the offset of an array without elements is
+0. The same arrays and metadata give the same bytes.
+
+Saving never changes a file in place: a temporary file next to it is written, forced to the disk
+and renamed, so that a reader sees the old file or the new one, whole. Reading trusts nothing, and
+libhdf5, which is not built for hostile files, sees no byte: the arrays are taken by offset, once
+every name, type and range of the index has been checked, and returned if length and digest agree.
+A digest shows that a file is intact, not who wrote it; for that, compare with one that came another
+way (`expect_sha256`). Nor does the digest show that h5py finds the same arrays as the index: a
+forger can make the two differ.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -35,23 +42,24 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-import h5py
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t
 
 from npdrt import atomic, regular
 from npdrt.errors import DiskError, Error, FileRefused
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 512  # bytes of the header; HDF5 looks for its image at 0, 512, 1024, ...
 MAX_BYTES = 16 << 30
-MAX_META = 1 << 20
+FREE, RATIO = 256 << 20, 100  # a larger file has at most that many bytes for each that is no hole
+MAX_INDEX = 16 << 20  # bytes of all of /meta
+MAX_META = 4 << 20  # bytes of the caller's part of it
 MAX_ARRAYS = 100_000
 MAX_DEPTH = 8
 DTYPES = tuple(
@@ -61,14 +69,44 @@ DTYPES = tuple(
 Array = npt.NDArray[Any]
 
 _MAGIC = b"NPDRTCK1"
-_HEADER = struct.Struct("<8sQ32sI")
-_SUPERBLOCK = struct.Struct("<8s4B3Q")  # up to the end-of-file address
-_SUPERBLOCK_START = [b"\x89HDF\r\n\x1a\n", 3, 8, 8, 0]  # version, bytes of offset, of length, flags
-_UNDEFINED = 2**64 - 1
-_HDF5_TYPES = [(h5t.py_create(dtype), dtype) for dtype in DTYPES]
-_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,128}")  # "." means the group itself to HDF5
+_HEADER = struct.Struct("<8sQ32sIQQ")
+_PIECE = 1 << 20
+_DIGEST, _COVERED = 16, 48  # where the digest stands, and where the bytes that it covers begin
+_KINDS = {dtype.name: dtype for dtype in DTYPES}
+_PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,128}"  # "." means the group itself to HDF5
+_NAME = re.compile(rf"(?!meta(?:/|\Z)){_PART}(?:/{_PART}){{0,{MAX_DEPTH - 1}}}")
 _DAMAGED = "the file is damaged: restore a copy or use the previous checkpoint"
 _FOREIGN = "npdrt did not write this file: do not use it"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Header(NamedTuple):
+    length: int  # bytes of the image
+    sha256: bytes
+    meta: range  # where the data of /meta lie in the file
+
+
+class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Where an array lies."""
+
+    name: str
+    dtype: Literal[tuple(_KINDS)]  # type: ignore[valid-type]  # those of DTYPES
+    shape: Annotated[list[Count], msgspec.Meta(max_length=32)]
+    offset: Count
+
+    @property
+    def size(self) -> int:
+        """Number of elements; Python integers, so that nothing wraps around."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> range:
+        """Where its bytes lie in the file."""
+        return range(self.offset, self.offset + self.size * _KINDS[self.dtype].itemsize)
+
+
+_decode_places = msgspec.json.Decoder(list[_Place]).decode
 
 
 def write(
@@ -78,12 +116,12 @@ def write(
     *,
     keep_previous: Path | None = None,
 ) -> str:
-    """Save `arrays` and `meta` at `path`, atomically; return the SHA-256 of the image in hex.
+    """Save `arrays` and `meta` at `path`, atomically; return the file's SHA-256 in hex.
 
     arrays: name -> array of any shape and memory layout, of a dtype in `DTYPES` in either byte
     order. A name is at most 8 parts of 1 to 128 characters A-Z a-z 0-9 _ . - with "/" between;
     no part is "." or ".."; the first is not "meta". meta: what JSON holds, keys strings, numbers
-    finite; with `order` at most 1 MiB. keep_previous: a path in the same directory that receives
+    finite; at most 4 MiB. keep_previous: a path in the same directory that receives
     the file now at `path`, by hard link; a damaged file is not kept, so that it cannot displace
     a sound one.
 
@@ -91,15 +129,13 @@ def write(
     as it was (unless only the last step failed, the sync of the directory) and no temporary file
     is left; a killed process may leave one (`npdrt.atomic.remove_stale`). The arrays go straight
     to the file, so that memory is needed only for one that must be converted. Raises
-    Error for what cannot be stored and for a failure of the file system.
+    Error for what cannot be stored and DiskError for a failure of the file system.
     """
-    for name, array in arrays.items():
-        _check_storable(name, array, arrays)
-    envelope = {"format": FORMAT, "meta": dict(meta), "order": list(arrays)}
-    members = {**arrays, "meta": np.frombuffer(_encode(envelope), np.uint8)}
+    _check_storable(arrays)
+    text = _encode(meta)
     try:
         with atomic.replacing(path, before=partial(_keep, path, keep_previous)) as handle:
-            return _write(handle, members)
+            return _write(handle, arrays, text)
     except RuntimeError as error:  # from h5py, when the disk fails
         raise DiskError(f"{path}: could not be written ({error}); check the disk") from error
 
@@ -109,31 +145,28 @@ def read(
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read what `write` saved: the arrays, writable, in the order they were given, and `meta`.
 
-    max_bytes: a longer file is refused unread. expect_sha256: 64 hex digits that the image must
-    have. Takes memory for the file and for the arrays.
+    max_bytes: a longer file is refused unread. expect_sha256: 64 hex digits that the file must
+    have. Takes memory for the arrays; the file is read once, and hashed as it is read.
 
     Raises FileRefused, with path, reason and remedy, if the path is not a regular file (a
-    symbolic link is not followed), the header, length or digest is wrong, or the file holds
-    anything that `write` does not make: links other than one hard link an object, attributes,
-    other storage, types, names, depths or sizes, members missing from `order` or from the file,
-    metadata that are not canonical JSON. Values are not judged; NaN is a value.
+    symbolic link is not followed), the header, length or digest is wrong, or `/meta` is not the
+    canonical JSON of an index whose names are allowed and unique, whose types are in `DTYPES`, and
+    whose ranges lie in the image and do not overlap. Values are not judged; NaN is a value.
     """
-    with _refusing(path):
-        with regular.open_file(path) as handle:
-            image = _checked_image(handle, max_bytes, expect_sha256)
-        _check_superblock(image)
-        with h5py.File(io.BytesIO(image), "r") as file:  # the bytes checked, with no path to lock
-            found = dict(_members(image, h5o.open(file.id, b"/")))
-        order, meta = _envelope(found.pop("meta", None))
-        if strays := sorted(set(order) ^ set(found)):
-            raise FileRefused(f"order and members differ, first in {strays[0]!r}; {_FOREIGN}")
-        return {name: found[name] for name in order}, meta
+    with _refusing(path), regular.open_file(path) as handle:
+        header = _checked_header(handle, max_bytes, expect_sha256)
+        try:
+            places, meta, text = _index(handle, header)
+        except FileRefused:
+            _check_digest(handle, header.sha256)  # if it is damaged, that is the reason
+            raise
+        return _arrays(handle, header, places, text), meta
 
 
 def digest(path: Path) -> str:
     """Return the SHA-256 stated in the header, in hex; the data are not read (see `verify`)."""
     with _refusing(path), regular.open_file(path) as handle:
-        return _header(handle)[1].hex()
+        return _header(handle).sha256.hex()
 
 
 def verify(path: Path) -> str:
@@ -142,9 +175,17 @@ def verify(path: Path) -> str:
     Raises FileRefused. What is inside is judged by `read` alone.
     """
     with _refusing(path), regular.open_file(path) as handle:
-        expected = _header(handle)[1]
-        _check_digest(hashlib.file_digest(handle, "sha256").digest(), expected)
+        expected = _header(handle).sha256
+        _check_digest(handle, expected)
         return expected.hex()
+
+
+def version(path: Path) -> int | None:
+    """The format version that a file states; None if it is no container."""
+    with _refusing(path), regular.open_file(path) as handle:
+        block = handle.read(BLOCK)
+        container = len(block) == BLOCK and block.startswith(_MAGIC)
+        return int(_HEADER.unpack_from(block)[3]) if container else None
 
 
 def within(path: Path, *names: str) -> Path:
@@ -156,79 +197,80 @@ def within(path: Path, *names: str) -> Path:
 # What may be stored
 
 
-def _check_storable(name: str, array: Array, arrays: Mapping[str, Array]) -> None:
-    parts = name.split("/")
-    if len(parts) > MAX_DEPTH or not all(map(_NAME.fullmatch, parts)) or parts[0] == "meta":
-        raise Error(
-            f"array name {name!r} cannot be stored; use 1 to {MAX_DEPTH} parts of A-Z a-z 0-9 _ . -"
-            " with '/' between, the first not 'meta'"
-        )
-    if any(group in arrays for group in _groups(name)):
-        raise Error(f"array {name!r} lies below another array; a name is an array or a group")
-    dtype = array.dtype if isinstance(array, np.ndarray | np.generic) else type(array).__name__
-    if not isinstance(dtype, np.dtype) or dtype.newbyteorder("<") not in DTYPES:
-        allowed = ", ".join(allowed.name for allowed in DTYPES)
-        raise Error(f"array {name!r} is {dtype}, which cannot be stored; convert to {allowed}")
-    if len(arrays) >= MAX_ARRAYS:
-        raise Error(f"{len(arrays)} arrays cannot be stored; at most {MAX_ARRAYS - 1}")
+def _check_storable(arrays: Mapping[str, Array]) -> None:
+    if len(arrays) > MAX_ARRAYS:
+        raise Error(f"{len(arrays)} arrays cannot be stored; at most {MAX_ARRAYS}")
+    if reason := _unusual_name(arrays):
+        raise Error(reason)
+    for name, array in arrays.items():
+        dtype = array.dtype if isinstance(array, np.ndarray | np.generic) else type(array).__name__
+        if not isinstance(dtype, np.dtype) or dtype.newbyteorder("<") not in DTYPES:
+            allowed = ", ".join(_KINDS)
+            raise Error(f"array {name!r} is {dtype}, which cannot be stored; convert to {allowed}")
 
 
-def _groups(name: str) -> list[str]:
-    """Return "a", "a/b" for "a/b/c"."""
-    return [name[: slash.start()] for slash in re.finditer("/", name)]
+def _unusual_name(names: Collection[str]) -> str | None:
+    """Say which name is not allowed, if one is not."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            return (
+                f"array name {name!r} cannot be stored; use 1 to {MAX_DEPTH} parts of "
+                "A-Z a-z 0-9 _ . - with '/' between, the first not 'meta'"
+            )
+    groups = {name[: slash.start()] for name in names for slash in re.finditer("/", name)}
+    if clash := groups.intersection(names):
+        return f"array {min(clash)!r} has arrays below it; a name is an array or a group"
+    return None
 
 
 def _canonical(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")
     )
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")  # a byte of a name that is not UTF-8: \udce9
 
 
-def _encode(envelope: dict[str, Any]) -> bytes:
+def _encode(meta: Mapping[str, Any]) -> bytes:
     try:
-        raw = _canonical(envelope)
-        _decode(raw)  # what could not be read is not written: too long, keys 1 and "1"
+        text = _canonical(dict(meta))
+        _decode(text)  # what could not be read is not written: too long, keys 1 and "1"
     except (TypeError, ValueError, RecursionError) as error:
         raise Error(f"meta cannot be stored as JSON ({error}); give plain finite data") from error
-    return raw
+    return text
 
 
 # Writing
 
 
-def _write(handle: io.BufferedRandom, members: Mapping[str, Array]) -> str:
+def _write(handle: io.BufferedRandom, arrays: Mapping[str, Array], meta: bytes) -> str:
     """Write HDF5 behind the header's place, then the header, which needs the finished bytes."""
-    with _new_file(handle) as file:
-        _make_groups(file, members)
-        for name in sorted(members):  # by name and without times: equal input, equal bytes
-            array = members[name]
-            data = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
-            file.create_dataset(name, data=data, track_times=False)
-    handle.seek(BLOCK)
-    sha = hashlib.file_digest(handle, "sha256")
-    length = handle.tell() - BLOCK
+    from npdrt.store import hdf5  # here: readers do without h5py
+
+    with hdf5.writing(handle, BLOCK) as put:
+        offsets = {name: put(name, arrays[name]) for name in sorted(arrays)}
+        text = _encode_index(arrays, offsets, meta)
+        where = put("meta", np.frombuffer(text, np.uint8))
+    length = handle.seek(0, os.SEEK_END) - BLOCK
+    header = _HEADER.pack(_MAGIC, length, bytes(32), FORMAT, where, len(text))
     handle.seek(0)
-    handle.write(_HEADER.pack(_MAGIC, length, sha.digest(), FORMAT).ljust(BLOCK, b"\0"))
+    handle.write(header.ljust(BLOCK, b"\0"))
+    handle.seek(_COVERED)
+    sha = hashlib.file_digest(handle, "sha256")
+    handle.seek(_DIGEST)
+    handle.write(sha.digest())
     return sha.hexdigest()
 
 
-def _new_file(handle: io.BufferedRandom) -> h5py.File:
-    """Return an empty HDF5 file that writes through `handle`; the defaults of h5py have times."""
-    creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
-    creation.set_userblock(BLOCK)
-    creation.set_obj_track_times(False)
-    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)  # the first with checksums
-    access.set_fclose_degree(h5f.CLOSE_STRONG)
-    access.set_fileobj_driver(h5fd.fileobj_driver, handle)
-    return h5py.File(h5f.create(b"container", h5f.ACC_TRUNC, creation, access))
+def _encode_index(arrays: Mapping[str, Array], offsets: Mapping[str, int], meta: bytes) -> bytes:
+    places = [_Place(n, a.dtype.name, list(a.shape), offsets[n]) for n, a in arrays.items()]
+    text = _join(places, meta)
+    if len(text) > MAX_INDEX:
+        raise Error(f"{len(text)} bytes of names and meta cannot be stored; at most {MAX_INDEX}")
+    return text
 
 
-def _make_groups(file: h5py.File, names: Iterable[str]) -> None:
-    creation = h5p.create(h5p.GROUP_CREATE)
-    creation.set_obj_track_times(False)
-    for group in sorted({above for name in names for above in _groups(name)}):
-        h5g.create(file.id, group.encode(), gcpl=creation)
+def _join(places: list[_Place], meta: bytes) -> bytes:
+    return b'{"arrays":%b,"format":2,"meta":%b}' % (msgspec.json.encode(places), meta)
 
 
 def _keep(path: Path, previous: Path | None) -> None:
@@ -245,18 +287,18 @@ def _keep(path: Path, previous: Path | None) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Put the path before a refusal, and turn what the system or HDF5 raises into one."""
+    """Put the path before a refusal, and turn what the system raises into one."""
     try:
         yield
     except FileRefused as refusal:
         named = str(refusal).startswith(f"{path}: ")
         raise refusal if named else FileRefused(f"{path}: {refusal}") from None
-    except Exception as error:  # damaged metadata make h5py raise OverflowError too
+    except (OSError, ValueError, MemoryError) as error:  # NumPy: a shape that cannot be
         raise FileRefused(f"{path}: cannot be read ({error}); check path and file") from error
 
 
-def _header(handle: io.BufferedReader) -> tuple[int, bytes]:
-    """Check the header against the file; return length (bytes) and SHA-256 of the image."""
+def _header(handle: io.BufferedReader) -> _Header:
+    """Check the header against the file."""
     size = os.fstat(handle.fileno()).st_size
     block = handle.read(BLOCK)
     if not block.startswith(_MAGIC):
@@ -265,173 +307,157 @@ def _header(handle: io.BufferedReader) -> tuple[int, bytes]:
         )
     if len(block) < BLOCK:
         raise FileRefused(f"has {size} bytes, fewer than the {BLOCK} of its header; {_DAMAGED}")
-    _, length, sha, version = _HEADER.unpack_from(block)
+    _, length, sha, version, start, bytes_of_meta = _HEADER.unpack_from(block)
+    if version == 1:
+        raise FileRefused("has format version 1; convert it with: npdrt convert OLD NEW")
     if version != FORMAT:
         raise FileRefused(f"has format version {version}, not {FORMAT}; use its writer's npdrt")
     if any(block[_HEADER.size :]):
         raise FileRefused(f"has bytes other than zero in the padding of its header; {_DAMAGED}")
     if size != BLOCK + length:
         raise FileRefused(f"has {size} bytes, but its header says {BLOCK + length}; {_DAMAGED}")
-    return length, sha
+    return _Header(length, sha, range(start, start + bytes_of_meta))
 
 
-def _checked_image(handle: io.BufferedReader, max_bytes: int, expect_sha256: str | None) -> bytes:
+def _checked_header(
+    handle: io.BufferedReader, max_bytes: int, expect_sha256: str | None
+) -> _Header:
     size = os.fstat(handle.fileno()).st_size
     if size > max_bytes:
         raise FileRefused(f"has {size} bytes, more than the limit of {max_bytes}; raise max_bytes")
-    length, expected = _header(handle)
-    if expect_sha256 is not None and expect_sha256.lower() != expected.hex():
+    if size > max(FREE, RATIO * (data := _without_holes(handle, size))):
+        raise FileRefused(f"has {size} bytes, of which {data} are not holes; copy it without holes")
+    header = _header(handle)
+    expected = header.sha256.hex()
+    if expect_sha256 is not None and expect_sha256.lower() != expected:
         raise FileRefused(
-            f"has SHA-256 {expected.hex()}, but {expect_sha256} was expected; get that file"
+            f"has SHA-256 {expected}, but {expect_sha256} was expected; get that file"
         )
-    image = handle.read(length)
-    _check_digest(hashlib.sha256(image).digest(), expected)
-    return image
+    return header
 
 
-def _check_digest(found: bytes, expected: bytes) -> None:
+def _without_holes(handle: io.BufferedReader, size: int) -> int:
+    """The bytes of a file that are stored. A hole takes no disk, and would fill the memory."""
+    descriptor, data, at = handle.fileno(), 0, 0
+    try:
+        while at < size:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+            data += at - start
+    except (OSError, AttributeError) as error:  # holes up to the end; or the system cannot tell
+        data = data if getattr(error, "errno", None) == errno.ENXIO else size
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return data
+
+
+def _check_digest(handle: io.BufferedReader, expected: bytes) -> None:
+    handle.seek(_COVERED)
+    _compare(hashlib.file_digest(handle, "sha256").digest(), expected)
+
+
+def _compare(found: bytes, expected: bytes) -> None:
     if found != expected:
         raise FileRefused(
             f"has data with SHA-256 {found.hex()}, but its header says {expected.hex()}; {_DAMAGED}"
         )
 
 
-# Reading: the image, held against what `write` makes
+# Reading: the index
 
 
-def _check_superblock(image: bytes) -> None:
-    """Allow the superblock `write` makes: no extension with shared messages or a driver."""
-    if len(image) < _SUPERBLOCK.size:
-        raise FileRefused(f"has no HDF5 superblock; {_FOREIGN}")
-    *start, base, extension, end = _SUPERBLOCK.unpack_from(image)
-    plain = start == _SUPERBLOCK_START and extension == _UNDEFINED
-    if not plain or base != BLOCK or end != BLOCK + len(image):
-        raise FileRefused(f"has an HDF5 superblock of another form; {_FOREIGN}")
-
-
-def _members(image: bytes, root: h5g.GroupID) -> Iterator[tuple[str, Array]]:
-    """Yield name and array of each dataset; no more bytes in all than the image has."""
-    room = len(image)
-    _check_object("/", h5o.get_info(root))
-    for count, (name, dataset) in enumerate(_walk(root, "", 1)):
-        if count >= MAX_ARRAYS:
-            raise FileRefused(f"has more than {MAX_ARRAYS} members; {_FOREIGN}")
-        array = _array(image, name, dataset, room)
-        room -= array.nbytes
-        yield name, array
-
-
-def _walk(group: h5g.GroupID, prefix: str, depth: int) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """Yield the datasets below `group`, one link at a time: a path of the file is never followed.
-
-    Every group must hold something, so that the number of datasets bounds the walk.
-    """
-    links = list(group)
-    if (not links and prefix) or depth > MAX_DEPTH:
-        raise FileRefused(f"{prefix!r} is an empty group or deeper than {MAX_DEPTH}; {_FOREIGN}")
-    for link in links:
-        part = link.decode("utf-8", "backslashreplace")
-        name = prefix + part
-        if not _NAME.fullmatch(part):
-            raise FileRefused(f"{name!r} is not an allowed name; {_FOREIGN}")
-        if group.links.get_info(link).type != h5l.TYPE_HARD:
-            raise FileRefused(f"{name!r} is a soft, external or user-defined link; {_FOREIGN}")
-        _check_object(name, h5o.get_info(group, link))
-        node = h5o.open(group, link)
-        if isinstance(node, h5g.GroupID):
-            yield from _walk(node, name + "/", depth + 1)
-        else:
-            yield name, node
-
-
-def _check_object(name: str, info: h5o.ObjInfo) -> None:
-    if info.type not in (h5o.TYPE_GROUP, h5o.TYPE_DATASET):
-        raise FileRefused(f"{name!r} is neither a group nor a dataset; {_FOREIGN}")
-    if info.rc != 1:
-        raise FileRefused(f"{name!r} has {info.rc} hard links, not 1; {_FOREIGN}")
-    if info.num_attrs:
-        raise FileRefused(f"{name!r} has attributes; {_FOREIGN}")
-
-
-def _array(image: bytes, name: str, dataset: h5d.DatasetID, room: int) -> Array:
-    """Copy one dataset out of the image, once it is known to be of the only form allowed."""
-    if reason := _unusual_storage(dataset):
-        raise FileRefused(f"{name!r} {reason}; {_FOREIGN}")
-    dtype = next((d for kind, d in _HDF5_TYPES if kind.equal(dataset.get_type())), None)
-    space = dataset.get_space()
-    if dtype is None or space.get_simple_extent_type() not in (h5s.SCALAR, h5s.SIMPLE):
-        raise FileRefused(f"{name!r} is not an array of an allowed type; {_FOREIGN}")
-    shape = space.get_simple_extent_dims()
-    size = math.prod(shape) * dtype.itemsize  # Python integers: nothing wraps around
-    stored = dataset.get_storage_size()
-    if size != stored or size > room:
-        raise FileRefused(
-            f"{name!r} of shape {shape} needs {size} bytes, but {stored} are stored and {room} left"
-            f" in the image; {_FOREIGN}"
-        )
-    if size == 0:
-        return np.empty(shape, dtype)
-    values = np.frombuffer(image, dtype, math.prod(shape), dataset.get_offset())
-    return values.reshape(shape).copy()
-
-
-def _unusual_storage(dataset: h5d.DatasetID) -> str | None:
-    """Say how the storage differs from what `write` makes.
-
-    The layout comes first: HDF5 may open the sources of a virtual dataset when asked for its
-    shape or size.
-    """
-    creation = dataset.get_create_plist()
-    if creation.get_layout() != h5d.CONTIGUOUS:
-        return "is not stored contiguously (chunked, compact or virtual)"
-    if creation.get_external_count():
-        return "has its data in another file"
-    if creation.get_nfilters():
-        return "passes through a filter"
-    if dataset.get_type().committed():
-        return "has a named type"
-    return None
-
-
-# Reading: the metadata
-
-
-def _envelope(meta: Array | None) -> tuple[list[str], dict[str, Any]]:
-    if meta is None or meta.dtype != np.uint8 or meta.ndim != 1:
-        raise FileRefused(f"has no /meta of uint8 in one dimension; {_FOREIGN}")
+def _index(
+    handle: io.BufferedReader, header: _Header
+) -> tuple[list[_Place], dict[str, Any], bytes]:
+    """The places of the arrays, all of them sound, the caller's part of /meta, and all of it."""
+    where = header.meta
+    _check_spans([where], header.length)
+    if len(where) > MAX_INDEX:
+        raise FileRefused(f"has a /meta of {len(where)} bytes, more than {MAX_INDEX}; {_FOREIGN}")
+    handle.seek(where.start)
+    text = handle.read(len(where))
     try:
-        return _decode(meta.tobytes())
-    except (ValueError, RecursionError) as error:
+        rows, _, rest = text.removeprefix(b'{"arrays":').partition(b',"format":2,"meta":')
+        places, meta = _decode_places(rows), rest[:-1]
+        if _join(places, meta) != text:
+            raise ValueError("not the canonical JSON of arrays, format 2 and meta")
+        decoded = _decode(meta)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FileRefused(f"has a /meta of another form ({error}); {_FOREIGN}") from error
+    _check_names([place.name for place in places])
+    _check_spans([where, *_spans(places)], header.length)
+    return places, decoded, text
 
 
-def _decode(raw: bytes) -> tuple[list[str], dict[str, Any]]:
-    """Return order and meta; ValueError for any bytes but those `_canonical` makes of them."""
-    if len(raw) > MAX_META:
-        raise ValueError(f"{len(raw)} bytes with the order, more than {MAX_META}")
-    envelope = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    if _canonical(envelope) != raw:
+def _decode(text: bytes) -> dict[str, Any]:
+    """Return the meta; ValueError for any bytes but those `_canonical` makes of it."""
+    if len(text) > MAX_META:
+        raise ValueError(f"{len(text)} bytes, more than {MAX_META}")
+    meta = json.loads(text.decode())
+    if not isinstance(meta, dict):
+        raise ValueError("meta is not an object")
+    if _canonical(meta) != text:  # a key that occurs twice, too
         raise ValueError("JSON that is not canonical")
-    if not isinstance(envelope, dict) or envelope.keys() != {"format", "meta", "order"}:
-        raise ValueError("not exactly the keys format, meta, order")
-    order, meta = envelope["order"], envelope["meta"]
-    if envelope["format"] != FORMAT or not isinstance(meta, dict) or not _all_strings(order):
-        raise ValueError("format, order or meta of the wrong kind")
-    if len(set(order)) != len(order):
-        raise ValueError("a name twice in the order")
-    return order, meta
+    return meta
 
 
-def _all_strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _check_names(names: list[str]) -> None:
+    if len(names) > MAX_ARRAYS:
+        raise FileRefused(f"has more than {MAX_ARRAYS} arrays; {_FOREIGN}")
+    if len(set(names)) != len(names):
+        raise FileRefused(f"has a name twice in its index; {_FOREIGN}")
+    if reason := _unusual_name(names):
+        raise FileRefused(f"{reason}; {_FOREIGN}")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return unique
+def _spans(places: Iterable[_Place]) -> Iterator[range]:
+    """The bytes of every array that has some."""
+    for place in places:
+        if place.size:
+            yield place.span
+        elif place.offset:
+            raise FileRefused(f"{place.name!r} is empty, but has an offset; {_FOREIGN}")
 
 
-def _no_constant(literal: str) -> Any:
-    raise ValueError(f"{literal} is not a number of JSON")
+def _check_spans(spans: Iterable[range], length: int) -> None:
+    """Each lies in the image, which has that length, and overlaps no other."""
+    free, end = BLOCK, BLOCK + length
+    for span in sorted(spans, key=lambda span: span.start):
+        if not free <= span.start <= span.stop <= end:
+            raise FileRefused(
+                f"bytes {span.start} to {span.stop} of its index overlap others or lie outside the "
+                f"image; {_FOREIGN}"
+            )
+        free = span.stop
+
+
+# Reading: the arrays
+
+
+def _arrays(
+    handle: io.BufferedReader, header: _Header, places: list[_Place], text: bytes
+) -> dict[str, Array]:
+    """The arrays, read in the order of the file; all that is covered goes through the digest."""
+    found = {place.name: np.empty(place.shape, _KINDS[place.dtype]) for place in places}
+    pieces = [(place.offset, found[place.name]) for place in places if place.size]
+    again = np.empty(len(text), np.uint8)
+    sha, at = hashlib.sha256(), _COVERED
+    handle.seek(at)
+    for offset, array in sorted([*pieces, (header.meta.start, again)], key=lambda piece: piece[0]):
+        _skip(handle, offset - at, sha)
+        target = array.reshape(-1).view(np.uint8).data
+        if handle.readinto(target) != len(target):
+            raise FileRefused(f"became shorter while it was read; {_DAMAGED}")
+        sha.update(target)
+        at = offset + len(target)
+    _skip(handle, BLOCK + header.length - at, sha)
+    _compare(sha.digest(), header.sha256)
+    if again.tobytes() != text:
+        raise FileRefused(f"was changed while it was read; {_DAMAGED}")
+    return found
+
+
+def _skip(handle: io.BufferedReader, count: int, sha: Any) -> None:
+    """Hash the next bytes, piece by piece."""
+    while count > 0 and (piece := handle.read(min(count, _PIECE))):
+        sha.update(piece)
+        count -= len(piece)
