@@ -23,6 +23,10 @@ SHOWN = 300  # characters of a message of the library, which may quote the file
 
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+Size = Annotated[float, Meta(gt=0, le=LARGEST)]
+Depths = Annotated[list[Annotated[int, Meta(ge=1, le=10_000)]], Meta(min_length=1, max_length=100)]
+Sizes = Annotated[list[Size], Meta(max_length=10_000)]
 Numbers = list[Number | None]  # null: not finite, or not measured
 Values = dict[str, Any]
 

@@ -118,7 +118,7 @@ def test_a_recipe_is_strict(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_recipe_needs_its_texts(tmp_path: Path) -> None:
-    with pytest.raises(Error, match="expected statement = a text"):
+    with pytest.raises(Error, match=r"Expected `str`, got `int` - at `\$.statement`"):
         recipe.load(write(tmp_path, HEAD.replace('statement = "c"', "statement = 3") + "[full]"))
 
 

@@ -35,6 +35,7 @@ from npdrt.store import Checkpoint, log, trace
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
 from npdrt.train.config import (
+    RUN_FORMAT,
     Config,
     build_model,
     build_optimizer,
@@ -49,7 +50,6 @@ from npdrt.train.step import State, Step, Task, evaluate, make_step
 LARGEST_EXPONENT = 709.0  # exp(710) is inf
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 WORTH_A_THREAD = 1 << 16  # values of a batch of images; handing over a smaller one costs more
-RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
 
 
 @dataclass(frozen=True)

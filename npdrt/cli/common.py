@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -50,6 +51,15 @@ class Name(click.ParamType[str]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+code_option = click.option(
+    "--code",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Python file of a model that may be run, though a file names it; may be repeated.",
+)
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 import click
 import numpy as np
 
-from npdrt.cli.common import Bars, json_option, notice, on_terminal, print_json, signals, table
+from npdrt.cli.common import (
+    Bars,
+    code_option,
+    json_option,
+    notice,
+    on_terminal,
+    print_json,
+    signals,
+    table,
+)
 from npdrt.train import perturb
 from npdrt.train.perturb import Slices
 
@@ -30,6 +39,7 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: the run's]")
 @click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@code_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def command(

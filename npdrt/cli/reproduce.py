@@ -43,7 +43,7 @@ def command(
     a crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes
     to hours on two cores, smoke seconds.
     """
-    recipe = recipes.load(name, scale)
+    recipe = recipes.load(name, scale, code=options["code"])
     out = out or directory(recipe)
     with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
         try:
