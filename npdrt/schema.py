@@ -168,6 +168,12 @@ class Result(Struct):
 # --- metadata of checkpoints, traces, slices and studies --------------------------------------
 
 
+class CheckpointMeta(Struct):
+    """What every checkpoint has; `user` is what its writer gave."""
+
+    user: Values
+
+
 class Progress(Struct):
     """Where a run stands; a snapshot has the first three only."""
 
@@ -244,3 +250,21 @@ class StudyMeta(Struct):
     note: str
     tables: list[Table]
     notes: list[str]
+
+
+# --- a response to the conformance vectors ----------------------------------------------------
+
+
+class Answer(Struct):
+    """An answer to a test; the judge of the test reads the rest."""
+
+    tcId: int
+    error: str | None = None
+
+
+class Response(Struct):
+    """The outer form of a response."""
+
+    npdrtVectors: int
+    answers: list[Answer]
+    implementation: str = ""

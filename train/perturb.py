@@ -107,9 +107,10 @@ def slices(
 
     eta: the grid, increasing from 0. steps: which snapshots; None is all. examples: only the
     first so many of the training set. code: the file of a user's model. threads: of
-    BLAS; None is as many as it takes. progress: called with points done and points in all. stop: asked after every point; a signal number
-    other than 0 ends after the last whole snapshot. The file is written after every snapshot, and
-    what it holds of the same grid and examples is not computed again.
+    BLAS; None is as many as it takes. progress: called with points done and points in all. stop:
+    asked after every point; a signal number other than 0 ends after the last whole snapshot. The
+    file is written after every snapshot, and what it holds of the same grid and examples is not
+    computed again.
 
     Raises Error where there is no such snapshot, or for a grid that does not begin with 0.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from npdrt import data, store
 from npdrt.cli import train
-from npdrt.cli.common import Name, print_json
+from npdrt.cli.common import Name, echo, print_json
 from npdrt.data import Dataset
 from npdrt.errors import Error
 from npdrt.program import Program, compare, listing, load, record
@@ -88,11 +88,11 @@ def command(
         if json_wanted:
             print_json({"saved": str(target)})
         else:
-            click.echo(target)
+            echo(target)
     elif json_wanted:
         print_json(listing.as_json(program))
     else:
-        click.echo(program.listing())
+        echo(program.listing())
 
 
 command.params += [option for option in train.command.params if option.name in SHARED]
@@ -119,7 +119,7 @@ def _compare(a: Program, b: Program, json_wanted: bool) -> None:
     if json_wanted:
         print_json({"same": found is None, "difference": None if found is None else vars(found)})
     else:
-        click.echo(found or f"the same {len(a.calls)} calls")
+        echo(found or f"the same {len(a.calls)} calls")
     if found is not None:
         raise SystemExit(1)
 

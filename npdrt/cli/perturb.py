@@ -12,6 +12,7 @@ import numpy as np
 from npdrt.cli.common import (
     Bars,
     code_option,
+    echo,
     json_option,
     notice,
     on_terminal,
@@ -71,9 +72,9 @@ def command(
         print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
     else:
         heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
-        click.echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
-        click.echo(f"file   {run / 'slices.h5'}")
-        click.echo(f"next: npdrt plot {run / 'slices.h5'}")
+        echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
+        echo(f"file   {run / 'slices.h5'}")
+        echo(f"next: npdrt plot {run / 'slices.h5'}")
     if signal:
         notice("stopped; the same command goes on with the next snapshot")
         raise SystemExit(128 + signal)

@@ -14,6 +14,7 @@ from npdrt.cli.common import (
     Bars,
     Name,
     code_option,
+    echo,
     json_option,
     notice,
     on_terminal,
@@ -98,8 +99,8 @@ def command(
     if as_json:
         print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
     else:
-        click.echo(table(as_text(rows)))
-        click.echo(f"runs   {out / 'runs'}")
+        echo(table(as_text(rows)))
+        echo(f"runs   {out / 'runs'}")
     if stopped:
         notice("stopped; the same command goes on")
         raise SystemExit(128 + stopped)

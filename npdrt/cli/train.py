@@ -15,7 +15,7 @@ from npdrt import arrays, atomic, optim, schema
 from npdrt.cli.common import (
     Name,
     code_option,
-    colour,
+    echo,
     json_option,
     notice,
     on_terminal,
@@ -262,7 +262,9 @@ def command(**given: Any) -> None:
     if as_json:
         print_json(dataclasses.asdict(summary))
     else:
-        click.echo(_text(summary, code))
+        head, *lines = _text(summary, code)
+        echo(head, bold=not summary.stopped)
+        echo("\n".join(lines))
     if summary.stopped:
         raise SystemExit(128 + summary.stopped)
 
@@ -405,13 +407,13 @@ def _free_directory(config: Config) -> Path:
     return next(p for n in numbers if not (p := Path("runs") / f"{stem}-{n}").exists())
 
 
-def _text(s: Summary, code: tuple[Path, ...]) -> str:
-    """The summary for a person."""
+def _text(s: Summary, code: tuple[Path, ...]) -> list[str]:
+    """The summary for a person, in lines."""
     if s.stopped:
         lines = [f"stopped by signal {s.stopped} at step {s.step} of {s.steps}; saved in {s.run}"]
         again = "".join(f" --code {shlex.quote(str(file))}" for file in code)
-        return "\n".join([*lines, f"next: npdrt train --out {s.run} --resume{again}"])
-    head = click.style(f"done: {s.step} steps in {s.seconds:.1f} s", **colour(bold=True))
+        return [*lines, f"next: npdrt train --out {s.run} --resume{again}"]
+    head = f"done: {s.step} steps in {s.seconds:.1f} s"
     lines = [f"{head}, {s.parameters:,} parameters, {s.optimizer} lr {s.lr:g}"]
     if s.train_accuracy is None:
         lines.append("y holds floats: regression on the mean squared error")
@@ -422,5 +424,4 @@ def _text(s: Summary, code: tuple[Path, ...]) -> str:
             perplexity = getattr(s, f"{part}_perplexity")
             right += "" if perplexity is None else f"  perplexity {perplexity:.2f}"
             lines.append(f"{part:5}{right}  loss {loss:.4g}")
-    lines += [f"run    {s.run}", f"next: npdrt show {s.run}"]
-    return "\n".join(lines)
+    return [*lines, f"run    {s.run}", f"next: npdrt show {s.run}"]
