@@ -15,6 +15,7 @@ import numpy as np
 from npdrt import atomic
 from npdrt.arrays import Params, to_host
 from npdrt.errors import FileRefused, Unavailable
+from npdrt.regular import contents
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SHOWN = 8  # names in a message
@@ -79,10 +80,7 @@ def save(path: Path, model: Named, params: Params) -> None:
 def read(path: Path) -> Arrays:
     """Every array of a safetensors file, all floats in it finite."""
     numpy = _library()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+    data = contents(path, follow=True)
     try:
         arrays: Arrays = numpy.load(data)
     except Exception as error:  # SafetensorError, KeyError of a dtype that NumPy has not

@@ -91,6 +91,8 @@ class Config:
         if any(type(step) is not int or not 0 <= step <= MOST for step in self.snapshots):
             raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
         for name, value in vars(self).items():
+            if isinstance(value, str) and "\0" in value:
+                raise Error(f"{name} has a zero byte: {value!r}")
             if isinstance(value, int) and abs(value) > MOST:
                 raise Error(f"{name} must be at most 2^53; got {value:.3e}")
         object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list

@@ -182,7 +182,7 @@ def _canonical(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")
     )
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")  # a byte of a name that is not UTF-8: \udce9
 
 
 def _encode(envelope: dict[str, Any]) -> bytes:
