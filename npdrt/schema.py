@@ -238,6 +238,45 @@ class Table(Struct):
     columns: list[str]
     rows: list[list[str | int | Number | bool | None]]
 
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"a row of a table has not {len(self.columns)} cells")
+
+
+Caption = Annotated[str, Meta(max_length=10_000)]
+
+
+class LineMeta(Struct):
+    """A line of a picture."""
+
+    label: Caption
+    style: str
+    shade: Number | None
+    group: Count | None
+
+
+class PanelMeta(Struct):
+    """A panel of a picture."""
+
+    title: Caption
+    xlabel: Caption
+    ylabel: Caption
+    xlog: bool
+    ylog: bool
+    note: Caption
+    xlim: tuple[Number, Number] | None
+    ylim: tuple[Number, Number] | None
+    lines: Annotated[list[LineMeta], Meta(max_length=10_000)]
+
+
+class FigureMeta(Struct):
+    """A picture."""
+
+    name: str
+    caption: Caption
+    columns: Annotated[int, Meta(ge=1, le=20)] | None
+    panels: Annotated[list[PanelMeta], Meta(max_length=500)]
+
 
 class StudyMeta(Struct):
     """What a study claims and found."""

@@ -93,7 +93,7 @@ class Config:
         for name, value in vars(self).items():
             if isinstance(value, str) and "\0" in value:
                 raise Error(f"{name} has a zero byte: {value!r}")
-            if isinstance(value, int) and abs(value) > MOST:
+            if isinstance(value, int) and abs(value) > MOST and name != "seed":  # has its own range
                 raise Error(f"{name} must be at most 2^53; got {value:.3e}")
         object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list
         if self.clip is not None and not 0 < self.clip < math.inf:

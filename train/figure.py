@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import schema
 from npdrt.arrays import to_host
 from npdrt.errors import Error, FileRefused
-from npdrt.store import container
+from npdrt.store import container, trace
 
 STYLES = ("line", "dashed", "marked", "points")
 Limits = tuple[float, float]
@@ -152,6 +153,7 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
 
     Raises `FileRefused` where something of it is missing or of another form.
     """
+    schema.check(meta, schema.FigureMeta, "the figure")
     try:
         panels = []
         for p, about in enumerate(meta["panels"]):
@@ -184,6 +186,7 @@ def load(path: Path) -> Figure:
     arrays, meta = container.read(file)
     try:
         if meta.get("kind") == "trace":
+            trace.check(arrays, meta, "the trace")
             return from_trace(arrays, meta, name=file.resolve().parent.name)
         if isinstance(meta.get("figure"), dict):
             return from_arrays(arrays, meta["figure"])

@@ -124,7 +124,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, meta
 
 
-def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: Path) -> None:
+def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> None:
     """Raise `FileRefused` unless these are the tables that `write` makes, of equal lengths."""
     schema.check(meta, schema.TraceMeta, path)
     columns = {"layers": len(meta["parameters"]), "conditioning": len(meta.get("weights", ()))}
