@@ -141,7 +141,7 @@ def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) ->
         raise type(error)(f"{path}: {error}") from error
     if model_digest(config) != meta["model_file"]:
         raise Error(
-            f"{config.model} has changed since the run of {path} was started; give back the file, "
+            f"{path}: {config.model} has changed since the run was started; give back the file, "
             "or start a new run, with another --out"
         )
     return config
