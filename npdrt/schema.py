@@ -243,7 +243,7 @@ class Table(Struct):
             raise ValueError(f"a row of a table has not {len(self.columns)} cells")
 
 
-Caption = Annotated[str, Meta(max_length=10_000)]
+Caption = Annotated[str, Meta(max_length=1_000)]
 
 
 class LineMeta(Struct):

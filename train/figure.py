@@ -22,6 +22,13 @@ STYLES = ("line", "dashed", "marked", "points")
 Limits = tuple[float, float]
 
 
+def _keep_printable(holder: Any, *names: str) -> None:
+    """Bytes of a name that are not UTF-8 become escapes: no font has them."""
+    for name in names:
+        text = getattr(holder, name).encode("utf-8", "backslashreplace").decode()
+        object.__setattr__(holder, name, text)
+
+
 @dataclass(frozen=True, eq=False)
 class Line:
     """Points (x[i], y[i]) and how they are drawn; values that are not finite leave a gap.
@@ -41,6 +48,7 @@ class Line:
     group: int | None = None
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "label")
         for axis in ("x", "y"):
             object.__setattr__(self, axis, np.asarray(to_host(getattr(self, axis)), np.float64))
         if self.x.ndim != 1 or self.x.shape != self.y.shape:
@@ -76,6 +84,7 @@ class Panel:
     note: str = ""
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "title", "xlabel", "ylabel", "note")
         object.__setattr__(self, "lines", tuple(self.lines))
         for name, log in (("xlim", self.xlog), ("ylim", self.ylog)):
             limits = getattr(self, name)
@@ -101,6 +110,7 @@ class Figure:
     columns: int | None = None
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "caption")
         object.__setattr__(self, "panels", tuple(self.panels))
 
 

@@ -116,21 +116,22 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
     return float(series[int(epoch or 0) - 1])
 
 
-def with_batch_statistics(work: Work, run: Run, size: int) -> float:
+def with_batch_statistics(work: Work, run: Run, size: int) -> float | None:
     """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
-    kept in the run's directory."""
+    None without a test set. Kept in the run's directory."""
     path = run.path / f"batch-statistics-{size}.json"
     if not path.exists():
         value = {"test_accuracy": _in_training_mode(work, run, size)}
         atomic.replace(path, json.dumps(value).encode())
-    return float(json.loads(path.read_text())["test_accuracy"])
+    accuracy: float | None = answers.kept(path, "test_accuracy")["test_accuracy"]
+    return accuracy
 
 
-def _in_training_mode(work: Work, run: Run, size: int) -> float:
+def _in_training_mode(work: Work, run: Run, size: int) -> float | None:
     config, where = run.config, arrays.device(work.options.device)
     source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
     if source.x_test is None or source.y_test is None:
-        return float("nan")
+        return None
     model, checkpoint = build_model(config, source), store.load_newest(run.path)[0]
     task, shape, right = Task(model, source.classes), example_shape(model, source), 0
     with arrays.on(where):
