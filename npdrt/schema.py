@@ -175,14 +175,19 @@ class CheckpointMeta(Struct):
 
 
 class Progress(Struct):
-    """Where a run stands; a snapshot has the first three only."""
+    """Where a run stands."""
 
     step: Count
     steps: Count
     epoch: Number
-    loss_sum: Number = 0.0
-    right: Count = 0
-    schedule_memory: dict[str, Number | None] = {}
+
+
+class Resumable(Progress):
+    """What a checkpoint has of it, so that the run can go on; snapshots do not."""
+
+    loss_sum: Number
+    right: Count
+    schedule_memory: dict[str, Number | None]
 
 
 class Blas(Struct):
