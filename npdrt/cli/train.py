@@ -385,7 +385,7 @@ def _model_fields(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
         try:
             fields[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             fields[name] = value
     return fields
 
