@@ -1507,7 +1507,7 @@ def test_a_model_of_images_is_given_images(augmented: str, images: Path, tmp_pat
     found = train(config, tmp_path / "run")
     assert found.parameters == 3 * 3 * 32
     train(config, tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts")
+    resume(tmp_path / "parts", code=[tmp_path / "mean.py"])
     assert bits(tmp_path / "parts") == bits(tmp_path / "run")
     np.savez(tmp_path / "a.npz", x=np.eye(4), y=np.arange(4))
     with pytest.raises(Error, match=r"mean.py:Mean needs images; the examples of a are not"):

@@ -104,6 +104,7 @@ class Config:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
         check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
         check_names("augment", {self.augment: None}, list(AUGMENTS))
+        check_names("dtype", {self.dtype: None}, ["float32", "float64"])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -163,7 +163,7 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
 
     Raises `FileRefused` where something of it is missing or of another form.
     """
-    schema.check(meta, schema.FigureMeta, "the figure")
+    schema.check(meta, schema.FigureMeta, "the figure is not of the form that npdrt writes")
     try:
         panels = []
         for p, about in enumerate(meta["panels"]):
@@ -196,7 +196,7 @@ def load(path: Path) -> Figure:
     arrays, meta = container.read(file)
     try:
         if meta.get("kind") == "trace":
-            trace.check(arrays, meta, "the trace")
+            trace.check(arrays, meta, "the trace is not of the form that npdrt writes")
             return from_trace(arrays, meta, name=file.resolve().parent.name)
         if isinstance(meta.get("figure"), dict):
             return from_arrays(arrays, meta["figure"])

@@ -134,6 +134,7 @@ def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> N
         rows = first.shape[:1] if first is not None else ()
         wide = group in columns and column != "step"
         expected = (*rows, columns[group]) if wide else rows
-        if found is None or found.shape != expected or len(rows) != 1:
-            shape = "nothing" if found is None else f"shape {found.shape}"
-            raise FileRefused(f"{path}: expected {name} of shape {expected}; found {shape}")
+        if found is None or first is None:
+            raise FileRefused(f"{path}: it lacks {name if found is None else ROWS[group]}")
+        if found.shape != expected or len(rows) != 1:
+            raise FileRefused(f"{path}: expected {name} of shape {expected}; found {found.shape}")
