@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from npdrt.data.bounded import take
+from npdrt.data.bounded import opened, take
 from npdrt.data.catalogue import Form
 from npdrt.errors import FileRefused
 
@@ -25,7 +25,7 @@ def unpack(archive: Path, form: Form, into: Path) -> None:
     wanted = {f"{form.folder}/{file.name}": file for file in form.files}
     left = sum(file.bytes for file in form.files) + _REST
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with opened(archive) as stream, tarfile.open(fileobj=stream, mode="r|gz") as tar:
             for member in tar:
                 left -= member.size
                 if left < 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
+from npdrt import regular
 from npdrt.errors import FileRefused
 
 FREE = 1 << 30  # bytes that any file may unpack to
@@ -34,8 +36,27 @@ def take(stream: IO[bytes], n: int) -> bytes:
 
 
 def contents(path: Path) -> bytes:
-    """All bytes of a file; FileRefused where it cannot be read."""
+    """All bytes of a data set's file; FileRefused where it cannot be read or is no regular file.
+
+    A link is followed: caches of data sets are made of links.
+    """
+    return regular.contents(path, follow=True)
+
+
+def opened(path: Path) -> BufferedReader:
+    """A data set's file, open for reading; the errors of `contents`."""
     try:
-        return path.read_bytes()
+        return regular.open_file(path, follow=True)
     except OSError as error:
         raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def decoded(path: Path, raw: bytes) -> str:
+    """The text of a UTF-8 file without its byte order mark, which editors of Windows write."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        marked = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = "; its byte order mark says UTF-16: save it as UTF-8" if marked else ""
+        raise FileRefused(f"{path}: not UTF-8 at byte {error.start}, line {line}{hint}") from error

@@ -116,7 +116,7 @@ def sources(catalogue: Path | None = None) -> dict[str, Source]:
     try:
         entries = tomllib.loads(place.read_text(encoding="utf-8"))
         return {name: _source(name, entry) for name, entry in entries.items()}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileRefused(f"{place}: not a catalogue of data sets: {error!r}") from error
 
 

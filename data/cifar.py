@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.bounded import take
+from npdrt.data.bounded import opened, take
 from npdrt.data.catalogue import File
 from npdrt.data.npz import Array
 from npdrt.data.unpickle import read_pickle
@@ -70,7 +70,7 @@ def read_python(path: Path, file: File, classes: int) -> Batch:
 def _contents(path: Path, most: int) -> bytes:
     """The bytes of a file, no more than one beyond `most`."""
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return take(stream, most + 1)
     except OSError as error:
         raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from npdrt.data import cifar, folder
 from npdrt.data.augment import AUGMENTS
+from npdrt.data.bounded import opened
 from npdrt.data.catalogue import File, Form, Source, find, package_file
 from npdrt.data.fetch import here, place, present
 from npdrt.data.idx import read_idx
@@ -193,7 +194,7 @@ def _folder_scale(standardise: bool | str) -> Scale | Channels | None:
 def _user_data(path: Path, standardise: bool | str) -> Dataset:
     if isinstance(standardise, str):
         raise Error(f"{path} is standardised by its own mean or not at all; got {standardise!r}")
-    if not path.is_file():
+    if not path.exists():
         raise Error(f"no file {path}")
     raw = _user_file(path)
     classes = _check(raw, None)
@@ -231,7 +232,7 @@ def _dataset(
 
 def _user_file(path: Path) -> _Raw:
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             arrays = read_npz(stream, str(path))
     except OSError as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from npdrt.data import folder as images
 from npdrt.data.archive import unpack
+from npdrt.data.bounded import opened
 from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
 from npdrt.errors import FileRefused, Unavailable
 
@@ -181,7 +182,7 @@ def _check(folder: Path, file: File) -> Check:
 
 def _digest(path: Path, algorithm: str) -> str:
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return hashlib.file_digest(stream, algorithm).hexdigest()
     except OSError as error:
         raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error

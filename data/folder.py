@@ -1,10 +1,11 @@
 """Images in folders, one a class: PATH/train/<class>/*.jpeg and PATH/val/<class>/*.jpeg.
 
 As ImageNet is laid out and torchvision's ImageFolder reads it: the classes are the folders of
-train, numbered in the order of their sorted names; folders inside a class are looked through, and
-files of other kinds passed over. Files are decoded when a batch needs them, by Pillow (extra
-`data`), and made RGB; what EXIF says of their orientation is ignored, as it is by torchvision. JPEG
-and PNG are known, whatever the name says: one of ImageNet's .JPEG files is a PNG.
+train, numbered in the order of their sorted names; folders inside a class are looked through, also
+those that are links, and files of other kinds passed over. Files are decoded when a batch needs
+them, by Pillow (extra `data`), and made RGB; what EXIF says of their orientation is ignored, as it
+is by torchvision. JPEG and PNG are known, whatever the name says: one of ImageNet's .JPEG files is
+a PNG.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.data.augment import Words, crop_flip, random_resized_crop
+from npdrt.data.bounded import opened
 from npdrt.data.images import Images, Scaling
 from npdrt.data.npz import Array
 from npdrt.data.scale import Floats
@@ -112,15 +114,31 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 def _files(folder: Path) -> list[str]:
     """The images of a class and of the folders in it, without hidden ones: sorted by folder, then
-    by name."""
+    by name. A folder that links lead to again is read once."""
     found: list[str] = []
-    for place, folders, names in os.walk(folder, onerror=_raise):
+    above: dict[str, tuple[str, ...]] = {}  # folder -> where it and those above it really are
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(place)
+        above[place] = (*above.get(str(Path(place).parent), ()), real)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in folders:
+            _refuse_loop(Path(place, name), above[place])
         images = (n for n in names if n[0] != "." and n.lower().endswith(_SUFFIXES))
         found += [f"{place}{os.sep}{name}" for name in sorted(images)]
     if not found:
         raise FileRefused(f"{folder}: expected images ({', '.join(_SUFFIXES)}); found none")
     return found
+
+
+def _refuse_loop(folder: Path, above: Sequence[str]) -> None:
+    """Refuse a link to one of the folders `above` it, or to a folder that has one of them in it."""
+    if folder.is_symlink() and any(Path(p).is_relative_to(folder.resolve()) for p in above):
+        raise FileRefused(f"{folder}: a link to a folder that it is in; remove it")
 
 
 def _size(path: str) -> int:
@@ -156,13 +174,13 @@ def decode(path: str) -> Any:
     """The image in a file, as Pillow's RGB image; FileRefused where it is not whole."""
     library = pillow()
     try:
-        with Path(path).open("rb") as stream, library.open(stream, formats=_FORMATS) as image:
+        with opened(Path(path)) as stream, library.open(stream, formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {_MOST_PIXELS}")
             if max(image.size) > _MOST_RATIO * min(image.size):  # resized, it would have more yet
                 raise ValueError(f"{image.width}x{image.height} pixels; sides 1 to {_MOST_RATIO}")
             return _eight_bits(image).convert("RGB")
-    except (MemoryError, FileRefused):
+    except (MemoryError, FileRefused, Warning):  # a warning that -W error raises is no damage
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         why = getattr(error, "strerror", None) or error

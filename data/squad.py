@@ -11,9 +11,9 @@ the official evaluate-v1.1.py.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import schema
 from npdrt.data import sample
-from npdrt.data.bounded import contents
+from npdrt.data.bounded import contents, decoded
 from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import folders
 from npdrt.data.text import unzipped
@@ -77,10 +78,7 @@ def read(path: Path) -> list[Question]:
     value of another type, an answer out of its text, no answers, no questions, an id twice.
     """
     data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise FileRefused(f"{path}: not JSON in UTF-8: {error}") from error
+    content = schema.parse(data, Any, path)
     questions = list(_questions(content, f"{path}: "))
     twice = [id for id, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
@@ -166,10 +164,7 @@ def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> An
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    try:
-        words = contents(path).decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise FileRefused(f"{path}: not UTF-8 at byte {error.start}") from error
+    words = decoded(path, contents(path)).removesuffix("\n").split("\n")
     numbers = {word.rstrip("\r"): number for number, word in enumerate(words)}
     missing = [token for token in SPECIAL if token not in numbers]
     if missing or len(numbers) != len(words):
@@ -218,23 +213,32 @@ def _of(
     asked = tokenizer.encode(question.question, add_special_tokens=False).ids[:query]
     if question.context not in contexts:
         contexts[question.context] = tokenizer.encode(question.context, add_special_tokens=False)
-    text = contexts[question.context]
+    encoded = contexts[question.context]
+    offsets = [(a, _whole(question.context, b)) for a, b in encoded.offsets]
     cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
-    head, answer = (cls, *asked, sep), _answer_tokens(question, text.offsets)
-    spans = list(_spans(len(text.ids), length - len(head) - 1, stride))
+    head, answer = (cls, *asked, sep), _answer_tokens(question, offsets)
+    spans = list(_spans(len(encoded.ids), length - len(head) - 1, stride))
     for first, past in spans:
         shift = len(head) - first  # from a token of the text to its place
         inside = answer is not None and first <= answer[0] and answer[1] < past
         places = range(first, past)
         yield Feature(
             question=number,
-            tokens=(*head, *text.ids[first:past], sep),
+            tokens=(*head, *encoded.ids[first:past], sep),
             types=(*[0] * len(head), *[1] * (past - first + 1)),
-            offsets={i + shift: text.offsets[i] for i in places},
+            offsets={i + shift: offsets[i] for i in places},
             best=frozenset(i + shift for i in places if _best_span(spans, i) == (first, past)),
             start=answer[0] + shift if inside and answer else 0,
             end=answer[1] + shift if inside and answer else 0,
         )
+
+
+def _whole(context: str, past: int) -> int:
+    """The end of a token with the combining marks after it, which the tokeniser took away: they
+    belong to its last character."""
+    while past < len(context) and unicodedata.category(context[past]) == "Mn":
+        past += 1
+    return past
 
 
 def _spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from npdrt.data import sample
-from npdrt.data.bounded import FREE, RATIO, contents, take
+from npdrt.data.bounded import FREE, RATIO, contents, decoded, opened, take
 from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import folders
 from npdrt.data.sampler import Sampler
@@ -197,21 +197,17 @@ def _text(folder: Path, split: str) -> str:
     if path is None:
         raise FileRefused(f"{folder}: expected {split}.txt or {split}.txt.gz; found neither")
     data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    try:
-        text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise FileRefused(f"{path}: not UTF-8 at byte {error.start}, line {line}") from error
-    if not text.strip():
+    found = decoded(path, data).replace("\r\n", "\n").replace("\r", "\n")
+    if not found.strip():
         raise FileRefused(f"{path}: expected text; the file is empty")
-    return text
+    return found
 
 
 def unzipped(path: Path) -> bytes:
     """The content of a .gz file, within bounds (`npdrt.data.bounded`)."""
     try:
         limit = max(FREE, RATIO * path.stat().st_size)
-        with gzip.open(path) as stream:
+        with opened(path) as packed, gzip.open(packed) as stream:
             data = take(cast("IO[bytes]", stream), limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise FileRefused(f"{path}: not a whole gzip file: {error}") from error

@@ -499,8 +499,9 @@ def test_training_with_dropout_resumes(blobs: Any, tmp_path: Any) -> None:  # no
     config = settings(blobs, model=f"{tmp_path}/dropping.py:Dropping", model_options={})
     train(config, tmp_path / "whole")
     train(config, tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts")
+    code = [tmp_path / "dropping.py"]
+    resume(tmp_path / "parts", stop=stop_after(4), code=code)
+    resume(tmp_path / "parts", code=code)
     assert_same_run(contents(tmp_path / "parts"), contents(tmp_path / "whole"))
 
 

@@ -179,7 +179,6 @@ def test_version() -> None:
         ("export run", "Missing option '--to'"),
         ("export run --to nzp", "'nzp' is unknown. Did you mean 'npz'?"),
         ("export blobs.npz --to csv", "blobs.npz is not a run directory with a log.jsonl"),
-        ("export run --to npz --output nowhere/x.npz", "No such file or directory"),
         ("data verify mnits", "unknown data set 'mnits'; did you mean 'mnist'?"),
         ("data lst", "No such command 'lst'."),
         ("completion bsh", "'bsh' is unknown. Did you mean 'bash'?"),
@@ -541,6 +540,84 @@ def test_export_has_the_buffers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(found[name], value)
 
 
+def test_export_keeps_every_name_and_shape(tmp_path: Path) -> None:
+    """Also `file`, which is a keyword of np.savez, and arrays of no axes."""
+    params = {"file": np.ones((2, 3)), "gain": np.array(2.5, np.float32), "none": np.ones((0, 4))}
+    npdrt.save(tmp_path / "own.h5", params, buffers={"arr_0": np.asfortranarray(np.eye(2))})
+    expected = npdrt.load(tmp_path / "own.h5")
+    for form in ("npz", "safetensors"):
+        assert call("export", tmp_path / "own.h5", "--to", form).exit_code == 0
+    with np.load(tmp_path / "own.npz") as found:
+        packed = dict(found)
+    flat = pytest.importorskip("safetensors.numpy").load_file(tmp_path / "own.safetensors")
+    for arrays in (packed, flat):
+        assert arrays.keys() == {*expected.params, *expected.buffers}
+        for name, value in (expected.params | expected.buffers).items():
+            assert (arrays[name].shape, arrays[name].dtype) == (value.shape, value.dtype)
+            np.testing.assert_array_equal(arrays[name], value)
+    again = call("export", tmp_path / "own.h5", "--to", "npz", "--output", tmp_path / "again.npz")
+    assert again.exit_code == 0
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "own.npz").read_bytes()
+
+
+def test_export_refuses_two_arrays_of_one_name(tmp_path: Path) -> None:
+    npdrt.save(tmp_path / "own.h5", {"w": np.ones(2)}, buffers={"w": np.zeros(2)})
+    found = call("export", tmp_path / "own.h5", "--to", "npz")
+    assert found.exit_code == 2
+    assert "holds a parameter and a buffer named w" in found.stderr
+    assert not (tmp_path / "own.npz").exists()
+
+
+def test_export_csv_has_no_formulas(tmp_path: Path) -> None:
+    """Text that a spreadsheet would run is quoted; numbers are numbers."""
+    record = {"event": "epoch", "step": 1, "epoch": 1, "lr": -1.5, "train_loss": None}
+    odd = {"=a": "=cmd()", "b": "+1", "c": "-1", "d": "@x", "e": "\t=1", "f": "plain", "g": -2}
+    (tmp_path / "log.jsonl").write_text(json.dumps(record | odd) + "\n")
+    assert call("export", tmp_path, "--to", "csv", "--output", tmp_path / "o.csv").exit_code == 0
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "o.csv").read_text()))
+    shown = ("'=cmd()", "'+1", "'-1", "'@x", "'\t=1", "plain", "-2")
+    assert tuple(row[name] for name in ("'=a", *"bcdefg")) == shown
+    assert (row["lr"], row["train_loss"]) == ("-1.5", "")
+
+
+# --- what files may say to a terminal ---------------------------------------------------------
+
+STEERING = "\x1b[2J\x9b1A\x07\u202e\u2028\ud800"
+
+
+def test_text_of_files_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    """Names, titles, provenance and messages; a cell of a table is one line."""
+    meta = {"by": f"hand{STEERING}", "odd\nname": "\nnext"}
+    npdrt.save(tmp_path / "own.h5", {"w": np.ones(2)}, meta=meta)
+    tables = [{"title": f"t{STEERING}", "columns": ["a"], "rows": [[f"x\ny{STEERING}"]]}]
+    texts = dict.fromkeys(("name", "scale", "title", "source", "statement", "note"), STEERING)
+    study = {"kind": "study", **texts, "tables": tables, "notes": [STEERING]}
+    store.container.write(tmp_path / "study.h5", {}, study)
+    odd = tmp_path / f"gone{STEERING[:-1]}"
+    for words in (("show", tmp_path / "own.h5"), ("show", tmp_path / "study.h5"), ("show", odd)):
+        found = call(*words)
+        said = found.stdout + found.stderr
+        assert "\\x1b[2J\\x9b1A\\x07\\u202e\\u2028" in said
+        assert not set(STEERING[:1] + STEERING[4:5] + STEERING[7:]) & set(said)
+    assert "x\\ny\\x1b" in call("show", tmp_path / "study.h5").stdout
+
+
+def test_names_that_are_not_utf_8(folder: Path, tmp_path: Path) -> None:
+    """A Latin-1 name of a data set, a run and a sweep; what is printed is an escape."""
+    name, out = os.fsdecode(b"caf\xe9.npz"), os.fsdecode(b"r\xe9")
+    try:
+        (tmp_path / name).write_bytes((folder / "blobs.npz").read_bytes())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    train = ("train", "--data", name, "--width", "4", "--epochs", "1", "-q", "--out", out)
+    for words in (train, (*train[-2:], "--resume"), ("show", out), ("export", out, "--to", "csv")):
+        words = words if words[0] != "--out" else ("train", *words)
+        done = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "data caf\\udce9.npz" in run("show", out, cwd=tmp_path).stdout
+    assert run("show", name, cwd=tmp_path).returncode == 3
+
+
 def test_export_csv_of_text(tmp_path: Path) -> None:
     words = ("--model", "transformer", "--data", "sample-text", "--set", "width=2", "--set",
              "heads=1", "--batch-size", "20", "--epochs", "1", "-q", "--out")  # fmt: skip
@@ -597,8 +674,8 @@ def test_export_overwrites_only_by_force(here: Path, tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"PK")
     (tmp_path / "folder").mkdir()
     result = call("export", "run", "--to", "npz", "--output", tmp_path / "folder", "--force")
-    assert result.exit_code == 2
-    assert "Is a directory" in result.stderr
+    assert result.exit_code == 5
+    assert "folder: could not be written (Is a directory)" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "w.npz"]
 
 
@@ -608,16 +685,14 @@ def test_export_is_whole_or_absent(
     """A disk that fills up leaves the old file and no temporary one."""
     target = tmp_path / "w.npz"
     target.write_text("old")
-    write = Path.write_bytes
 
-    def full(self: Path, data: bytes) -> int:
-        write(self, data[:10])
-        raise OSError(28, "No space left on device", str(self))
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     result = call("export", "run", "--to", "npz", "--output", target, "--force")
-    assert result.exit_code == 2
-    assert "No space left on device" in result.stderr
+    assert result.exit_code == 5
+    assert f"{target}: could not be written (No space left on device)" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
     assert target.read_text() == "old"
 
@@ -635,10 +710,10 @@ def test_export_without_safetensors(
 
 
 def test_export_of_a_damaged_log(here: Path, tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_bytes(b'{"event": "epoch", "step": 1}\n\xff\xfe\n')
+    (tmp_path / "log.jsonl").write_bytes(b'{"event": "own", "step": 1}\n\xff\xfe\n')
     result = call("export", tmp_path, "--to", "csv")
     assert result.exit_code == 3
-    assert "log.jsonl: line 2 is not a JSON object with event and step" in result.stderr
+    assert "log.jsonl: line 2: not JSON in UTF-8" in result.stderr
 
 
 # --- data, doctor, completion ---------------------------------------------------------------

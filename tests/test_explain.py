@@ -906,9 +906,11 @@ class Line:
     folder = str(tmp_path / "run")
     words = ["train", "--model", model, "--epochs", "0", "--out", folder, "-q", "--lr", "0.01"]
     assert CliRunner().invoke(cli, words).exit_code == 0
-    assert run(folder) == run("--model", model, "--lr", "0.01")
+    trusted = ("--code", str(tmp_path / "line.py"))
+    assert "npdrt runs no code because a data file names it" in run(folder, code=2)
+    assert run(folder, *trusted) == run("--model", model, "--lr", "0.01")
     (tmp_path / "line.py").write_text(code + "\n")
-    assert "has changed since the run" in run(folder, code=2)
+    assert "has changed since the run" in run(folder, *trusted, code=2)
     inputs = tmp_path / "targets.npz"
     np.savez(inputs, x=np.ones((9, 2)), y=np.ones((9, 3)))
     text = run("--model", model, "--data", str(inputs), "--batch-size", "4")

@@ -17,6 +17,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     for read in (cifar.read_binary, cifar.read_python):
         with pytest.raises(FileRefused, match="cannot be read: No such file"):
             read(tmp_path / "gone", FILE, 10)
-        with pytest.raises(FileRefused, match="cannot be read: Is a directory"):
+        with pytest.raises(FileRefused, match="is not a regular file"):
             read(tmp_path, FILE, 10)
 
 
@@ -1108,6 +1109,59 @@ def test_bad_folders_are_refused(
         data.load(f"folder:{pictures}")
 
 
+def test_linked_folders_are_read_once(pictures: Path, tmp_path: Path) -> None:
+    """As torchvision reads them; of two links to one folder the first counts."""
+    plain = data.load(f"folder-16:{pictures}")
+    more = tmp_path / "more"
+    (more / "deep").mkdir(parents=True)
+    for place in (more / "a.png", more / "deep" / "b.png"):
+        place.write_bytes(jpeg(kind="PNG"))
+    for name in ("cat/again", "cat/linked", "dog/linked"):
+        (pictures / "train" / name).symlink_to(more)
+    found = data.load(f"folder-16:{pictures}")
+    dogs, cats = int(plain.y.sum()), len(plain.y) - int(plain.y.sum())
+    assert found.y.tolist() == [0] * (cats + 2) + [1] * (dogs + 2)
+    names = [os.path.relpath(path, pictures / "train") for path in found.x.paths]
+    assert [name for name in names if "cat/" in name][-2:] == ["cat/again/a.png",
+                                                              "cat/again/deep/b.png"]  # fmt: skip
+    assert found.x[cats : cats + 2].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("target", ["train/cat", "train", "", "train/cat/deep", "other"])
+def test_loops_of_links_are_refused(target: str, pictures: Path) -> None:
+    """Also one through a folder elsewhere, which links back."""
+    (pictures / "train" / "cat" / "deep").mkdir()
+    (pictures / "other").mkdir()
+    (pictures / "other" / "back").symlink_to(pictures / "train" / "cat")
+    (pictures / "train" / "cat" / "deep" / "loop").symlink_to(pictures / target)
+    with pytest.raises(FileRefused, match="a link to a folder that it is in; remove it"):
+        data.load(f"folder:{pictures}")
+
+
+def test_a_pipe_is_no_image(pictures: Path) -> None:
+    path = pictures / "train" / "dog" / "dog_1.JPEG"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileRefused, match=r"dog_1.JPEG: is not a regular file"):
+        folder.decode(str(path))
+
+
+def test_a_warning_of_the_library_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under -W error, as here, it is raised as what it is."""
+    path = tmp_path / "a.png"
+    path.write_bytes(jpeg(kind="PNG"))
+
+    def convert(image: Any) -> Any:
+        warnings.warn("a word from Pillow", UserWarning, stacklevel=1)
+        return image
+
+    monkeypatch.setattr(folder, "_eight_bits", convert)
+    with pytest.raises(UserWarning, match="a word from Pillow"):
+        folder.decode(str(path))
+
+
 def test_a_folder_that_cannot_be_listed(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scandir(path: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
@@ -1453,7 +1507,7 @@ def test_a_model_of_images_is_given_images(augmented: str, images: Path, tmp_pat
     found = train(config, tmp_path / "run")
     assert found.parameters == 3 * 3 * 32
     train(config, tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts")
+    resume(tmp_path / "parts", code=[tmp_path / "mean.py"])
     assert bits(tmp_path / "parts") == bits(tmp_path / "run")
     np.savez(tmp_path / "a.npz", x=np.eye(4), y=np.arange(4))
     with pytest.raises(Error, match=r"mean.py:Mean needs images; the examples of a are not"):

@@ -377,3 +377,40 @@ def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(Unavailable, match=r"Put train-v1\.1\.json"):
         data.load("squad")
+
+
+# --- what is no part of a word, and what is ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [
+        ("the cafe\u0301 is open", "cafe\u0301"),
+        ("open in Krako\u0301w", "Krako\u0301w"),
+        ("a cafe\u0301\u0323", "cafe\u0301\u0323"),
+        ("cafe\u0301, open", "cafe\u0301"),
+        ("the caf\u00e9 is open", "caf\u00e9"),
+    ],
+)
+def test_an_answer_keeps_its_combining_marks(context: str, answer: str) -> None:
+    """The tokeniser takes accents away; the text that is cut out has them."""
+    words = [*squad.SPECIAL, "where", "?", "the", "a", "cafe", "is", "open", "in", "krakow", ","]
+    made = squad.tokeniser({word: n for n, word in enumerate(words)})
+    asked = Question("1", "where?", context, ((answer, context.index(answer)),))
+    (feature,) = squad.features([asked], made, length=24, stride=8, query=6)
+    logits = np.zeros((1, 2, 24))
+    logits[0, 0, feature.start] = logits[0, 1, feature.end] = 9.0
+    assert squad.answers([asked], [feature], logits) == {"1": answer}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "dev.json", document())
+    expected = squad.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert squad.read(path) == expected
+    words = tmp_path / "vocab.txt"
+    words.write_bytes(b"\xef\xbb\xbf[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\nthe\r\n")
+    assert squad.tokeniser(words).token_to_id("[PAD]") == 0
+    words.write_bytes("[PAD]\n".encode("utf-16"))
+    with pytest.raises(FileRefused, match="its byte order mark says UTF-16: save it as UTF-8"):
+        squad.tokeniser(words)

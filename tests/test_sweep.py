@@ -118,8 +118,32 @@ def test_a_recipe_is_strict(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_recipe_needs_its_texts(tmp_path: Path) -> None:
-    with pytest.raises(Error, match="expected statement = a text"):
+    with pytest.raises(Error, match=r"Expected `str`, got `int` - at `\$.statement`"):
         recipe.load(write(tmp_path, HEAD.replace('statement = "c"', "statement = 3") + "[full]"))
+
+
+@pytest.mark.parametrize("sizes", [[100] * 5, [10_001]])
+def test_a_recipe_has_a_limited_number_of_runs(tmp_path: Path, sizes: list[int]) -> None:
+    """Refused before any is made."""
+    names = ("seed", "epochs", "batch_size", "log_every", "trace_every")
+    lists = "".join(f"{name} = {list(range(n))}\n" for name, n in zip(names, sizes, strict=False))
+    path = write(tmp_path, HEAD + "[full]\n[[full.grid]]\n" + lists)
+    with pytest.raises(Error, match=r"make 10,0.* runs; a recipe has 10,000 at most"):
+        recipe.load(path)
+    huge = tmp_path / "huge.toml"
+    huge.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(FileRefused, match="more than the limit of 1048576"):
+        recipe.load(str(huge))
+
+
+def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
+    run = sweep.Run(Config(), tmp_path, 1)
+    assert run.result is None
+    (tmp_path / "result.json").write_text('{"train_loss": "low"}')
+    with pytest.raises(FileRefused, match=r"result.json: Expected `float \| null`, got `str`"):
+        run.result
+    (tmp_path / "result.json").write_text('{"train_loss": null}')
+    assert run.result == {"train_loss": None}
 
 
 def test_unknown_recipes_and_files() -> None:

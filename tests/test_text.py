@@ -201,3 +201,23 @@ def test_every_epoch_has_the_same_order() -> None:
 def test_a_text_too_short_for_its_streams_is_refused() -> None:
     with pytest.raises(Error, match="train: 3600 tokens are too few for 2000 streams"):
         data.load("sample-text").arranged(2000)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
+    texts = {"train": "the cat\r\nthe dog\r\n", "valid": "the cat\n", "test": "a dog\n"}
+    plain, marked = tmp_path / "plain", tmp_path / "marked"
+    for folder, mark in ((plain, b""), (marked, b"\xef\xbb\xbf")):
+        folder.mkdir()
+        for split, content in texts.items():
+            (folder / f"{split}.txt").write_bytes(mark + content.encode())
+    expected, found = text.read(plain, "a"), text.read(marked, "a")
+    assert found.words == expected.words == ("the", "cat", "<eos>", "dog", "a")
+    assert found.digests == expected.digests
+
+
+def test_a_pipe_is_no_text(tmp_path: Path) -> None:
+    for split in ("valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("a b\n")
+    os.mkfifo(tmp_path / "train.txt")
+    with pytest.raises(FileRefused, match=r"expected train\.txt or train\.txt\.gz; found neither"):
+        text.read(tmp_path, "a")

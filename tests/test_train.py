@@ -282,8 +282,11 @@ def test_masks_and_buffers_resume(blobs: Path, tmp_path: Path) -> None:
 
     assert seen() == keys
     train(config, tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts", stop=stop_after(4))
-    resume(tmp_path / "parts")
+    with pytest.raises(Error, match=r"if you trust that file, repeat it: --code .*/noisy\.py$"):
+        resume(tmp_path / "parts")
+    code = [tmp_path / "noisy.py"]
+    resume(tmp_path / "parts", stop=stop_after(4), code=code)
+    resume(tmp_path / "parts", code=code)
     assert seen() == keys[8:]
     found = contents(tmp_path / "parts")
     assert_same(found, contents(tmp_path / "whole"))
@@ -620,11 +623,12 @@ def test_signal_saves_and_stops(number: int, code: int, slow: Path) -> None:
     out, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "stopping after this step; once more stops at once" in errors
-    assert "next: npdrt train --out run --resume" in out
+    assert "next: npdrt train --out run --resume --code slow.py\n" in out
     checkpoint = store.load(slow / "run" / "checkpoint.h5")
     assert 3 <= checkpoint.meta["progress"]["step"] < STEPS
     assert f"stopped by signal {int(number)} at step {checkpoint.meta['progress']['step']}" in out
-    assert finish(start("train", "--out", "run", "--resume", cwd=slow)) == 0
+    again = ("train", "--out", "run", "--resume", "--code", "slow.py")
+    assert finish(start(*again, cwd=slow)) == 0
     assert finish(start(*WORDS, "whole", cwd=slow)) == 0
     assert_same(contents(slow / "run"), contents(slow / "whole"))
 
@@ -856,7 +860,8 @@ def test_divergence_at_a_later_step(every: dict[str, int], tmp_path: Path) -> No
     expected = {"log_every": [0, *(s for s in range(1, when) for _ in "se")]}
     assert steps == expected.get(next(iter(every), ""), steps)
     assert steps[-1] < when
-    found = npdrt_cli("train", "--out", run, "--resume")  # the same again
+    again = ("train", "--out", run, "--resume", "--code", tmp_path / "chain.py")
+    found = npdrt_cli(*again)  # the same again
     assert found.exit_code == 1
     assert message(run, when, what, last) in found.stderr
 
@@ -1125,17 +1130,17 @@ def test_changed_inputs_are_refused(tmp_path: Path) -> None:
     before = contents(run)
     model.write_text(NOISY + "# another\n")
     with pytest.raises(Error, match=r"noisy.py:Noisy has changed since the run was started"):
-        resume(run)
+        resume(run, code=[model])
     model.unlink()
     with pytest.raises(Error, match=r"model file .*noisy.py does not exist"):
-        resume(run)
+        resume(run, code=[model])
     model.write_text(NOISY)
     write_blobs(data, y=np.zeros(SAMPLES, int))
     with pytest.raises(Error, match=r"the data set .*blobs.npz has changed since the run"):
-        resume(run)
+        resume(run, code=[model])
     assert_same(contents(run), before)
     write_blobs(data)
-    assert resume(run).step == STEPS
+    assert resume(run, code=[model]).step == STEPS
 
 
 def test_model_file_changed_during_the_run(tmp_path: Path) -> None:
@@ -1152,7 +1157,7 @@ def test_model_file_changed_during_the_run(tmp_path: Path) -> None:
     found = store.load(tmp_path / "run" / "checkpoint.h5").meta["model_file"]
     assert found == hashlib.sha256(NOISY.encode()).hexdigest()
     with pytest.raises(Error, match="has changed since the run was started"):
-        resume(tmp_path / "run")
+        resume(tmp_path / "run", code=[model])
 
 
 @pytest.mark.parametrize(

@@ -493,7 +493,7 @@ def test_a_users_language_model_trains(tmp_path: Path, monkeypatch: pytest.Monke
     done = invoke("train", *here, *rule, "--snapshot", "3")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["test_perplexity"] < 5
-    sliced = invoke("perturb", "run")
+    sliced = invoke("perturb", "run", "--code", "mine.py")
     assert sliced.exit_code == 2
     assert "slices are over examples, and sample-text is a running text" in sliced.output
 

@@ -429,10 +429,11 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "not JSON": (raw(b"{"), "not JSON"),
     "not text": (raw(b"\xff\xfe\x00"), "not JSON"),
     "deep": (raw(b"[" * 200_000), "not JSON"),
-    "a list": (raw(b"[]"), 'expected an object with "npdrtVectors": 1'),
-    "another version": (raw(b'{"npdrtVectors": 2}'), 'expected an object with "npdrtVectors": 1'),
-    "no answers": (raw(b'{"npdrtVectors": 1}'), 'expected a list under "answers"'),
-    "no number": (changed([{"steps": []}]), "an answer without an integer tcId"),
+    "a list": (raw(b"[]"), "Expected `object`, got `array`"),
+    "another version": (
+        raw(b'{"npdrtVectors": 2, "answers": []}'), 'expected "npdrtVectors": 1'),
+    "no answers": (raw(b'{"npdrtVectors": 1}'), "missing required field `answers`"),
+    "no number": (changed([{"steps": []}]), "missing required field `tcId` - at `$.answers[0]`"),
     "twice": (changed([{"tcId": 1, "steps": [STEP]}] * 2), "two answers to test 1"),
     "unknown": (changed([{"tcId": 10**9, "steps": [STEP]}]), "which does not exist"),
     "negative": (changed([{"tcId": -1, "steps": [STEP]}]), "which does not exist"),
@@ -473,7 +474,7 @@ def test_no_response_and_a_huge_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(vectors, "LIMIT", 10)
     done = call("verify", write(tmp_path / "huge.json", []))
     assert done.exit_code == 3
-    assert "larger than" in done.stderr
+    assert "more than the limit of 10" in done.stderr
 
 
 def test_a_response_that_only_refuses(tmp_path: Path) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
+import shlex
 import sys
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from npdrt import optim
+from npdrt import optim, schema
 from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
-from npdrt.errors import Error
+from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS
+from npdrt.regular import contents
 
+RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
+MOST = 1 << 53  # of a whole number among the settings
 # Learning rate of `--lr auto`. For Fromage on a perceptron of depth L it is this share of
 # Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
 SHARE_OF_BOUND = 0.06
@@ -84,8 +88,13 @@ class Config:
         for name, least in {"trace_every": 0, "checkpoint_every": 0, "threads": 1}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if any(type(step) is not int or step < 0 for step in self.snapshots):
+        if any(type(step) is not int or not 0 <= step <= MOST for step in self.snapshots):
             raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
+        for name, value in vars(self).items():
+            if isinstance(value, str) and "\0" in value:
+                raise Error(f"{name} has a zero byte: {value!r}")
+            if isinstance(value, int) and abs(value) > MOST and name != "seed":  # has its own range
+                raise Error(f"{name} must be at most 2^53; got {value:.3e}")
         object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise Error(f"clip must be a finite norm above 0; got {self.clip}")
@@ -95,19 +104,58 @@ class Config:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
         check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
         check_names("augment", {self.augment: None}, list(AUGMENTS))
+        check_names("dtype", {self.dtype: None}, ["float32", "float64"])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        """The settings that `as_dict` wrote."""
+    def from_dict(cls, settings: Mapping[str, Any], *, code: Sequence[Path] = ()) -> Config:
+        """The settings that `as_dict` wrote, or a file has.
+
+        code: the Python files that may be run. A model file that the settings name must be one of
+        them: what is run is for the user to say, not for the data.
+
+        Raises `Error` for an unknown setting or a model file that is not in `code`, `FileRefused`
+        for a value of another type.
+        """
         check_names("setting", settings, [f.name for f in dataclasses.fields(cls)])
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            raise Error(f"a setting is of the wrong type: {error}") from error
+        schema.check(dict(settings), cls, "a setting is of the wrong type")
+        config = cls(**settings)
+        _require_code(config.model, code)
+        return config
+
+
+def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) -> Config:
+    """The configuration in the metadata of a run's checkpoint at `path`, all of which is checked.
+
+    A user's model must be in one of the files `code` and must not have changed since the run was
+    started. Raises `FileRefused` where the metadata are not those of a run, else `Error`.
+    """
+    if meta.get("run") != RUN_FORMAT:
+        raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
+    schema.check(dict(meta), schema.RunMeta, path)
+    try:
+        config = Config.from_dict(meta["config"], code=code)
+    except Error as error:
+        raise type(error)(f"{path}: {error}") from error
+    if model_digest(config) != meta["model_file"]:
+        raise Error(
+            f"{path}: {config.model} has changed since the run was started; give back the file, "
+            "or start a new run, with another --out"
+        )
+    return config
+
+
+def _require_code(model: str, code: Sequence[Path]) -> None:
+    """Raise `Error` where a model is in a Python file that is not one of `code`."""
+    file, colon, _ = model.rpartition(":")
+    if colon and Path(file).resolve() not in [path.resolve() for path in code]:
+        raise Error(
+            f"the model is Python code, {model}, and npdrt runs no code because a data file names "
+            f"it; if you trust that file, repeat it: --code {shlex.quote(file)}"
+        )
 
 
 def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
@@ -258,24 +306,26 @@ def _model_class(name: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise Error(f"model file {path} does not exist, seen from {Path.cwd()}")
-    name = f"npdrt_user_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise Error(f"model file {path} is not Python source")
+    """The module in a Python file. No bytecode is read: it need not be of the source that the
+    digest is of."""
+    source = _source(path)
+    module = types.ModuleType(f"npdrt_user_model_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
     try:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except Exception as error:
         raise Error(f"model file {path} does not run: {type(error).__name__}: {error}") from error
     return module
 
 
+def _source(path: Path) -> bytes:
+    if not path.exists():
+        raise Error(f"model file {path} does not exist, seen from {Path.cwd()}")
+    return contents(path, follow=True)
+
+
 def model_digest(config: Config) -> str | None:
     """SHA-256 of a user's model file, None for a built-in model."""
     file, _, _ = config.model.rpartition(":")
-    if file and not Path(file).is_file():
-        raise Error(f"model file {file} does not exist, seen from {Path.cwd()}")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    return hashlib.sha256(_source(Path(file))).hexdigest() if file else None

@@ -13,12 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import schema
 from npdrt.arrays import to_host
 from npdrt.errors import Error, FileRefused
-from npdrt.store import container
+from npdrt.store import container, trace
 
 STYLES = ("line", "dashed", "marked", "points")
 Limits = tuple[float, float]
+
+
+def _keep_printable(holder: Any, *names: str) -> None:
+    """Bytes of a name that are not UTF-8 become escapes: no font has them."""
+    for name in names:
+        text = getattr(holder, name).encode("utf-8", "backslashreplace").decode()
+        object.__setattr__(holder, name, text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,7 @@ class Line:
     group: int | None = None
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "label")
         for axis in ("x", "y"):
             object.__setattr__(self, axis, np.asarray(to_host(getattr(self, axis)), np.float64))
         if self.x.ndim != 1 or self.x.shape != self.y.shape:
@@ -75,6 +84,7 @@ class Panel:
     note: str = ""
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "title", "xlabel", "ylabel", "note")
         object.__setattr__(self, "lines", tuple(self.lines))
         for name, log in (("xlim", self.xlog), ("ylim", self.ylog)):
             limits = getattr(self, name)
@@ -100,6 +110,7 @@ class Figure:
     columns: int | None = None
 
     def __post_init__(self) -> None:
+        _keep_printable(self, "caption")
         object.__setattr__(self, "panels", tuple(self.panels))
 
 
@@ -152,6 +163,7 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
 
     Raises `FileRefused` where something of it is missing or of another form.
     """
+    schema.check(meta, schema.FigureMeta, "the figure is not of the form that npdrt writes")
     try:
         panels = []
         for p, about in enumerate(meta["panels"]):
@@ -184,6 +196,7 @@ def load(path: Path) -> Figure:
     arrays, meta = container.read(file)
     try:
         if meta.get("kind") == "trace":
+            trace.check(arrays, meta, "the trace is not of the form that npdrt writes")
             return from_trace(arrays, meta, name=file.resolve().parent.name)
         if isinstance(meta.get("figure"), dict):
             return from_arrays(arrays, meta["figure"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from threadpoolctl import threadpool_limits
 
-from npdrt import arrays, optim, store
+from npdrt import arrays, optim, schema, store
 from npdrt.arrays import Array, quiet, to_device, to_host
 from npdrt.data import Ahead, Dataset, Images
 from npdrt.data.ahead import AHEAD
@@ -35,6 +35,7 @@ from npdrt.store import Checkpoint, log, trace
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
 from npdrt.train.config import (
+    RUN_FORMAT,
     Config,
     build_model,
     build_optimizer,
@@ -49,7 +50,6 @@ from npdrt.train.step import State, Step, Task, evaluate, make_step
 LARGEST_EXPONENT = 709.0  # exp(710) is inf
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 WORTH_A_THREAD = 1 << 16  # values of a batch of images; handing over a smaller one costs more
-RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,16 @@ class OnDemand:
 
     def __getitem__(self, key: Any) -> Array:
         return self.to_model(self.images[key])
+
+
+def _remembering(schedule: Schedule, progress: Mapping[str, Any], path: Path) -> Schedule:
+    """The schedule with the memory that a checkpoint holds; its counters are at most the steps."""
+    memory, fresh = progress["schedule_memory"], schedule.memory()
+    counters = [memory.get(name) for name, value in fresh.items() if isinstance(value, int)]
+    counted = all(type(n) is int and 0 <= n <= progress["step"] for n in counters)
+    if memory.keys() != fresh.keys() or not counted:
+        raise FileRefused(f"{path}: the memory of the schedule is not of this schedule")
+    return dataclasses.replace(schedule, **memory)
 
 
 class Reporter:
@@ -226,7 +236,8 @@ class Trainer:
             raise FileRefused(f"{path}: the buffer {min(missing)} of the model is missing")
         groups = (checkpoint.params, checkpoint.buffers, checkpoint.state)
         state = State(*({n: to_device(v, self.device) for n, v in g.items()} for g in groups))
-        schedule = dataclasses.replace(start.schedule, **progress["schedule_memory"])
+        schema.check(progress, schema.Resumable, path)
+        schedule = _remembering(start.schedule, progress, path)
         sums = self._sums(progress["loss_sum"], progress["right"])
         return Position(state, schedule, progress["step"], *sums)
 

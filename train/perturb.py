@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from npdrt import arrays, data, store, value_and_grad
+from npdrt import arrays, data, schema, store, value_and_grad
 from npdrt.arrays import Array, Params, cast, namespace, quiet, to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim import norm
@@ -30,7 +31,7 @@ from npdrt.program import Program, memory_on, record
 from npdrt.store import container
 from npdrt.store.lock import exclusive
 from npdrt.train import figure
-from npdrt.train.config import Config
+from npdrt.train.config import stored
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.loop import Reporter, Trainer
 from npdrt.trust.descent import changes_of, layerwise_direction
@@ -97,6 +98,7 @@ def slices(
     fast: bool = False,
     device: str | None = None,
     data_dir: Path | None = None,
+    code: Sequence[Path] = (),
     name: str = "slices.h5",
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], int] = lambda: 0,
@@ -104,10 +106,11 @@ def slices(
     """Slice a run at its snapshots (its last checkpoint where it has none) into RUN/`name`.
 
     eta: the grid, increasing from 0. steps: which snapshots; None is all. examples: only the
-    first so many of the training set. threads: of BLAS; None is as many as it takes. progress:
-    called with points done and points in all. stop: asked after every point; a signal number
-    other than 0 ends after the last whole snapshot. The file is written after every snapshot, and
-    what it holds of the same grid and examples is not computed again.
+    first so many of the training set. code: the file of a user's model. threads: of
+    BLAS; None is as many as it takes. progress: called with points done and points in all. stop:
+    asked after every point; a signal number other than 0 ends after the last whole snapshot. The
+    file is written after every snapshot, and what it holds of the same grid and examples is not
+    computed again.
 
     Raises Error where there is no such snapshot, or for a grid that does not begin with 0.
     """
@@ -115,7 +118,7 @@ def slices(
     if eta[:1] != (0.0,) or list(eta) != sorted(set(eta)):
         raise Error(f"eta must increase from 0; got {', '.join(f'{e:g}' for e in eta[:5])} ...")
     chosen = _snapshots(run, steps)
-    slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir)
+    slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir, code)
     rows = _stored(run / name, slicer.settings)
     todo = {step: path for step, path in chosen.items() if step not in rows}
     done = itertools.count(1)
@@ -148,9 +151,11 @@ class Slicer:
         fast: bool,
         device: str | None,
         data_dir: Path | None,
+        code: Sequence[Path],
     ):
-        meta = store.load(next(iter(snapshots.values()))).meta
-        config = Config.from_dict(meta["config"])
+        first = next(iter(snapshots.values()))
+        meta = store.load(first).meta
+        config = stored(meta, first, code=code)
         config = dataclasses.replace(config, device=device or config.device)
         dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
         if dataset.digests != meta["provenance"]["data"]:
@@ -180,6 +185,7 @@ class Slicer:
     def slice(self, path: Path, tick: Callable[[], None]) -> dict[str, Any]:
         """The row of DATASETS for one snapshot; `tick` is called after every point."""
         checkpoint = store.load(path)
+        schema.check(checkpoint.meta, schema.RunMeta, path)
         with arrays.on(self.trainer.device), quiet():
             params, buffers = (
                 {name: to_device(value, self.trainer.device) for name, value in group.items()}
@@ -266,9 +272,11 @@ def _snapshots(run: Path, steps: Sequence[int] | None) -> dict[int, Path]:
     if not run.is_dir():
         raise Error(f"{run} is not a run directory")
     files = sorted((run / "snapshots").glob("step-*.h5"))
-    found = {int(path.stem.removeprefix("step-")): path for path in files}
+    numbered = ((path.stem.removeprefix("step-"), path) for path in files)
+    found = {int(number): path for number, path in numbered if re.fullmatch("[0-9]{1,16}", number)}
     if not found:
         checkpoint, path, _ = store.load_newest(run)
+        schema.check(checkpoint.meta, schema.RunMeta, path)
         found = {checkpoint.meta["progress"]["step"]: path}
     missing = sorted(set(steps or ()) - set(found))
     if missing:
@@ -304,7 +312,22 @@ def read(path: Path) -> Slices:
     found, meta = container.read(path)
     if meta.get("kind") != "slices":
         raise FileRefused(f"{path}: expected slices; it holds {meta.get('kind')!r}")
-    return Slices(settings=meta["settings"], **{name: found[name] for name in DATASETS})
+    schema.check(meta, schema.SlicesMeta, path)
+    if missing := DATASETS.keys() - found.keys():
+        raise FileRefused(f"{path}: lacks the dataset {min(missing)}")
+    return _fitting(Slices(meta["settings"], **{name: found[name] for name in DATASETS}), path)
+
+
+def _fitting(found: Slices, path: Path) -> Slices:
+    """Slices whose arrays have the shapes of DATASETS; else `FileRefused`."""
+    parameters = found.gradient_change.shape[-1:]
+    sizes = {"snapshots": found.step.shape, "points": found.eta.shape, "parameters": parameters}
+    for name, (shape, _) in DATASETS.items():
+        axes = [sizes[axis] for axis in shape.strip("(),").split(", ")]
+        expected = tuple(n for axis in axes for n in axis)
+        if getattr(found, name).shape != expected or len(expected) != len(axes):
+            raise FileRefused(f"{path}: expected {name} of shape {shape}")
+    return found
 
 
 def _stored(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

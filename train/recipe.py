@@ -7,21 +7,53 @@ grids of training configurations at three scales. Format: docs/recipes.md.
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
+from npdrt import schema
 from npdrt.errors import Error, FileRefused
+from npdrt.regular import contents
 from npdrt.train.config import Config, check_names
 
 RECIPES = Path(__file__).parent / "recipes"
 SCALES = ("full", "quick", "smoke")
-KEYS = ("title", "source", "statement", "study", "config", "options", "reference", *SCALES)
+TEXTS = ("title", "source", "statement", "study")
+KEYS = (*TEXTS, "config", "options", "reference", *SCALES)
 SCALE_KEYS = ("note", "config", "options", "grid")
 RUN_OPTIONS = ("eager", "fast", "device")  # how to run, not what: the command's affair
+MOST_RUNS = 10_000  # of a recipe at one scale
+MOST_BYTES = 1 << 20
+
+
+class Scale(Struct):
+    """The outer form of a scale."""
+
+    note: str = ""
+    config: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    grid: list[dict[str, Any]] = []
+
+
+class Outer(Struct):
+    """The outer form of a recipe; studies say what their options and references are."""
+
+    title: str
+    source: str
+    statement: str
+    study: str
+    config: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    reference: dict[str, Any] = {}
+    full: Scale | None = None
+    quick: Scale | None = None
+    smoke: Scale | None = None
 
 
 @dataclass(frozen=True)
@@ -52,23 +84,22 @@ def names() -> list[str]:
     return sorted(name.as_posix() for name in found)
 
 
-def load(name: str, scale: str = "full") -> Recipe:
+def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe:
     """The recipe of that bundled name or path at a scale: full, quick or smoke.
 
     A scale's own `config` and `options` go over the recipe's, its `grid` replaces every other.
-    Raises Error for an unknown name or key (with a suggestion) and FileRefused for what is not
-    TOML.
+    code: the Python files of users' models that may be run (`Config.from_dict`).
+
+    Raises Error for an unknown name or key (with a suggestion), for more than MOST_RUNS runs and
+    for a model file that is not in `code`; FileRefused for what is not TOML or of another type.
     """
     check_names("scale", {scale: None}, list(SCALES))
-    path = _path(name)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileRefused(f"{path} is not TOML: {error}") from error
+    content = _read(_path(name))
     check_names(f"key of {name}", content, list(KEYS))
     if scale not in content:
         known = ", ".join(s for s in SCALES if s in content)
         raise Error(f"{name} has no scale {scale!r}; it has {known or 'none'}")
+    schema.check(content, Outer, name)
     part = content[scale]
     check_names(f"key of {name}, [{scale}]", part, list(SCALE_KEYS))
     base = {**content.get("config", {}), **part.get("config", {})}
@@ -78,15 +109,24 @@ def load(name: str, scale: str = "full") -> Recipe:
         options={**content.get("options", {}), **part.get("options", {})},
         reference=content.get("reference", {}),
         note=part.get("note", ""),
-        configs=tuple(_configs(name, base, part.get("grid", []))),
-        **{key: _text(name, content, key) for key in ("title", "source", "statement", "study")},
+        configs=tuple(_configs(name, base, part.get("grid", []), code)),
+        **{key: " ".join(content[key].split()) for key in TEXTS},
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The TOML of a file; a byte order mark, as editors of Windows write it, is passed over."""
+    try:
+        text = contents(path, follow=True, limit=MOST_BYTES).decode("utf-8-sig")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of which TOMLDecodeError is one
+        raise FileRefused(f"{path} is not TOML: {str(error)[:300]}") from error
 
 
 def _path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not path.exists():
             raise Error(f"recipe {name} does not exist, seen from {Path.cwd()}")
         return path
     if name not in names():
@@ -96,19 +136,19 @@ def _path(name: str) -> Path:
     return RECIPES / f"{name}.toml"
 
 
-def _text(name: str, content: Mapping[str, Any], key: str) -> str:
-    if not isinstance(content.get(key), str):
-        raise Error(f"{name}: expected {key} = a text; got {content.get(key)!r}")
-    return " ".join(content[key].split())
-
-
-def _configs(name: str, base: Mapping[str, Any], grids: Any) -> Iterator[Config]:
+def _configs(
+    name: str, base: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], code: Sequence[Path]
+) -> Iterator[Config]:
     """The configurations of all grids: in each, the product of the values given as lists."""
-    for grid in grids:
+    lists = [{key: value for key, value in g.items() if isinstance(value, list)} for g in grids]
+    runs = sum(math.prod(map(len, varied.values())) for varied in lists)
+    if runs > MOST_RUNS:
+        raise Error(f"{name}: its grids make {runs:,} runs; a recipe has {MOST_RUNS:,} at most")
+    for grid, varied in zip(grids, lists, strict=True):
         _check_settings(name, {**base, **grid})
-        varied = {key: value for key, value in grid.items() if isinstance(value, list)}
         for values in itertools.product(*varied.values()):
-            yield _config({**base, **grid, **dict(zip(varied, values, strict=True))})
+            settings = {**base, **grid, **dict(zip(varied, values, strict=True))}
+            yield _config(name, settings, code)
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
@@ -117,11 +157,16 @@ def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
     check_names(f"setting in {name}", {key.partition(".")[0]: None for key in settings}, known)
 
 
-def _config(settings: Mapping[str, Any]) -> Config:
+def _config(name: str, settings: Mapping[str, Any], code: Sequence[Path]) -> Config:
     """The configuration of one run; "model_options.depth" goes into model_options. A run of a
     recipe uses one thread unless it says otherwise, so that its bits do not depend on the cores."""
     plain: dict[str, Any] = {"threads": 1}
     for key, value in settings.items():
         group, _, option = key.partition(".")
+        if option and not isinstance(plain.get(group, {}), dict):
+            raise FileRefused(f"{name}: {group} is a table and another value")
         plain[group] = {**plain.get(group, {}), option: value} if option else value
-    return Config.from_dict(plain)
+    try:
+        return Config.from_dict(plain, code=code)
+    except Error as error:
+        raise type(error)(f"{name}: {error}") from error

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from npdrt import arrays, atomic, data, store
 from npdrt.data import Dataset
-from npdrt.errors import Error, FileRefused
+from npdrt.errors import Error
 from npdrt.store import Checkpoint, log
 from npdrt.store.lock import exclusive
-from npdrt.train.config import Config, model_digest
-from npdrt.train.loop import RUN_FORMAT, Reporter, Summary, Trainer
+from npdrt.train.config import Config, stored
+from npdrt.train.loop import Reporter, Summary, Trainer
 
 
 def never() -> int:
@@ -54,6 +54,7 @@ def resume(
     device: str | None = None,
     eager: bool | None = None,
     fast: bool | None = None,
+    code: Sequence[Path] = (),
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
     stop: Callable[[], int] = never,
@@ -62,18 +63,21 @@ def resume(
 
     The result has the bits of a run that never stopped. epochs: a new length of the run (not
     with a linear schedule, which depends on it). device, eager, fast: another way to run it.
+    code: the Python file of the run's model, where that is one: the checkpoint alone makes npdrt
+    run nothing.
     Raises `Error` where the data or the model file are not those of the run.
     """
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
     with exclusive(out):
-        return _go_on(out, changes, data_dir, reporter or Reporter(), stop)
+        return _go_on(out, changes, code, data_dir, reporter or Reporter(), stop)
 
 
 def _go_on(
     out: Path,
     changes: dict[str, Any],
+    code: Sequence[Path],
     data_dir: Path | None,
     reporter: Reporter,
     stop: Callable[[], int],
@@ -83,7 +87,7 @@ def _go_on(
     atomic.remove_stale(out)
     if warning:
         reporter.warning(warning)
-    config = _resumed_config(checkpoint, path, changes)
+    config = _resumed_config(checkpoint, path, code, changes)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     _check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter)
@@ -130,15 +134,10 @@ def blame(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _resumed_config(checkpoint: Checkpoint, path: Path, changes: dict[str, Any]) -> Config:
-    if checkpoint.meta.get("run") != RUN_FORMAT:
-        raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
-    config = Config.from_dict(checkpoint.meta["config"])
-    if model_digest(config) != checkpoint.meta["model_file"]:
-        raise Error(
-            f"{config.model} has changed since the run was started; "
-            "start a new run, with another --out"
-        )
+def _resumed_config(
+    checkpoint: Checkpoint, path: Path, code: Sequence[Path], changes: dict[str, Any]
+) -> Config:
+    config = stored(checkpoint.meta, path, code=code)
     epochs = changes["epochs"]
     if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
         raise Error(

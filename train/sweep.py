@@ -24,9 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from npdrt import atomic, data
+from npdrt import atomic, data, schema
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
+from npdrt.regular import contents
 from npdrt.store import log
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.loop import Reporter
@@ -46,11 +47,11 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the run came to, or None while it is not finished."""
-        try:
-            result: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        except (OSError, ValueError):
+        """What the run came to, None while it is not finished; `FileRefused` if damaged."""
+        path = self.path / "result.json"
+        if not path.exists():
             return None
+        result: dict[str, Any] = schema.parse(contents(path), schema.Result, path)
         return result
 
     def records(self, event: str) -> list[log.Record]:
@@ -60,13 +61,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: worker processes, share of the runs as (i, n), compiled loops, device, data."""
+    """How to run: worker processes, share of the runs as (i, n), compiled loops, device, data, and
+    the Python files of users' models that may be run."""
 
     jobs: int = 1
     shard: tuple[int, int] = (0, 1)
     fast: bool = False
     device: str = "cpu"
     data_dir: Path | None = None
+    code: tuple[Path, ...] = ()
 
 
 def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
@@ -214,7 +217,7 @@ def _make(index: int, run: Run, options: Options) -> None:
     how: dict[str, Any] = {"data_dir": options.data_dir, "reporter": _Count(index), "stop": _stop}
     try:
         if any(run.path.glob("checkpoint*.h5")):
-            summary = resume(run.path, fast=options.fast, eager=False, **how)
+            summary = resume(run.path, fast=options.fast, eager=False, code=options.code, **how)
         else:
             shutil.rmtree(run.path, ignore_errors=True)  # killed before its first checkpoint
             config = dataclasses.replace(run.config, fast=options.fast)

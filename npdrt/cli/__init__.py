@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from difflib import get_close_matches
+from pathlib import Path
 
 import click
 
@@ -35,7 +38,9 @@ class Failure(click.ClickException):
     """An npdrt error as the command line shows it: one message, and the error's exit code."""
 
     def __init__(self, error: Error):
-        super().__init__(str(error))
+        from npdrt.cli.common import printable  # here: it imports NumPy
+
+        super().__init__(printable(error))
         self.exit_code = error.exit_code  # type: ignore[misc]  # Click's is a class variable
 
 
@@ -98,7 +103,20 @@ def cli() -> None:
     """
 
 
+def import_nothing_from_here() -> None:
+    """Import no module from the folder of the console script, nor any from the working directory
+    in the processes that this one starts: those inherit PYTHONSAFEPATH, which is Python's -P.
+
+    `python -m npdrt` keeps the working directory, which Python put on its path.
+    """
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    script = str(Path(sys.argv[0]).resolve().parent)
+    if not sys.flags.safe_path and sys.path[:1] == [script]:
+        del sys.path[0]
+
+
 def main() -> None:
     """Entry point of the console script and of `python -m npdrt`."""
+    import_nothing_from_here()
     blas.choose_kernels()  # here, because a command imports NumPy as soon as it is looked up
     cli(prog_name="npdrt")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.common import Bars, Name, json_option, on_terminal, print_json, table
+from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
 from npdrt.conform import recorded, report, report_html, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
@@ -105,12 +105,10 @@ def command(
     if as_json:
         print_json(report.as_json(found, dialect))
     else:
-        click.echo(report.text(found))
+        echo(report.text(found))
     if not report.passes(found, dialect):
         if dialect is not None and not as_json:
-            click.echo(
-                f"It is not the {dialect} dialect of {found.rule}, which --dialect asks for."
-            )
+            echo(f"It is not the {dialect} dialect of {found.rule}, which --dialect asks for.")
         raise SystemExit(1)
 
 
@@ -232,7 +230,7 @@ def _list(as_json: bool) -> None:
         name = d["dialect"] if d["in_scope"] else f"{d['dialect']} (out of scope)"
         named.append((d["rule"], name, d["source"]))
         named += [("", "", f"  {clause}: {choice}") for clause, choice in d["choices"].items()]
-    click.echo("\n".join([*lines, table(named)]))
+    echo("\n".join([*lines, table(named)]))
 
 
 def _targets() -> list[dict[str, Any]]:

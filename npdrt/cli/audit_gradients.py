@@ -10,7 +10,7 @@ import click
 
 from npdrt import data
 from npdrt.cli import train
-from npdrt.cli.common import Name, json_option, print_json, table
+from npdrt.cli.common import Name, echo, json_option, print_json, table
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Audit, Comparison, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
@@ -87,7 +87,7 @@ def command(
     if as_json:
         print_json(_as_json(found, config))
     else:
-        click.echo(_text(found, config))
+        echo(_text(found, config))
     if not found.agrees:
         raise SystemExit(1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from npdrt import optim
-from npdrt.cli.common import Name, json_option, notice, on_terminal, print_json, table
+from npdrt.cli.common import Name, echo, json_option, notice, on_terminal, print_json, table
 from npdrt.train.bench import QUICK, Case, measure
 
 DEFAULTS = Case()
@@ -63,7 +63,7 @@ def command(quick: bool, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(_text(found))
+        echo(_text(found))
 
 
 def _tell(text: str) -> None:

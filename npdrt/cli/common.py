@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -52,19 +53,49 @@ class Name(click.ParamType[str]):
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
+code_option = click.option(
+    "--code",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Python file of a model that may be run, though a file names it; may be repeated.",
+)
+
+
 def print_json(value: Any) -> None:
     """One JSON object on stdout; a number that is not finite is null."""
-    click.echo(json.dumps(finite(value), allow_nan=False))
+    echo(json.dumps(finite(value), allow_nan=False))
+
+
+def echo(text: object, *, err: bool = False, **style: Any) -> None:
+    """Print text, which may come from a file or be a path; every command prints through here."""
+    click.secho(printable(text), err=err, **colour(**style))
+
+
+def printable(text: object, keep: str = "\n") -> str:
+    """`text` with every character that is not printable, but for those in `keep`, as an escape.
+
+    An escape sequence could rewrite what stands on a terminal; a path may hold bytes that no
+    encoding has.
+
+    >>> printable("a name\\x1b[2J")
+    'a name\\\\x1b[2J'
+    """
+    return "".join(c if c in keep or c.isprintable() else _escape(c) for c in str(text))
+
+
+def _escape(c: str) -> str:
+    return c.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def notice(text: str) -> None:
     """A line on stderr."""
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def warn(text: str) -> None:
     """A line on stderr that should be read; coloured on a terminal unless NO_COLOR is set."""
-    click.secho(f"Warning: {text}", err=True, **colour(fg="yellow"))
+    echo(f"Warning: {text}", err=True, fg="yellow")
 
 
 def colour(**style: Any) -> dict[str, Any]:
@@ -79,7 +110,8 @@ def on_terminal() -> bool:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as lines with aligned columns."""
+    """Rows as lines with aligned columns; a cell is one line, whatever is in it."""
+    rows = [tuple(printable(cell, keep="") for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows)
     return "\n".join(line.rstrip() for line in lines)

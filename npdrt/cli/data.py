@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from npdrt import data
-from npdrt.cli.common import json_option, print_json, table
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Diverged
 
 folder = click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
@@ -37,7 +37,7 @@ def list_(data_dir: Path | None, as_json: bool) -> None:
         here = "bundled" if e.bundled else str(e.where or "no")
         here += f" ({e.part})" if e.part else ""
         rows.append((e.name, f"{e.bytes / 1e6:.1f}", here, e.what, e.licence))
-    click.echo(table(rows))
+    echo(table(rows))
 
 
 @command.command("fetch")
@@ -45,7 +45,7 @@ def list_(data_dir: Path | None, as_json: bool) -> None:
 @folder
 def fetch(name: str, data_dir: Path | None) -> None:
     """Download data set NAME; every file is checked against its published digest."""
-    click.echo(f"{name}: {data.fetch(name, data_dir)}")
+    echo(f"{name}: {data.fetch(name, data_dir)}")
 
 
 @command.command("verify")
@@ -61,9 +61,7 @@ def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"data": name, "files": [_plain(c) for c in checks]})
     else:
-        click.echo(
-            table([(c.status, str(c.path or c.file), c.found or c.expected) for c in checks])
-        )
+        echo(table([(c.status, str(c.path or c.file), c.found or c.expected) for c in checks]))
     bad = [c.file for c in checks if c.status not in ("ok", "unpacked")]
     if bad:
         cure = "" if name.startswith("folder") else f"; run npdrt data fetch {name}"

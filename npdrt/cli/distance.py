@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import Struct
 
-from npdrt import data, store
-from npdrt.cli.common import json_option, print_json, table
-from npdrt.errors import Error
+from npdrt import data, schema, store
+from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.errors import Error, FileRefused
 from npdrt.store import Checkpoint, container
 from npdrt.trust import compare, distances
 from npdrt.trust.bounds import Pair
@@ -34,6 +35,24 @@ PLAIN = {
     "residual": False,
     "normalisation": "none",
 }
+
+
+class Fields(Struct):
+    """Those of them that a configuration names."""
+
+    nonlinearity: str = ""
+    output_nonlinearity: bool = False
+    residual: bool = False
+    normalisation: str = ""
+
+
+class Described(Struct):
+    """What the bounds need of a run's configuration."""
+
+    model: str
+    model_options: Fields
+    data: str
+    standardise: bool | str
 
 
 @click.command("distance")
@@ -94,7 +113,7 @@ def command(
     if as_json:
         print_json(report)
     else:
-        click.echo(_text(report))
+        echo(_text(report))
 
 
 def _load(file: Path) -> Checkpoint:
@@ -131,9 +150,11 @@ def _bounds(
 
 def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
     """The model's fields, and why the theorems do not speak of it, "" if they do."""
-    needed = {"model", "model_options", "data", "standardise"}
-    if not all(isinstance(config, dict) and needed <= config.keys() for config in configs):
-        return {}, "the checkpoints do not say what model they are of"
+    try:
+        for config in configs:
+            schema.check(config, Described, "config")
+    except FileRefused as error:
+        return {}, f"the checkpoints do not say what model they are of ({error})"
     if {config["model"] for config in configs} != {"mlp"}:
         return {}, "the theorems speak of multilayer perceptrons; these are of another model"
     options, other = ({**PLAIN, **config["model_options"]} for config in configs)

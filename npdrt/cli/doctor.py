@@ -13,7 +13,7 @@ import click
 
 from npdrt import __version__, arrays, data
 from npdrt.blas import NARROW, VARIABLE, WIDE, suited_here
-from npdrt.cli.common import json_option, print_json, table
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
 
@@ -65,7 +65,7 @@ def command(data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(_text(found))
+        echo(_text(found))
 
 
 def _gpu() -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from npdrt import data, store
 from npdrt.cli import train
-from npdrt.cli.common import Name, print_json
+from npdrt.cli.common import Name, echo, print_json
 from npdrt.data import Dataset
-from npdrt.errors import Error, FileRefused
+from npdrt.errors import Error
 from npdrt.program import Program, compare, listing, load, record
 from npdrt.random import Random
 from npdrt.train.config import (
@@ -20,8 +20,8 @@ from npdrt.train.config import (
     build_model,
     build_optimizer,
     example_shape,
-    model_digest,
     resolve,
+    stored,
 )
 from npdrt.train.run import blame
 from npdrt.train.step import State, Task, make_step
@@ -42,6 +42,7 @@ SHARED = (
     ),
     *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
     *("batch_size", "label_smoothing", "clip", "dtype"),
+    "code",
 )
 
 
@@ -87,11 +88,11 @@ def command(
         if json_wanted:
             print_json({"saved": str(target)})
         else:
-            click.echo(target)
+            echo(target)
     elif json_wanted:
         print_json(listing.as_json(program))
     else:
-        click.echo(program.listing())
+        echo(program.listing())
 
 
 command.params += [option for option in train.command.params if option.name in SHARED]
@@ -104,7 +105,7 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
         raise click.UsageError("one run or file to list, or two to compare.")
     if len(paths) == 2 and target is not None:
         raise click.UsageError("--save writes one program; two are compared.")
-    odd = sorted(given.keys() - {"data_dir"})
+    odd = sorted(given.keys() - {"data_dir", "code"})
     if paths and odd:
         option = "--set" if odd[0] == "fields" else f"--{odd[0].replace('_', '-')}"
         raise click.UsageError(f"{option} describes a step; {paths[0]} is one already.")
@@ -118,7 +119,7 @@ def _compare(a: Program, b: Program, json_wanted: bool) -> None:
     if json_wanted:
         print_json({"same": found is None, "difference": None if found is None else vars(found)})
     else:
-        click.echo(found or f"the same {len(a.calls)} calls")
+        echo(found or f"the same {len(a.calls)} calls")
     if found is not None:
         raise SystemExit(1)
 
@@ -132,18 +133,15 @@ def _program(path: Path, given: dict[str, Any]) -> Program:
         raise Error(f"{path} does not exist")
     if not path.is_dir():
         return load(path)
-    meta = store.load(path / "checkpoint.h5").meta
-    if not isinstance(meta.get("config"), dict):
-        raise FileRefused(f"{path / 'checkpoint.h5'}: expected the checkpoint of a training run")
-    config = Config.from_dict(meta["config"])
-    if model_digest(config) != meta.get("model_file"):
-        raise Error(f"{config.model} has changed since the run {path} was started")
+    file = path / "checkpoint.h5"
+    config = stored(store.load(file).meta, file, code=given.get("code", ()))
     return _step_program(config, given.get("data_dir"))
 
 
 def _described(given: dict[str, Any]) -> Program:
     """The program that options describe."""
     data_dir = given.pop("data_dir", None)
+    given.pop("code", None)
     return _step_program(Config(**train.settings_of({"fields": (), **given})), data_dir)
 
 

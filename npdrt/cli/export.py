@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 import numpy as np
 
 from npdrt import atomic, store
-from npdrt.cli.common import Name
+from npdrt.cli.common import Name, echo
 from npdrt.errors import Error, Unavailable
 from npdrt.store import container, log
 from npdrt.store.trace import HISTORY
@@ -37,7 +38,7 @@ def command(run: Path, form: str, output: Path | None, force: bool) -> None:
         raise Error(f"{target} already exists; give --force to replace it, or another --output")
     content = _history(run) if form == "csv" else _parameters(run, form)
     atomic.replace(target, content)
-    click.echo(target)
+    echo(target)
 
 
 def _beside(run: Path, form: str) -> Path:
@@ -47,35 +48,52 @@ def _beside(run: Path, form: str) -> Path:
 
 
 def _parameters(run: Path, form: str) -> bytes:
-    held = store.load(container.within(run, "checkpoint.h5"))
+    file = container.within(run, "checkpoint.h5")
+    held = store.load(file)
+    if twice := held.params.keys() & held.buffers.keys():
+        raise Error(
+            f"{file} holds a parameter and a buffer named {min(twice)}; export has one name"
+        )
     arrays = held.params | held.buffers
     if form == "npz":
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        return buffer.getvalue()
+        return _npz(arrays)
     try:
         from safetensors.numpy import save
     except ImportError as error:
         raise Unavailable(
             'safetensors is not installed; install it with pip install "npdrt[text]"'
         ) from error
-    data: bytes = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     return data
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
+    """An .npz file. np.savez takes names as keywords, of which `file` is its own."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, value, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _history(run: Path) -> bytes:
     path = run / "log.jsonl"
-    if not path.is_file():
+    if not path.exists():
         raise Error(f"{run} is not a run directory with a log.jsonl")
     epochs = [r for r in log.read(path) if r["event"] == "epoch"]
     text = io.StringIO()
     writer = csv.writer(text)
     more = [name for name in dict.fromkeys(chain(*epochs)) if name not in (*HISTORY, *APART)]
     names = (*HISTORY, *more, "seconds")
-    writer.writerow(names)
+    writer.writerow(map(_cell, names))
     writer.writerows([_cell(r.get(name)) for name in names] for r in epochs)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else repr(value)
+    """A number as Python writes it. Text that a spreadsheet would take for a formula is quoted."""
+    if isinstance(value, int | float):
+        return repr(value)
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

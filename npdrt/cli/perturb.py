@@ -9,7 +9,17 @@ from typing import Any
 import click
 import numpy as np
 
-from npdrt.cli.common import Bars, json_option, notice, on_terminal, print_json, signals, table
+from npdrt.cli.common import (
+    Bars,
+    code_option,
+    echo,
+    json_option,
+    notice,
+    on_terminal,
+    print_json,
+    signals,
+    table,
+)
 from npdrt.train import perturb
 from npdrt.train.perturb import Slices
 
@@ -30,6 +40,7 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: the run's]")
 @click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@code_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def command(
@@ -61,9 +72,9 @@ def command(
         print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
     else:
         heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
-        click.echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
-        click.echo(f"file   {run / 'slices.h5'}")
-        click.echo(f"next: npdrt plot {run / 'slices.h5'}")
+        echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
+        echo(f"file   {run / 'slices.h5'}")
+        echo(f"next: npdrt plot {run / 'slices.h5'}")
     if signal:
         notice("stopped; the same command goes on with the next snapshot")
         raise SystemExit(128 + signal)

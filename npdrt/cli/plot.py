@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from npdrt.cli.common import Name
+from npdrt.cli.common import Name, echo
 from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.train import figure
@@ -40,7 +40,7 @@ def command(file: Path, output: Path | None, form: str | None, force: bool) -> N
     if target.exists() and not force:
         raise Error(f"{target} already exists; give --force to replace it, or another --output")
     draw(figure.load(file), target)
-    click.echo(target)
+    echo(target)
 
 
 def _beside(file: Path, form: str) -> Path:

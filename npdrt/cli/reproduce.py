@@ -9,7 +9,18 @@ from typing import Any
 
 import click
 
-from npdrt.cli.common import Bars, Name, notice, on_terminal, print_json, signals, table, warn
+from npdrt.cli.common import (
+    Bars,
+    Name,
+    echo,
+    notice,
+    on_terminal,
+    print_json,
+    printable,
+    signals,
+    table,
+    warn,
+)
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
 from npdrt.train import recipe as recipes
@@ -43,7 +54,7 @@ def command(
     a crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes
     to hours on two cores, smoke seconds.
     """
-    recipe = recipes.load(name, scale)
+    recipe = recipes.load(name, scale, code=options["code"])
     out = out or directory(recipe)
     with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
         try:
@@ -57,8 +68,8 @@ def command(
     if as_json:
         print_json({"out": str(out), **found})
     else:
-        click.echo(text(found, markdown_table if markdown else table))
-        click.echo(f"\nstudy  {out / 'study.h5'}" + (f"\nfigure {picture}" if picture else ""))
+        echo(text(found, markdown_table if markdown else table))
+        echo(f"\nstudy  {out / 'study.h5'}" + (f"\nfigure {picture}" if picture else ""))
 
 
 def _draw(report: Report, path: Path) -> Path | None:
@@ -87,6 +98,7 @@ def _cells(content: Mapping[str, Any]) -> list[Row]:
 
 def markdown_table(rows: list[Row]) -> str:
     """The rows as a Markdown table, the first as its head."""
+    rows = [tuple(printable(cell, keep="") for cell in row) for row in rows]
     lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join(["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 

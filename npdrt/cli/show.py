@@ -9,10 +9,13 @@ from typing import Any
 import click
 import numpy as np
 
+from npdrt import schema
 from npdrt.arrays import quiet
-from npdrt.cli.common import json_option, print_json, table
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Error
-from npdrt.store import container
+from npdrt.store import container, trace
+
+RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 
 
 @click.command("show")
@@ -29,6 +32,7 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
     if not file.exists():
         raise Error(f"{file} does not exist")
     arrays, meta = container.read(file, expect_sha256=sha256)
+    _check(arrays, meta, file)
     report = {
         "file": str(file),
         "sha256": container.digest(file),
@@ -38,9 +42,22 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        click.echo(_study(meta) if meta.get("kind") == "study" else _text(report, arrays))
+        echo(_study(meta) if meta.get("kind") == "study" else _text(report, arrays))
         if path.is_dir() and (path / "trace.h5").exists():
-            click.echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+            echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+
+
+def _check(arrays: dict[str, Any], meta: dict[str, Any], file: Path) -> None:
+    """Refuse metadata of another form than their kind has."""
+    match meta.get("kind"):
+        case "trace":
+            trace.check(arrays, meta, file)
+        case "study":
+            schema.check(meta, schema.StudyMeta, file)
+        case "checkpoint":
+            schema.check(meta, schema.CheckpointMeta, file)
+            if meta["user"].keys() >= RUN:
+                schema.check(meta["user"], schema.RunMeta, file)
 
 
 def _describe(value: Any) -> dict[str, Any]:
@@ -79,7 +96,7 @@ def _text(report: dict[str, Any], arrays: dict[str, Any]) -> str:
 
 def _run(user: dict[str, Any]) -> list[str]:
     """Configuration, progress and provenance of a training run, one line each."""
-    if not {"run", "config", "progress", "provenance"} <= user.keys():
+    if not user.keys() >= RUN:
         return [f"meta: {user}"] if user else []
     progress, made = user["progress"], user["provenance"]
     settings = {k: v for k, v in user["config"].items() if v not in (None, {}, [])}

@@ -13,6 +13,8 @@ import click
 from npdrt.cli.common import (
     Bars,
     Name,
+    code_option,
+    echo,
     json_option,
     notice,
     on_terminal,
@@ -46,6 +48,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     cores = os.cpu_count() or 1
     for option in (
         json_option,
+        code_option,
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
         click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
@@ -85,7 +88,7 @@ def command(
     Runs that are finished are skipped, others go on from their last checkpoint: after a crash or
     Ctrl-C, give the same command again. With --shard, several machines share one directory.
     """
-    found = recipes.load(recipe, scale)
+    found = recipes.load(recipe, scale, code=options["code"])
     out = out or directory(found)
     with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
         every = sweeps.sweep(
@@ -96,8 +99,8 @@ def command(
     if as_json:
         print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
     else:
-        click.echo(table(as_text(rows)))
-        click.echo(f"runs   {out / 'runs'}")
+        echo(table(as_text(rows)))
+        echo(f"runs   {out / 'runs'}")
     if stopped:
         notice("stopped; the same command goes on")
         raise SystemExit(128 + stopped)

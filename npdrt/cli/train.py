@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import click
 
-from npdrt import arrays, atomic, optim
+from npdrt import arrays, atomic, optim, schema
 from npdrt.cli.common import (
     Name,
-    colour,
+    code_option,
+    echo,
     json_option,
     notice,
     on_terminal,
@@ -216,6 +218,7 @@ OPTIONS = (  # in the order of the help; None means not given
         help="Run directory, to be made.  [default: runs/MODEL-N]",
     ),
     click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out."),
+    code_option,
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notices."),
     json_option,
 )
@@ -239,7 +242,9 @@ def command(**given: Any) -> None:
     """
     out, resuming = given.pop("out"), given.pop("resuming")
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
+    code = given.pop("code")
     settings = settings_of(given)
+    code += tuple(map(Path, _model_file(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
     reporter = Bar() if on_terminal() and not quiet else Quiet()
@@ -247,7 +252,7 @@ def command(**given: Any) -> None:
         common = {"data_dir": data_dir, "reporter": reporter, "stop": stop}
         try:
             if resuming and not _never_saved(out):
-                summary = _resume(out, settings, quiet, common)
+                summary = _resume(out, settings, code, quiet, common)
             else:
                 if resuming and not quiet:
                     notice(f"{out} holds no run yet; starting it")
@@ -257,7 +262,9 @@ def command(**given: Any) -> None:
     if as_json:
         print_json(dataclasses.asdict(summary))
     else:
-        click.echo(_text(summary))
+        head, *lines = _text(summary, code)
+        echo(head, bold=not summary.stopped)
+        echo("\n".join(lines))
     if summary.stopped:
         raise SystemExit(128 + summary.stopped)
 
@@ -284,8 +291,20 @@ def _start(
     return train(config, out or _free_directory(config), **common)
 
 
-def _resume(out: Path, settings: dict[str, Any], quiet: bool, common: dict[str, Any]) -> Summary:
-    stored = _flat(load_newest(out)[0].meta.get("config", {})) if settings else {}
+def _model_file(settings: dict[str, Any]) -> list[str]:
+    """The file of the model that --model names, if it names one."""
+    file = settings.get("model", "").rpartition(":")[0]
+    return [file] if file else []
+
+
+def _resume(
+    out: Path,
+    settings: dict[str, Any],
+    code: tuple[Path, ...],
+    quiet: bool,
+    common: dict[str, Any],
+) -> Summary:
+    stored = _flat(_stored(out)) if settings else {}
     for name, value in _flat(settings).items():
         if name not in RESUMABLE and not _same(value, stored.get(name)):
             option = "--" + name.rpartition(".")[2].replace("_", "-")
@@ -300,8 +319,17 @@ def _resume(out: Path, settings: dict[str, Any], quiet: bool, common: dict[str, 
         eager=settings.get("eager"),
         fast=settings.get("fast"),
         device=_device(device, quiet) if device else None,
+        code=code,
         **common,
     )
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    """The settings of a run, as its checkpoint has them."""
+    checkpoint, path, _ = load_newest(out)
+    schema.check(checkpoint.meta, schema.RunMeta, path)
+    found: dict[str, Any] = checkpoint.meta["config"]
+    return found
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -357,7 +385,7 @@ def _model_fields(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
         try:
             fields[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             fields[name] = value
     return fields
 
@@ -379,12 +407,13 @@ def _free_directory(config: Config) -> Path:
     return next(p for n in numbers if not (p := Path("runs") / f"{stem}-{n}").exists())
 
 
-def _text(s: Summary) -> str:
-    """The summary for a person."""
+def _text(s: Summary, code: tuple[Path, ...]) -> list[str]:
+    """The summary for a person, in lines."""
     if s.stopped:
         lines = [f"stopped by signal {s.stopped} at step {s.step} of {s.steps}; saved in {s.run}"]
-        return "\n".join([*lines, f"next: npdrt train --out {s.run} --resume"])
-    head = click.style(f"done: {s.step} steps in {s.seconds:.1f} s", **colour(bold=True))
+        again = "".join(f" --code {shlex.quote(str(file))}" for file in code)
+        return [*lines, f"next: npdrt train --out {s.run} --resume{again}"]
+    head = f"done: {s.step} steps in {s.seconds:.1f} s"
     lines = [f"{head}, {s.parameters:,} parameters, {s.optimizer} lr {s.lr:g}"]
     if s.train_accuracy is None:
         lines.append("y holds floats: regression on the mean squared error")
@@ -395,5 +424,4 @@ def _text(s: Summary) -> str:
             perplexity = getattr(s, f"{part}_perplexity")
             right += "" if perplexity is None else f"  perplexity {perplexity:.2f}"
             lines.append(f"{part:5}{right}  loss {loss:.4g}")
-    lines += [f"run    {s.run}", f"next: npdrt show {s.run}"]
-    return "\n".join(lines)
+    return [*lines, f"run    {s.run}", f"next: npdrt show {s.run}"]

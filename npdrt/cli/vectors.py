@@ -12,7 +12,7 @@ import click
 
 from npdrt import atomic
 from npdrt.cli.audit import html_option, junit_option, outputs, write
-from npdrt.cli.common import Name, json_option, print_json, table
+from npdrt.cli.common import Name, echo, json_option, print_json, table
 from npdrt.conform import report, report_html, vectors, verify
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
@@ -54,7 +54,7 @@ def list_files(as_json: bool) -> None:
         total = sum(row["tests"] for row in rows)
         print_json({"version": vectors.VERSION, "tests": total, "whole": whole, "files": rows})
     else:
-        click.echo(_listing(rows))
+        echo(_listing(rows))
     if not whole:
         raise SystemExit(1)
 
@@ -118,14 +118,14 @@ def export(out: Path, rule: str | None, formats: tuple[str, ...], form: str, for
         found = _prompts(rule, formats)
         atomic.replace(out, json.dumps(found).encode())
         count = sum(len(group["tests"]) for group in found["testGroups"])
-        click.echo(f"{out}: {report.counted(count, 'test')}")
+        echo(f"{out}: {report.counted(count, 'test')}")
     else:
         files = _files(rule, formats)
         outputs(force, *(out / name for name in files) if out.exists() else ())
         out.mkdir(exist_ok=True)
         for name, data in files.items():
             atomic.replace(out / name, data)
-        click.echo(f"{out}: {report.counted(len(files), 'file')}")
+        echo(f"{out}: {report.counted(len(files), 'file')}")
 
 
 def _prompts(rule: str | None, formats: tuple[str, ...]) -> dict[str, Any]:
@@ -193,6 +193,6 @@ def verify_response(
     if as_json:
         print_json(report.verification_json(found))
     else:
-        click.echo(report.verification_text(found))
+        echo(report.verification_text(found))
     if not found.passes:
         raise SystemExit(1)

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import schema
 from npdrt.conform.case import Answer, Case, Failure, Outcome, Slots, Step
 from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.errors import Error, FileRefused
+from npdrt.regular import contents
 
 VERSION = 1  # of the format
 FOLDER = Path(str(files("npdrt.conform"))) / "vectors"
@@ -197,7 +199,7 @@ def vector_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Vector:
 
 def read(path: Path) -> dict[str, Any]:
     """The object in a vector file. Raises `FileRefused` where its digest is not the listed one."""
-    data = path.read_bytes()
+    data = contents(path, follow=True)
     listed = sums(path.parent).get(path.name)
     if listed != hashlib.sha256(data).hexdigest():
         raise FileRefused(f"{path}: its SHA-256 is not that of SHA256SUMS; install npdrt again")
@@ -264,32 +266,17 @@ def read_response(path: Path) -> tuple[str, dict[int, Any]]:
 
     Raises `FileRefused` where the file is not of that form, or answers a test twice.
     """
-    found = _json(path)
-    if not isinstance(found, dict) or found.get("npdrtVectors") != VERSION:
-        raise FileRefused(f'{path}: expected an object with "npdrtVectors": {VERSION}')
-    answers = found.get("answers")
-    if not isinstance(answers, list):
-        raise FileRefused(f'{path}: expected a list under "answers"')
-    by_id: dict[int, Any] = {}
-    for answer in answers:
-        number = answer.get("tcId") if isinstance(answer, dict) else None
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise FileRefused(f"{path}: an answer without an integer tcId: {str(answer)[:60]}")
-        if number in by_id:
-            raise FileRefused(f"{path}: two answers to test {number}")
-        by_id[number] = answer
-    return str(found.get("implementation", path.stem)), by_id
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise Error(f"{path}: no such file")
-    if path.stat().st_size > LIMIT:
-        raise FileRefused(f"{path}: larger than {LIMIT >> 20} MiB")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FileRefused(f"{path}: not JSON: {error}") from error
+    found = schema.parse(contents(path, follow=True, limit=LIMIT), schema.Response, path)
+    if found["npdrtVectors"] != VERSION:
+        raise FileRefused(f'{path}: expected "npdrtVectors": {VERSION}')
+    by_id: dict[int, Any] = {}
+    for answer in found["answers"]:
+        if answer["tcId"] in by_id:
+            raise FileRefused(f"{path}: two answers to test {answer['tcId']}")
+        by_id[answer["tcId"]] = answer
+    return found.get("implementation", path.stem), by_id
 
 
 def outcome(case: Case, answer: Any) -> Outcome:
@@ -307,7 +294,7 @@ def outcome(case: Case, answer: Any) -> Outcome:
         if len(steps) != len(case.steps):
             raise FileRefused(f"expected {len(case.steps)} steps; got {len(steps)}")
         return tuple(_answer(case, step) for step in steps)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileRefused(
             f"test {case.id}: expected steps with w and slots; {type(error).__name__}: {error}"
         ) from error

@@ -187,7 +187,8 @@ def judged(group: Json, test: Json, answer: Any) -> tuple[bool, float, str]:
     """The verdict of the judge of the group's type."""
     try:
         return JUDGES[group["type"]](group, test, answer)
-    except (ValueError, TypeError, OverflowError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise FileRefused(f"test {test['tcId']}: {type(error).__name__}: {error}") from error
 
 

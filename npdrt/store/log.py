@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from npdrt import atomic
+from npdrt import atomic, regular, schema
 from npdrt.errors import FileRefused
 
 Record = dict[str, Any]
@@ -59,27 +59,17 @@ def finite(value: Any) -> Any:
 
 def read(path: Path) -> list[Record]:
     """The records of a log; an unfinished last line, as a crash leaves it, is dropped."""
-    records = []
-    for number, record in enumerate(_records(path), 1):
-        if record is None:
-            raise FileRefused(f"{path}: line {number} is not a JSON object with event and step")
-        records.append(record)
-    return records
+    lines = regular.contents(path).split(b"\n")[:-1]
+    return [schema.log_record(line, f"{path}: line {n}") for n, line in enumerate(lines, 1)]
 
 
 def _records(path: Path) -> Iterator[Record | None]:
     """The record of every finished line, None for a line that holds none."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read ({error})") from error
-    for line in lines[:-1]:
+    for line in regular.contents(path).split(b"\n")[:-1]:
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        sound = isinstance(record, dict) and "event" in record and type(record.get("step")) is int
-        yield record if sound else None
+            yield schema.log_record(line, path)
+        except FileRefused:
+            yield None
 
 
 def cut(path: Path, step: int) -> list[Record]:

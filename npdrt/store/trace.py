@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from npdrt import schema
 from npdrt.errors import FileRefused
 from npdrt.store import container
 from npdrt.store.log import Record
@@ -41,6 +42,11 @@ CONDITIONING = {
     "jacobian_norm": "2-norm of d output / d input of the weight's layer, root mean square over "
     "the first training inputs; NaN where the model is no plain piecewise-linear perceptron",
 }
+
+
+# where the rows of a group are counted
+ROWS = {"history": "history", "layers": "layers", "network": "layers",
+        "conditioning": "conditioning"}  # fmt: skip
 
 
 def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> None:
@@ -96,6 +102,8 @@ def _steps(records: Sequence[Record]) -> Any:
 def _rows(records: Sequence[Record], name: str, columns: Sequence[str]) -> Any:
     """(records, columns), from records that hold a list of numbers."""
     rows = [[_number(v) for v in r[name]] for r in records]
+    if any(len(row) != len(columns) for row in rows):
+        raise FileRefused(f"the log has {name} of other than {len(columns)} numbers")
     return np.array(rows, np.float64).reshape(len(rows), len(columns))
 
 
@@ -112,4 +120,21 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays, meta = container.read(path)
     if meta.get("kind") != "trace":
         raise FileRefused(f"{path}: expected a trace; it holds {meta.get('kind')!r}")
+    check(arrays, meta, path)
     return arrays, meta
+
+
+def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> None:
+    """Raise `FileRefused` unless these are the tables that `write` makes, of equal lengths."""
+    schema.check(meta, schema.TraceMeta, path)
+    columns = {"layers": len(meta["parameters"]), "conditioning": len(meta.get("weights", ()))}
+    for name in _about("weights" in meta):
+        group, _, column = name.partition("/")
+        found, first = arrays.get(name), arrays.get(f"{ROWS[group]}/step")
+        rows = first.shape[:1] if first is not None else ()
+        wide = group in columns and column != "step"
+        expected = (*rows, columns[group]) if wide else rows
+        if found is None or first is None:
+            raise FileRefused(f"{path}: it lacks {name if found is None else ROWS[group]}")
+        if found.shape != expected or len(rows) != 1:
+            raise FileRefused(f"{path}: expected {name} of shape {expected}; found {found.shape}")

@@ -1,7 +1,7 @@
 """Studies: from the runs of a recipe to the tables and the figure beside the paper's.
 
-A study is a module with `OPTIONS`, the settings that its recipe must have, `OPTIONAL`, those it may
-have, where there are any, and `report(work)`.
+A study is a module with `report(work)` and, if it has settings, `Options`, their types: its recipe
+must have those without a default.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays
+import msgspec
+from msgspec import Struct
+
+from npdrt import arrays, schema
 from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.store.log import finite
@@ -87,7 +90,7 @@ def reproduce(
     """
     check_names("study", {recipe.study: None}, list(STUDIES))
     study = importlib.import_module(f"npdrt.train.studies.{recipe.study}")
-    check_options(recipe, study.OPTIONS, getattr(study, "OPTIONAL", ()))
+    check_options(recipe, getattr(study, "Options", NoOptions))
     if as_is:
         runs = sweep.runs(recipe, out, options)
     else:
@@ -100,21 +103,41 @@ def reproduce(
         raise Error(f"{recipe.name} has no runs at scale {recipe.scale}; give it a grid")
     if runs and not finished:
         raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")
-    report: Report = study.report(Work(recipe, finished, options, progress, stop, out))
+    report = _studied(study, Work(recipe, finished, options, progress, stop, out))
     report = replace(report, notes=(*report.notes, *_missing(runs)))
     _write(out / "study.h5", recipe, report, options)
     return report
 
 
-def check_options(recipe: Recipe, needed: Sequence[str], optional: Sequence[str]) -> None:
-    """Refuse options that a study does not know, or a recipe without those that it needs."""
-    check_names(f"option of study {recipe.study}", recipe.options, [*needed, *optional])
-    missing = [name for name in needed if name not in recipe.options]
+def _studied(study: Any, work: Work) -> Report:
+    """The study's report. A recipe of the user's may give it runs or references that it cannot use,
+    which it then finds in the middle."""
+    try:
+        report: Report = study.report(work)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise Error(
+            f"{work.recipe.name}: the study {work.recipe.study} cannot use its runs or its "
+            f"[reference] ({type(error).__name__}: {error}); see the recipes that come with npdrt"
+        ) from error
+    return report
+
+
+class NoOptions(Struct):
+    """Of a study without settings."""
+
+
+def check_options(recipe: Recipe, kind: type[Struct]) -> None:
+    """Refuse options that a study does not know, or of other types, or a recipe without those that
+    it needs."""
+    known = msgspec.structs.fields(kind)
+    check_names(f"option of study {recipe.study}", recipe.options, [f.name for f in known])
+    missing = [f.name for f in known if f.required and f.name not in recipe.options]
     if missing:
         raise Error(
             f"{recipe.name}: study {recipe.study} needs {', '.join(missing)} in [options]; see "
             "the recipes that come with npdrt"
         )
+    schema.check(dict(recipe.options), kind, f"{recipe.name}, [options]")
 
 
 def _missing(runs: Sequence[Run]) -> list[str]:

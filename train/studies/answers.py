@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npdrt import arrays, atomic, data, store
+from npdrt import arrays, atomic, data, schema, store
 from npdrt.arrays import to_device, to_host
 from npdrt.data import squad
-from npdrt.errors import Error
+from npdrt.errors import Error, FileRefused
+from npdrt.regular import contents
 from npdrt.train.config import build_model
 from npdrt.train.studies import Work
 from npdrt.train.sweep import Run
@@ -23,7 +25,14 @@ def scores(work: Work, run: Run) -> dict[str, float]:
     path = run.path / "answers.json"
     if not path.exists():
         atomic.replace(path, json.dumps(_scores(work, run)).encode())
-    found: dict[str, float] = json.loads(path.read_text())
+    return kept(path, *MEASURES)
+
+
+def kept(path: Path, *names: str) -> dict[str, Any]:
+    """The numbers of those names in a file of a run's directory; `FileRefused` if it lacks one."""
+    found: dict[str, Any] = schema.parse(contents(path), dict[str, schema.Number | None], path)
+    if missing := set(names) - found.keys():
+        raise FileRefused(f"{path}: lacks {min(missing)}; remove the file to compute it again")
     return found
 
 

@@ -17,7 +17,6 @@ from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
 
-OPTIONS = ()
 Cell = tuple[str, str, int]  # optimizer, initialisation, hidden layers
 
 

@@ -20,7 +20,6 @@ from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
 from npdrt.trust.update import growth, prefactor_drift, steps_to_overflow
 
-OPTIONS = ()
 NOTES = (
     "Overflow beyond the steps of a run is extrapolated with the closed form. A gradient "
     "orthogonal to its weight is proportional to 1/|w|, so the rate eta |w|/|g| grows like |w|^2: "

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from npdrt.random import Random
+from npdrt.schema import Positive, Size
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.trust.system import skip_spectra
 
-OPTIONS = ("size", "draws", "bins", "largest", "near")  # bins of [0, largest]; what is near 0
+
+class Options(Struct):
+    """bins of [0, largest]; near: what is near 0."""
+
+    size: Annotated[int, Meta(ge=1, le=10_000)]
+    draws: Positive
+    bins: Positive
+    largest: Size
+    near: Size
 
 
 def report(work: Work) -> Report:

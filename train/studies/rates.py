@@ -11,7 +11,6 @@ from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
 
-OPTIONS = ()
 # The authors' benchmarks, whose error is of the last epoch's minibatches, each before its step.
 AS_LOGGED = ("resnet18", "transformer")
 RULES = tuple(optim.RULES)  # in the order of the tables and colours

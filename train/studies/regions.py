@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec import Struct
 
+from npdrt.schema import Depths, Number, Size, Sizes
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust
 
-OPTIONS = ("depths", "x", "slope", "largest")  # L; rows; of the line; of the figure's axis
+
+class Options(Struct):
+    """depths: L; x: rows; slope of the line; largest of the figure's axis."""
+
+    depths: Depths
+    x: Sizes
+    slope: Number
+    largest: Size
 
 
 def report(work: Work) -> Report:

@@ -15,27 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from npdrt import data, optim
 from npdrt.arrays import Array, Params
 from npdrt.models import MNISTResNet
 from npdrt.models.mnist_resnet import VARIANTS
 from npdrt.random import Random
+from npdrt.schema import Positive, Size
 from npdrt.store import container
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import State, Task, make_step
 from npdrt.train.studies import Report, Stopped, Table, Work
 from npdrt.trust.system import batch_jacobian, gram_spectrum
 
-# averaged: Jacobians of a mean; bins of [0, largest]
-OPTIONS = (
-    *("data", "examples", "trials", "steps", "jacobians", "lr"),
-    *("averaged", "bins", "largest", "losses"),
-)
 CLASSES, SIDE = 10, 28
 LETTERS = dict(zip(VARIANTS, "abc", strict=True))  # as the paper's figure calls them
 QUANTILES = {"smallest": 0.0, "at 1/20": 0.05, "at 1/10": 0.1, "at 1/4": 0.25, "median": 0.5,
              "at 3/4": 0.75, "largest": 1.0}  # fmt: skip
+
+
+class Options(Struct):
+    """averaged: Jacobians of a mean; bins of [0, largest]; losses: steps shown."""
+
+    data: str
+    examples: Positive
+    trials: Positive
+    steps: Positive
+    jacobians: Positive
+    lr: Size
+    averaged: Positive
+    bins: Positive
+    largest: Size
+    losses: list[Positive]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,16 +8,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
+from npdrt.schema import Count, Number, Positive
 from npdrt.train import perturb
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.perturb import Slices
 from npdrt.train.studies import Report, Stopped, Table, Work
 from npdrt.train.sweep import Run
 
-OPTIONS = ()
-OPTIONAL = ("eta", "examples", "whole")  # grid; examples of a slice; steps sliced on all examples
 SHOWN = (0.0, 0.01, 0.03, 0.099)
+
+
+class Whole(Struct):
+    """A step of a run that is sliced on all examples; the other keys are the run's settings."""
+
+    step: Count
+
+
+class Options(Struct):
+    """eta: the grid; examples of a slice; whole: steps sliced on all examples."""
+
+    eta: list[Number] | None = None
+    examples: Positive | None = None
+    whole: list[Whole] = []
 
 
 def report(work: Work) -> Report:
@@ -50,6 +64,7 @@ def _sliced(work: Work, run: Run, label: str, examples: int | None, **more: Any)
         examples=examples,
         fast=work.options.fast,
         data_dir=work.options.data_dir,
+        code=work.options.code,
         progress=lambda done, total: work.progress(label, done, total),
         stop=work.stop,
         **more,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec import Struct
 
+from npdrt.schema import Depths, Size, Sizes
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust, surrogate_ratio, surrogate_trust
 
-OPTIONS = ("depths", "eta", "largest")  # L of each panel; rows of the table; of the figure's axis
+
+class Options(Struct):
+    """depths: L of each panel; eta: rows of the table; largest of the figure's axis."""
+
+    depths: Depths
+    eta: Sizes
+    largest: Size
 
 
 def report(work: Work) -> Report:

@@ -5,16 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from npdrt import data, ops, store
 from npdrt.arrays import Array
 from npdrt.random import Random
+from npdrt.schema import Positive
 from npdrt.train.config import build_model
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.studies import Report, Table, Work
 from npdrt.train.sweep import Run
 
-OPTIONS = ("widths", "samples")  # of the normal vectors
+MOST = 1 << 28  # numbers of the normal vectors of one width
+
+
+class Options(Struct):
+    """widths, samples: of the normal vectors."""
+
+    widths: list[Positive]
+    samples: Positive
+
+    def __post_init__(self) -> None:
+        if max(self.widths, default=0) * self.samples > MOST:
+            raise ValueError(f"a width times the samples is at most {MOST:,}")
 
 
 def report(work: Work) -> Report:

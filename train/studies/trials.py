@@ -11,28 +11,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from npdrt import arrays, atomic, data, store
 from npdrt.arrays import to_device, to_host
+from npdrt.schema import Positive
 from npdrt.train.config import build_model, example_shape
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import Task
 from npdrt.train.studies import Report, Stopped, Table, Work, answers
 from npdrt.train.sweep import Run
 
-# by: settings that tell groups of runs apart; measures: "train_loss", "train_loss@50" (after 50
-# epochs), "max test_accuracy", "batch test_accuracy", "test_perplexity at least valid_loss" (at
-# the epoch where that is least), "f1"; remarks: sentences that are printed.
-OPTIONS = ("by", "measures")
-OPTIONAL = ("batch_statistics", "remarks")
 Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings in `by`
 LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
           "test_loss": "test loss", "test_accuracy": "test accuracy",
           "train_perplexity": "training perplexity",
           "test_perplexity": "test perplexity"}  # fmt: skip
+
+
+BATCH = "batch test_accuracy"
+_OF = "(train|valid|test)_(loss|accuracy|perplexity)"  # of an epoch's record
+_FORMS = (BATCH, *answers.MEASURES, f"(max )?{_OF}(@[1-9][0-9]{{0,6}})?", f"{_OF} at least {_OF}")
+Measure = Annotated[str, Meta(pattern="^({})$".format("|".join(_FORMS)))]
+
+
+class Options(Struct):
+    """by: settings that tell groups of runs apart. remarks: sentences that are printed. measures:
+    "train_loss", "train_loss@50" (after 50 epochs), "max test_accuracy", "batch test_accuracy",
+    "test_perplexity at least valid_loss" (at the epoch where that is least), "f1"."""
+
+    by: list[str]
+    measures: list[Measure]
+    batch_statistics: Positive | None = None
+    remarks: list[str] = []
+
+    def __post_init__(self) -> None:
+        if BATCH in self.measures and self.batch_statistics is None:
+            raise ValueError(f"the measure {BATCH!r} needs the option batch_statistics")
 
 
 def report(work: Work) -> Report:
@@ -81,13 +99,14 @@ def _measures(work: Work, run: Run, index: int) -> dict[str, float]:
 
 
 def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float | None:
-    if name == "batch test_accuracy":
+    if name == BATCH:
         return with_batch_statistics(work, run, work.recipe.options["batch_statistics"])
     if name in answers.MEASURES:
         return answers.scores(work, run)[name]
     if " at least " in name:
         what, least = name.split(" at least ")
-        return float(min(history, key=lambda record: record[least])[what]) if history else None
+        known = [r for r in history if r.get(least) is not None and r.get(what) is not None]
+        return float(min(known, key=lambda record: record[least])[what]) if known else None
     what, _, epoch = name.removeprefix("max ").partition("@")
     series = [record.get(what) for record in history]
     if None in series or int(epoch or 1) > len(series):
@@ -97,21 +116,22 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
     return float(series[int(epoch or 0) - 1])
 
 
-def with_batch_statistics(work: Work, run: Run, size: int) -> float:
+def with_batch_statistics(work: Work, run: Run, size: int) -> float | None:
     """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
-    kept in the run's directory."""
+    None without a test set. Kept in the run's directory."""
     path = run.path / f"batch-statistics-{size}.json"
     if not path.exists():
         value = {"test_accuracy": _in_training_mode(work, run, size)}
         atomic.replace(path, json.dumps(value).encode())
-    return float(json.loads(path.read_text())["test_accuracy"])
+    accuracy: float | None = answers.kept(path, "test_accuracy")["test_accuracy"]
+    return accuracy
 
 
-def _in_training_mode(work: Work, run: Run, size: int) -> float:
+def _in_training_mode(work: Work, run: Run, size: int) -> float | None:
     config, where = run.config, arrays.device(work.options.device)
     source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
     if source.x_test is None or source.y_test is None:
-        return float("nan")
+        return None
     model, checkpoint = build_model(config, source), store.load_newest(run.path)[0]
     task, shape, right = Task(model, source.classes), example_shape(model, source), 0
     with arrays.on(where):
