@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
 import runpy
@@ -22,7 +23,7 @@ import npdrt
 from npdrt import ops, record
 from npdrt.arrays import label, namespace
 from npdrt.cli import cli
-from npdrt.errors import Error, FileRefused
+from npdrt.errors import DiskError, Error, FileRefused
 from npdrt.optim import RULES
 from npdrt.program import Program, compare, decode, listing, load
 from npdrt.program.calls import KINDS
@@ -384,8 +385,8 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("npdrt.program.file.os.fsync", full)
-    with pytest.raises(Error, match=r"could not be saved .*No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"step.json: could not be written .*No space left"):
         odd_program().save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["step.json"]

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from npdrt.cli import cli
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.store import container, trace
 from npdrt.train import figure
 from npdrt.train.figure import Figure, Line, Panel
@@ -398,7 +398,7 @@ def test_drawing_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match="disk full"):
         draw.draw(figures()["no lines"], target)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
