@@ -30,8 +30,8 @@ ONE_BY_ONE = {s.name: s for s in STANDINS}
 
 @cache
 def vectors(rule: str, formats: Sequence[str] = ("float32", "float64")) -> list[Vector]:
-    """The vectors that an implementation of a rule is held to."""
-    return load(rule, formats)
+    """The vectors that an implementation of a rule is held to, but the large and long ones."""
+    return load(rule, formats, large=False)
 
 
 def finding(rule: str, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> Finding:
