@@ -171,7 +171,7 @@ def audit(
     """
 
     def asked(rules: Sequence[str], *kinds: bool) -> Audit:
-        vectors = [v for r in rules for v in tests(target, r, formats, kinds)]
+        vectors = [v for r in rules for v in asked_of(target, r, formats, kinds)]
         cases = [v.case for v in vectors]
         outcomes = targets.answers(target, cases, limit=limit, progress=progress)
         return concluded(target.name, target.versions, vectors, outcomes)
@@ -184,7 +184,7 @@ def audit(
     return asked([found.rule], False, True)
 
 
-def tests(
+def asked_of(
     target: targets.Target, rule: str, formats: Sequence[str], kinds: Sequence[bool]
 ) -> Iterator[Vector]:
     """The tests of a rule that a target is asked: those that are stored where `kinds` has False,

@@ -7,7 +7,7 @@ the operands. C2: norms. C3: many steps, from the exact sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,13 +136,25 @@ def ulps_away(test: Vector, answers: Sequence[Answer]) -> float:
 def furthest(test: Vector, answers: Sequence[Answer]) -> Worst:
     """The largest error of answers, and where."""
     worst = Worst(0.0)
-    for k, (answer, expected) in enumerate(zip(answers, test.expected, strict=True)):
-        errors = distances(answer.w, expected.exact, expected.scale, test.case.number)
+    for k, errors in enumerate(errors_of(test, answers)):
         if errors.size:
             at = int(np.argmax(errors))
             if errors[at] > worst.ulps:
                 worst = Worst(float(errors[at]), k, at)
     return worst
+
+
+def errors_of(test: Vector, answers: Sequence[Answer]) -> Iterator[Values]:
+    """The errors of all elements after every step, in ulps.
+
+    The errors of a sequence add up from its first step on, so they are counted at the largest scale
+    so far; recorded steps, each judged from the parameter before it, at their own.
+    """
+    scale: Any = 0.0
+    for answer, expected in zip(answers, test.expected, strict=True):
+        before = 0.0 if "RECORDED" in test.case.flags else np.where(np.isfinite(scale), scale, 0.0)
+        scale = np.maximum(before, expected.scale)
+        yield distances(answer.w, expected.exact, scale, test.case.number)
 
 
 def distances(got: Any, exact: Any, scale: Any, number: Format) -> Values:

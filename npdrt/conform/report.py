@@ -21,7 +21,7 @@ from npdrt.conform.audit import PASSES, Audit
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Format
-from npdrt.conform.judge import Judged, distances
+from npdrt.conform.judge import Judged, errors_of
 from npdrt.conform.vectors import prompt_json, settings_json
 from npdrt.conform.verify import LEVELS, Checked, Verification
 
@@ -276,10 +276,7 @@ def shown(judged: Judged) -> Shown | None:
     """The step of a test at which it first goes wrong, or is furthest off; None without answer."""
     if not (judged.answers and judged.test.expected):
         return None
-    errors = [
-        distances(answer.w, e.exact, e.scale, judged.test.case.number)
-        for answer, e in zip(judged.answers, judged.test.expected, strict=True)
-    ]
+    errors = list(errors_of(judged.test, judged.answers))
     worst = [float(np.max(e, initial=0.0)) for e in errors]
     limit = judged.test.ulps
     k = next((i for i, most in enumerate(worst) if most > limit), int(np.argmax(worst)))
