@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -218,7 +218,10 @@ def concluded(
     for v, o in pairs:
         if not isinstance(o, Failure) and v.case.result != "error":
             answered.setdefault(v.case.rule, []).append((v.case, o))
-    finding = identify_any(answered) if answered else Finding(RULES[vectors[0].case.rule], None)
+    rules = list(dict.fromkeys(v.case.rule for v in vectors))
+    finding = identify_any(answered) if answered else Finding(RULES[rules[0]], None)
+    if len(rules) == 1:  # it was said which
+        finding = replace(finding, among=())
     asked, skipped = [], Counter[str]()
     for v, o in pairs:
         if v.case.rule != finding.rule.name:

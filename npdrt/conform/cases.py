@@ -345,8 +345,9 @@ def later(
     for settings in choices[:2]:
         for draft in operands(draw):
             yield draft, settings
-    for draft in neighbours(draw):
-        yield draft, choices[min(1, len(choices) - 1)]
+    for settings in choices[:3]:
+        for draft in neighbours(draw):
+            yield draft, settings
     for draft in counters(draw) if rule == "adam" else ():
         yield draft, choices[0]
 

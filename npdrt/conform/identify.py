@@ -28,6 +28,7 @@ from npdrt.conform.judge import of_step, remembered
 Answered = tuple[Case, tuple[Answer, ...]]
 SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
+SHORT = 8  # steps of a case that is worth trying on every candidate
 COSTLY = ("LARGE", "LONG")  # flags of cases on which only a candidate is tried that explains others
 
 
@@ -126,7 +127,7 @@ def candidates(rule: Rule) -> Iterator[Candidate]:
             if not change.keys() & dialect.choices.keys():
                 yield from in_any_arithmetic(dialect, change, profiles)
     for pair in pairs:
-        yield from in_any_arithmetic(published, pair, profiles)
+        yield pair, published, pair
 
 
 def in_any_arithmetic(
@@ -149,10 +150,11 @@ def single_changes(rule: Rule) -> Iterator[Choices]:
 
 def explains(rule: Rule, choices: Choices, answered: list[Answered]) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
-    refutes them moves to the front: it may refute the next candidate too."""
+    refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
         if not excess(rule, choices, case, answers) <= 1.0:
-            answered.insert(0, answered.pop(k))
+            if len(case.steps) <= SHORT:
+                answered.insert(0, answered.pop(k))
             return False
     return True
 
