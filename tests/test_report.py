@@ -21,6 +21,7 @@ from npdrt.conform import report, report_html, vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.case import Answer, Failure, Outcome
 from npdrt.conform.dialects import RULES, run
+from npdrt.conform.identify import Finding
 from npdrt.conform.vectors import Vector
 from npdrt.conform.verify import Checked, Missing, Verification
 
@@ -123,8 +124,8 @@ def test_every_verdict_is_here(audits: dict[str, Audit]) -> None:
 
 SENTENCES = {
     "bits": r"bits agrees with fromage to the bit \(C0\): \d+ tests in float32",
-    "close": r"close agrees with lars to within \S+ ulps? \(C1\), \S+ ulps? after many steps \(C3\): "
-    r"\d+ tests in float32",
+    "close": r"close agrees with lars to within \S+ ulps? \(C1\), \S+ ulps? after many steps "
+    r"\(C3\): \d+ tests in float32",
     "optax": r"optax is the optax dialect of fromage: it differs from the published rule in "
     r"`zero norm`: norms are at least 1e-6 \(published: lr \* g where either norm is not > 0\)",
     "profile": r"profile is fromage in other arithmetic: `norm accumulation`: squares and .*",
