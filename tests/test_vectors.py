@@ -268,7 +268,7 @@ def test_the_stored_elements_are_close_to_our_answers(tests: list[tuple[Json, Js
         judged = judge(vector, answers)
         steps = len(answers)
         assert judged.bits
-        assert judged.worst.ulps <= max(6.0, 0.2 * steps), (test["tcId"], judged.worst)
+        assert judged.worst.ulps <= max(6.0, 0.4 * steps), (test["tcId"], judged.worst)
         if test["flags"] == ["LARGE"]:  # one stored element that is wrong is seen
             k, i = test["sample"]["at"][-1]
             exact = vector.expected[k].exact.copy()

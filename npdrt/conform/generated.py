@@ -15,6 +15,7 @@ import numpy as np
 
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.cases import SETTINGS, Draft, Drawer, finished
+from npdrt.conform.dialects import RULES, run
 from npdrt.conform.formats import FORMATS, Values
 
 FIRST = 500_000  # the first id, less one
@@ -82,6 +83,9 @@ def sample(shape: tuple[int, ...], steps: int) -> list[tuple[int, int]]:
 
 
 def scales(case: Case, given: list[Answer]) -> list[Values]:
-    """The size of the parameter before or after every step, whichever is larger."""
+    """The size of the parameter before or after every step, whichever is larger; of adam in float64
+    that of all operands, since the rounding of 1 - beta^t in float64 counts there."""
+    if (case.rule, case.format) == ("adam", "float64"):
+        return [np.asarray(e.scale, dtype=np.float64) for e in run(RULES["adam"], {}, case)]
     before = [case.w, *(a.w for a in given[:-1])]
     return [np.maximum(np.abs(w), np.abs(a.w)) for w, a in zip(before, given, strict=True)]
