@@ -453,8 +453,8 @@ def test_memory_layout_does_not_matter(rule: str, dtype: str) -> None:
 
 
 def ways(dtype: str) -> list[str]:
-    """The ways to run an update here; compiled loops need numba and leave float16 to NumPy."""
-    numba = dtype != "float16" and importlib.util.find_spec("numba") is not None
+    """The ways to run an update here; compiled loops need numba, which leaves float16 to NumPy."""
+    numba = importlib.util.find_spec("numba") is not None
     return ["eager", "replayed", "compiled"] if numba else ["eager", "replayed"]
 
 

@@ -84,6 +84,8 @@ def command(
       smallest              the smallest disagreeing test, or null: expected and
                             got as bits, parting: the first operation
       failing_flags, failures, not_asked, tests, versions
+    Numbers that are not finite are "inf", "-inf" or "nan" in it; rule is null
+    where none fits.
     """
     if listing:
         _list(as_json)

@@ -79,7 +79,8 @@ def _level(kind: str, test: dict[str, Any]) -> str:
     if test["result"] != "valid":
         return "informative"
     if kind == "OptimizerStep":
-        return "C1" if len(test["steps"]) == 1 else "C3"
+        steps = test["generated"] if "generated" in test else len(test["steps"])
+        return "C1" if steps == 1 else "C3"
     return verify.LEVELS[kind]
 
 

@@ -17,7 +17,8 @@ import time
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import walk_tb
@@ -25,13 +26,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from npdrt.conform.case import Answer, Case, Failure, Outcome
+from npdrt.conform.case import (
+    FILLER,
+    Answer,
+    Case,
+    Failure,
+    Neighbour,
+    Outcome,
+    laid_out,
+    operands,
+)
 from npdrt.conform.formats import FORMATS, Values
 from npdrt.errors import Error
 
 ARRAY_SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
 NUMPY_FORMATS = ("float16", "float32", "float64")
 LONGEST = 300  # characters of a message
+LONG = 500  # steps above which a case is run once
+KINDS = ("weight", "bias")
 OURS = ("lr", "name", "step")  # keywords of the protocol that are no settings
 
 
@@ -112,9 +124,9 @@ def load(connection: Connection[Any, Any]) -> Adapter | None:
 
 
 def outcome(adapter: Adapter, case: Case) -> Outcome:
-    """What a target makes of a case, which it is given twice."""
+    """What a target makes of a case, which it is given twice; a long one, once."""
     first = attempt(adapter, case)
-    if isinstance(first, Failure):
+    if isinstance(first, Failure) or len(case.steps) > LONG:
         return first
     second = attempt(adapter, case)
     if isinstance(second, Failure):
@@ -251,15 +263,21 @@ class Torch:
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `step()` with the learning rate set in the group."""
-        w = self.tensor(case.w, case).requires_grad_()
+        w = self.operands(case, case.w, case.w)[0].requires_grad_()
         settings = {**offered(case, self.source), **self.overrides}
-        optimizer = self.make([w], lr=case.steps[0].lr, **settings)
+        beside: Any = None
+        if case.neighbour is not None:
+            beside = self.tensor(case.neighbour.w, case).requires_grad_()
+        tensors = [w] if beside is None else [beside, w]
+        optimizer = self.make(tensors, lr=case.steps[0].lr, **settings)
         if state := self.state(case):
             optimizer.state[w] = state
         answers = []
         for k, step in enumerate(case.steps, 1):
             optimizer.param_groups[0]["lr"] = step.lr
-            w.grad = self.tensor(step.g, case)
+            if case.neighbour is not None:
+                beside.grad = self.tensor(case.neighbour.g[k - 1], case)
+            w.grad = self.operands(case, case.w, step.g)[1]
             optimizer.step()
             checked(w, case.w.shape, case.format, k)
             answers.append(Answer(self.values(w), self.slots(optimizer.state.get(w, {}))))
@@ -268,6 +286,21 @@ class Torch:
     def tensor(self, values: Values, case: Case) -> Any:
         """Numbers of the case's format, exactly, as a tensor."""
         return self.torch.tensor(values).to(getattr(self.torch, case.format))
+
+    def operands(self, case: Case, w: Values, g: Values) -> tuple[Any, Any]:
+        """The parameter and the gradient as tensors in the layout of the case; torch has no
+        negative strides."""
+        return operands(self.tensor(w, case), self.tensor(g, case), case.layout, self.laid_out)
+
+    def laid_out(self, tensor: Any, layout: str) -> Any:
+        """A tensor that lies in memory so."""
+        if layout.startswith("fortran"):
+            backwards = tuple(reversed(range(tensor.dim())))
+            return tensor.permute(backwards).contiguous().permute(backwards)
+        if layout != "strided":
+            return tensor
+        buffer = tensor.new_full((2 * tensor.numel(),), FILLER)
+        return buffer.as_strided(tensor.shape, [2 * s for s in tensor.stride()]).copy_(tensor)
 
     def values(self, tensor: Any) -> Values:
         """A copy of a tensor as float64."""
@@ -328,15 +361,25 @@ class Optax:
 
     def steps(self, case: Case) -> list[Answer]:
         """The answers of a case under the present precision."""
-        w = self.array(case.w, case)
-        state = self.start(case, self.transform(case, case.steps[0].lr).init(w))
+        other = case.neighbour
+        params = self.tree(case, case.w, None if other is None else other.w)
+        state = self.start(case, self.transform(case, case.steps[0].lr).init(params))
         answers = []
-        for k, step in enumerate(case.steps, 1):
+        for k, step in enumerate(case.steps):
             transform = self.transform(case, step.lr)
-            updates, state = transform.update(self.array(step.g, case), state, w)
-            w = checked(self.optax.apply_updates(w, updates), case.w.shape, case.format, k)
-            answers.append(Answer(wide(w), self.slots(state)))
+            grads = self.tree(case, step.g, None if other is None else other.g[k])
+            updates, state = transform.update(grads, state, params)
+            params = self.optax.apply_updates(params, updates)
+            w = checked(own(params, case), case.w.shape, case.format, k + 1)
+            answers.append(Answer(wide(w), self.slots(state, case)))
         return answers
+
+    def tree(self, case: Case, values: Values, beside: Values | None) -> Any:
+        """An array, or with a neighbour a dict of two by their kinds."""
+        if beside is None:
+            return self.array(values, case)
+        (other,) = {*KINDS} - {case.kind}
+        return {other: self.array(beside, case), case.kind: self.array(values, case)}
 
     def array(self, values: Values, case: Case) -> Any:
         """Numbers of the case's format as an array; converted on the host, as XLA's conversion
@@ -366,13 +409,18 @@ class Optax:
 
         return replaced(state, put)
 
-    def slots(self, state: Any) -> dict[str, Values]:
+    def slots(self, state: Any, case: Case) -> dict[str, Values]:
         """The array slots by npdrt's names."""
         fields = dict(named(state))
-        found = {k: wide(fields[FIELDS[k]]) for k in ARRAY_SLOTS if FIELDS[k] in fields}
+        found = {k: wide(own(fields[FIELDS[k]], case)) for k in ARRAY_SLOTS if FIELDS[k] in fields}
         if "momentum" in found:
             found["momentum"] = np.asarray(self.sign * found["momentum"])
         return found
+
+
+def own(tree: Any, case: Case) -> Any:
+    """What a tree made by `tree` has for the tensor of the case."""
+    return tree[case.kind] if isinstance(tree, dict) else tree
 
 
 def replaced(state: Any, put: Callable[[Any, str], Any]) -> Any:
@@ -414,23 +462,32 @@ class File:
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case; each call is given arrays of its own."""
-        w = readonly(case.w, case.format)
-        state = start(case)
+        w, state = case.w, start(case)
+        beside, its_state = (case.neighbour.w, {}) if case.neighbour else (w, state)
         before = int((case.state or {}).get("step", 0))
         answers = []
-        for k, step in enumerate(case.steps, 1):
-            g = readonly(step.g, case.format)
-            given = self.keywords(case, step.lr, before + k - 1)
-            watched = [(label, x, bits(x)) for label, x in arrays({"w": w, "g": g, "state": state})]
-            result = self.update(w, g, state, **given)
-            for label, x, held in watched:
-                if bits(x) != held:
-                    raise Unanswered("mutated", f"step {k}: {label} was changed in place")
-            new, state = pair(result, k)
-            values = wide(checked(new, case.w.shape, case.format, k))
-            answers.append(Answer(values, slots(state, values.shape)))
-            w = readonly(values, case.format)
+        for k in range(1, len(case.steps) + 1):
+            if case.neighbour is not None:
+                beside, its_state = self.step(second(case, case.neighbour), k, beside, its_state, k)
+                state = its_state if "name" in self.named else state
+            w, state = self.step(case, k, w, state, before + k)
+            answers.append(Answer(w, slots(state, w.shape)))
+            its_state = state if "name" in self.named else its_state
         return answers
+
+    def step(
+        self, case: Case, k: int, w: Values, state: dict[str, Any], t: int
+    ) -> tuple[Values, dict[str, Any]]:
+        """One call for step k of a case, in which t counts the steps that the state has seen."""
+        given, lr = case.steps[k - 1].g, case.steps[k - 1].lr
+        w, g = operands(w, given, case.layout, partial(readonly, name=case.format))
+        watched = [(label, x, bits(x)) for label, x in arrays({"w": w, "g": g, "state": state})]
+        result = self.update(w, g, state, **self.keywords(case, lr, t - 1))
+        for label, x, held in watched:
+            if bits(x) != held:
+                raise Unanswered("mutated", f"step {k}: {label} was changed in place")
+        new, state = pair(result, k)
+        return wide(checked(new, case.w.shape, case.format, k)), state
 
     def keywords(self, case: Case, lr: float, step: int) -> dict[str, Any]:
         """The keyword arguments of a call."""
@@ -491,11 +548,18 @@ def formats(update: Any, name: str) -> tuple[str, ...]:
     return found
 
 
-def readonly(values: Values, name: str) -> Any:
+def readonly(values: Values, layout: str, *, name: str) -> Any:
     """A copy of numbers of a format in NumPy's dtype, that refuses to be written."""
-    array = values.astype(dtype(name))
+    array = laid_out(values.astype(dtype(name)), layout)
     array.flags.writeable = False
     return array
+
+
+def second(case: Case, other: Neighbour) -> Case:
+    """The neighbour of a case as a case of its own."""
+    (kind,) = {*KINDS} - {case.kind}
+    steps = tuple(replace(s, g=g) for s, g in zip(case.steps, other.g, strict=True))
+    return replace(case, w=other.w, steps=steps, kind=kind)
 
 
 def start(case: Case) -> dict[str, Any]:

@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from npdrt.conform.formats import FORMATS, Format, Values
 
 Slots = dict[str, Any]  # "momentum", "exp_avg", ... as arrays; "step", "max_norm" ... as numbers
+LAYOUTS = ("C", "fortran", "fortran gradient", "strided", "reversed")
+FILLER = 3.0  # what lies between the elements of a strided operand, and behind a reversed one
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,18 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A second tensor in the same optimizer, of the same shape and of the other kind.
+
+    It makes its step before the tensor of the case does, with the same learning rate. Its answers
+    are not looked at: another case has the two exchanged. g: its gradient at every step.
+    """
+
+    w: Values
+    g: tuple[Values, ...]
+
+
+@dataclass(frozen=True)
 class Case:
     """One test.
 
@@ -33,7 +49,9 @@ class Case:
     state before the first step (array slots by npdrt's names, and "step", the number of updates
     made before), or None for the implementation's own start. kind: "weight" or "bias", for
     implementations that treat them differently. result: "valid" (gated), "acceptable" (judged,
-    reported, not gated) or "error" (ought to be refused; reported, not gated).
+    reported, not gated) or "error" (ought to be refused; reported, not gated). layout: how w and
+    g lie in memory, one of LAYOUTS. neighbour: another tensor in the same optimizer.
+    generated: its values are not stored but drawn anew (`npdrt.conform.generated`).
     """
 
     id: int
@@ -47,6 +65,9 @@ class Case:
     state: Slots | None = None
     kind: str = "weight"
     result: str = "valid"
+    layout: str = "C"
+    neighbour: Neighbour | None = None
+    generated: bool = False
 
     @property
     def number(self) -> Format:
@@ -75,3 +96,49 @@ class Failure:
 
 
 Outcome = tuple[Answer, ...] | Failure
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def laid_out(values: Any, layout: str) -> Any:
+    """A copy of an array, contiguous in C order ("C") or Fortran's, with every second element of
+    its buffer ("strided"), or backwards in it ("reversed"); 0-d arrays have one layout only."""
+    values = np.asarray(values)
+    if layout.startswith("fortran"):
+        return np.array(values, order="F")
+    if layout == "C" or values.ndim == 0:
+        return np.array(values, order="C")
+    n, shape = values.size, values.shape
+    buffer = np.full(2 * n, FILLER).astype(values.dtype)
+    view = buffer[::2] if layout == "strided" else buffer[:n][::-1]
+    view[...] = values.reshape(-1)
+    return view.reshape(shape) if values.ndim == 1 else _split(view, shape)
+
+
+def _split(line: Any, shape: tuple[int, ...]) -> Any:
+    """A 1-d view with a shape, as a view: one step along the line is one along the last axis."""
+    steps = np.cumprod((1, *shape[:0:-1]))[::-1] * line.strides[0]
+    return np.lib.stride_tricks.as_strided(line, shape, steps)
+
+
+def as_if_contiguous(values: Any, layout: str) -> Any:
+    """What is read where the strides of such an array are ignored: from its first element on."""
+    view = laid_out(values, layout)
+    if layout.startswith("fortran"):
+        return view.reshape(-1, order="F").reshape(view.shape)
+    if layout == "C" or view.ndim == 0:
+        return view
+    flat = view.reshape(-1)
+    if layout == "strided":
+        read = np.full(flat.size, FILLER).astype(view.dtype)
+        read[::2] = flat[: (flat.size + 1) // 2]
+    else:  # the filler lies behind the first element, which is the last of the buffer's half
+        read = np.append(flat[:1], np.full(max(flat.size - 1, 0), FILLER).astype(view.dtype))
+    return read.reshape(view.shape)
+
+
+def operands(w: Any, g: Any, layout: str, make: Any = laid_out) -> tuple[Any, Any]:
+    """The parameter and the gradient as `make` lays them out; "fortran gradient" leaves w in C
+    order."""
+    return make(w, "C" if layout == "fortran gradient" else layout), make(g, layout)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.conform.case import Case, Slots, Step
+from npdrt.conform.case import LAYOUTS, Case, Neighbour, Slots, Step
 from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.random import Random
 
@@ -47,7 +47,18 @@ FLAGS: dict[str, tuple[str, str]] = {
     "EPSILON_ZERO": ("EDGE_CASE", "eps = 0; with v = 0 it is 0 / 0"),
     "WEIGHT_DECAY": ("MODIFIED_PARAMETER", "where decay enters"),
     "NORM_BOUND": ("MODIFIED_PARAMETER", "the bound on the parameter's norm"),
+    "LAYOUT": ("EDGE_CASE", "operands that do not lie in C order, one element after another"),
+    "KERNEL": ("EDGE_CASE", "four dimensions, as a convolution's weight has"),
+    "NEIGHBOUR": ("MISSING_STEP", "two tensors in one optimizer, each with a state of its own"),
+    "LARGE": ("BASIC", "more elements than the blocks in which kernels work"),
+    "LONG": ("BASIC", "hundreds or thousands of steps"),
+    "PLAINER": (
+        "BASIC",
+        "with fewer settings, for implementations that lack one; npdrt audit asks "
+        "it where it is needed, and prompts leave it out",
+    ),
 }
+LATER = 400_000  # the first id, less one, of cases that are not in the first version of the files
 
 RATES = (0.1, 0.01, 0.3, 0.05)
 SIZES = (1.0, 0.1, 0.01, 2.0)  # of the gradients of a sequence
@@ -98,6 +109,9 @@ class Draft:
     kind: str = "weight"
     result: str = "valid"
     plain: bool = False  # with the plainest settings only
+    layout: str = "C"
+    neighbour: Neighbour | None = None
+    generated: bool = False
 
 
 class Drawer:
@@ -280,15 +294,62 @@ def middle(rule: str, settings: dict[str, Any], draw: Drawer) -> Iterator[Draft]
         yield Draft("from a state", ("ORDINARY",), w, g, state={"momentum": v, "step": 9})
 
 
+def operands(draw: Drawer) -> Iterator[Draft]:
+    """Arrays that lie in memory in other ways, and one of four dimensions."""
+    w, g = draw("w layout", 3, 4), draw("g layout", 3, 4)
+    for layout in LAYOUTS[1:]:
+        yield Draft(f"layout {layout}", ("LAYOUT",), w, g, layout=layout)
+    shape = (3, 2, 2, 2)
+    g = np.stack([draw("g kernel", *shape), draw("h kernel", *shape, size=0.1)])
+    yield Draft("four dimensions", ("KERNEL", "SEQUENCE"), draw("kernel", *shape), g, RATES[:2])
+
+
+def neighbours(draw: Drawer) -> Iterator[Draft]:
+    """A weight and a bias in one optimizer, each of them with the other as its neighbour."""
+    pair = [
+        Neighbour(draw(f"{n} beside", 2, 3), tuple(draw(f"{n} beside {k}", 2, 3) for k in range(3)))
+        for n in ("weight", "bias")
+    ]
+    for kind, own, other in zip(("weight", "bias"), pair, pair[::-1], strict=True):
+        yield Draft(
+            f"a {kind} beside another tensor", ("NEIGHBOUR", "SEQUENCE"), own.w, np.stack(own.g),
+            RATES[:3], kind=kind, neighbour=other,
+        )  # fmt: skip
+
+
+def counters(draw: Drawer) -> Iterator[Draft]:
+    """The steps at which a counter in bfloat16 or float16 stops counting."""
+    for t in (258, 2050):
+        yield Draft(
+            f"t = {t}", ("COUNTER",), draw("w", 2, 3), draw("g", 2, 3), only=("adam",),
+            state=moments(draw, t - 1), plain=True,
+        )  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
-    """All cases of the updates, numbered from 1."""
-    number = 0
-    for rule, choices in SETTINGS.items():
-        for f in FORMATS.values():
-            draw = Drawer(f)
-            for draft, settings in drafts(rule, choices, f, draw):
-                number += 1
-                yield finished(number, rule, f, draft, settings)
+    """All cases of the updates but the generated ones: those of the first version of the files,
+    numbered from 1, then the others."""
+    for first, drafted in ((0, drafts), (LATER, later)):
+        number = first
+        for rule, choices in SETTINGS.items():
+            for f in FORMATS.values():
+                for draft, settings in drafted(rule, choices, f, Drawer(f)):
+                    number += 1
+                    yield finished(number, rule, f, draft, settings)
+
+
+def later(
+    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
+) -> Iterator[tuple[Draft, dict[str, Any]]]:
+    """The drafts of cases that are not in the first version, with their settings."""
+    for settings in choices[:2]:
+        for draft in operands(draw):
+            yield draft, settings
+    for settings in choices[:3]:
+        for draft in neighbours(draw):
+            yield draft, settings
+    for draft in counters(draw) if rule == "adam" else ():
+        yield draft, choices[0]
 
 
 def drafts(
@@ -314,5 +375,6 @@ def finished(number: int, rule: str, f: Format, draft: Draft, settings: dict[str
     steps = tuple(Step(g, float(lr)) for g, lr in zip(gradients, rates, strict=True))
     return Case(
         number, draft.comment, draft.flags, rule, f.name, settings, w, steps,
-        state=draft.state, kind=draft.kind, result=draft.result,
+        state=draft.state, kind=draft.kind, result=draft.result, layout=draft.layout,
+        neighbour=draft.neighbour, generated=draft.generated,
     )  # fmt: skip

@@ -2,13 +2,18 @@
 
 Every candidate (the published rule, the named dialects, and each of these with one more clause
 changed) is evaluated in extended precision on the same cases, from the implementation's own
-parameter at every step. A candidate explains the answers if all are within the accepted error.
+parameter at every step. A candidate explains the answers if all are within the accepted error:
+
+    SLACK (ROUNDINGS ulp(w) + k ulp(what is added to w)) + what its arithmetic explains
+
+where k is the accepted error of a step, or of the steps that the state remembers. The parameter
+takes part in the last operations alone, so a small step is not judged at the scale of a large w.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -17,14 +22,18 @@ import numpy as np
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.dialects import RULES, Choices, Dialect, Rule, run
 from npdrt.conform.dialects.rule import PROFILES
-from npdrt.conform.judge import accepted, distances
+from npdrt.conform.formats import Values
+from npdrt.conform.judge import of_step, remembered
 
 Answered = tuple[Case, tuple[Answer, ...]]
-EASE = 2.0  # a candidate is accepted within this many times the error of a right implementation
+SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
+ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
+SHORT = 8  # steps of a case that is worth trying on every candidate
+COSTLY = ("LARGE", "LONG")  # flags of cases on which only a candidate is tried that explains others
 
 
 @dataclass(frozen=True)
-class Parting:
+class Divergence:
     """The first named value in which the rule that is followed differs from the published one."""
 
     label: str
@@ -40,7 +49,8 @@ class Finding:
     rule; None where no candidate explains it. dialect: the named dialect with these choices (or
     the closest, with `beyond` the clauses added to it). also: other dialects that the cases
     cannot tell apart from it. parting: the first operation where the values part, in `smallest`,
-    the smallest case that tells it from the published rule.
+    the smallest case that tells it from the published rule. among: the rules that were tried,
+    where it was to be found out and none of them fits; `rule` is then the closest.
     """
 
     rule: Rule
@@ -49,7 +59,8 @@ class Finding:
     beyond: Choices = field(default_factory=dict)
     also: tuple[str, ...] = ()
     smallest: Case | None = None
-    parting: Parting | None = None
+    parting: Divergence | None = None
+    among: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -69,21 +80,32 @@ class Finding:
 
 def identify(rule: Rule, answered: Sequence[Answered]) -> Finding:
     """The candidate with the fewest changes that explains the answers to a rule's valid cases."""
-    cases = sorted((a for a in answered if a[0].result == "valid"), key=telling)
-    found = next((c for c in candidates(rule) if explains(rule, c[0], cases)), None)
+    valid = [a for a in answered if a[0].result == "valid"]
+    cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
+    rest = sorted((a for a in valid if costly(a[0])), key=refutes_soonest)
+    found = next(
+        (c for c in candidates(rule) if explains(rule, c[0], cases) and explains(rule, c[0], rest)),
+        None,
+    )
     if found is None:
         return Finding(rule, None)
     choices, dialect, beyond = found
     differences = rule.differences(choices)
-    case, parting = parts(rule, differences, cases)
-    also = twins(rule, differences, dialect, cases)
+    case, parting = first_disagreement(rule, differences, [*cases, *rest])
+    also = equivalent_dialects(rule, differences, dialect, cases, rest)
     return Finding(rule, differences, dialect, beyond, also, case, parting)
 
 
-def telling(answered: Answered) -> tuple[bool, int]:
-    """Edges and sequences first: they refute a candidate soonest."""
+def costly(case: Case) -> bool:
+    """Whether a case has many elements or steps."""
+    return any(flag in COSTLY for flag in case.flags)
+
+
+def refutes_soonest(answered: Answered) -> tuple[bool, int, int]:
+    """Edges and sequences first, long ones last."""
     case = answered[0]
-    return "ORDINARY" in case.flags or "TRAJECTORY" in case.flags, case.id
+    ordinary = "ORDINARY" in case.flags or "TRAJECTORY" in case.flags
+    return ordinary, len(case.steps) * case.w.size if costly(case) else 0, case.id
 
 
 Candidate = tuple[Choices, Dialect, Choices]
@@ -93,20 +115,28 @@ def candidates(rule: Rule) -> Iterator[Candidate]:
     """Choices to try, the likeliest first: (choices, dialect, clauses beyond the dialect)."""
     published = rule.dialects[0]
     changes = list(single_changes(rule))
-    profiles = [c for c in changes if next(iter(c)) in PROFILES]
+    profiles: list[Choices] = [{}, *(c for c in changes if next(iter(c)) in PROFILES)]
+    changes = [c for c in changes if next(iter(c)) not in PROFILES]
+    pairs = [{**a, **b} for a, b in combinations(changes, 2) if not a.keys() & b.keys()]
     for dialect in rule.dialects:
-        yield dialect.choices, dialect, {}
-        for profile in profiles:
-            yield {**dialect.choices, **profile}, dialect, profile
+        yield from in_any_arithmetic(dialect, {}, profiles)
     for change in changes:
-        yield change, published, change
+        yield from in_any_arithmetic(published, change, profiles)
     for dialect in rule.dialects[1:]:
         for change in changes:
             if not change.keys() & dialect.choices.keys():
-                yield {**dialect.choices, **change}, dialect, change
-    for one, other in combinations(changes, 2):
-        if not one.keys() & other.keys():
-            yield {**one, **other}, published, {**one, **other}
+                yield from in_any_arithmetic(dialect, change, profiles)
+    for pair in pairs:
+        yield pair, published, pair
+
+
+def in_any_arithmetic(
+    dialect: Dialect, change: Choices, profiles: Sequence[Choices]
+) -> Iterator[Candidate]:
+    """A dialect with clauses changed, in published arithmetic and in every other."""
+    for profile in profiles:
+        beyond = {**change, **profile}
+        yield {**dialect.choices, **beyond}, dialect, beyond
 
 
 def single_changes(rule: Rule) -> Iterator[Choices]:
@@ -120,23 +150,36 @@ def single_changes(rule: Rule) -> Iterator[Choices]:
 
 def explains(rule: Rule, choices: Choices, answered: list[Answered]) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
-    refutes them moves to the front: it may refute the next candidate too."""
+    refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
-        if not error(rule, choices, case, answers) <= 1.0:
-            answered.insert(0, answered.pop(k))
+        if not excess(rule, choices, case, answers) <= 1.0:
+            if len(case.steps) <= SHORT:
+                answered.insert(0, answered.pop(k))
             return False
     return True
 
 
-def error(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
+def excess(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
     """The largest error of the answers under the choices, over the accepted one."""
     steps = run(rule, choices, case, answers=answers)
     shape = (len(steps), *case.w.shape)
-    found, scale = np.empty(shape, np.longdouble), np.empty(shape, np.longdouble)
+    found, scale, change, slack = np.empty((4, *shape), np.longdouble)
     for k, step in enumerate(steps):
-        found[k], scale[k] = step.w, step.scale
-    away = distances([a.w for a in answers], as_format(found, case), scale, case.number)
-    return float(np.max(away, initial=0.0)) / (EASE * accepted(case))
+        found[k], scale[k], change[k], slack[k] = step.w, step.scale, step.change, step.slack
+    got, exact = np.asarray([a.w for a in answers]), as_format(found, case)
+    return float(np.max(ratios(case, got, exact, scale, change, slack), initial=0.0))
+
+
+def ratios(case: Case, got: Any, exact: Any, scale: Any, change: Any, slack: Any) -> Values:
+    """|got - exact| over the accepted error; 0 where they are the same, inf where one is not
+    finite and the other is not the same."""
+    with np.errstate(all="ignore"):
+        rounding, of_change = case.number.ulp(scale), case.number.ulp(change)
+        ulps = ROUNDINGS * rounding + of_step(case) * remembered(case) * of_change
+        away = np.abs(got - exact) / (SLACK * ulps + slack)
+        same = (got == exact) | (np.isnan(got) & np.isnan(exact))
+        finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
+        return np.where(same, 0.0, np.where(finite, away, np.inf)).astype(np.float64)
 
 
 def as_format(w: Any, case: Case) -> Any:
@@ -146,14 +189,14 @@ def as_format(w: Any, case: Case) -> Any:
         return np.where(over, np.copysign(np.inf, w), w)
 
 
-def parts(
+def first_disagreement(
     rule: Rule, differences: Choices, answered: Sequence[Answered]
-) -> tuple[Case | None, Parting | None]:
+) -> tuple[Case | None, Divergence | None]:
     """The smallest case that tells the choices from the published rule, and the first value."""
     if not differences:
         return None, None
     for case, answers in sorted(answered, key=lambda a: (len(a[0].steps), a[0].w.size, a[0].id)):
-        if error(rule, {}, case, answers) > 1.0:
+        if excess(rule, {}, case, answers) > 1.0:
             parting = first_difference(rule, differences, case, answers)
             if parting:
                 return case, parting
@@ -162,16 +205,16 @@ def parts(
 
 def first_difference(
     rule: Rule, differences: Choices, case: Case, answers: Sequence[Answer]
-) -> Parting | None:
+) -> Divergence | None:
     """The first named value that differs between the published rule and the choices."""
     pair = (run(rule, c, case, answers=answers) for c in ({}, differences))
     for published, found in zip(*pair, strict=True):
         for label, value in published.notes.items():
             other = found.notes.get(label)
             if other is not None and not close(value, other):
-                return Parting(label, value, other)
+                return Divergence(label, value, other)
         if not close(published.w, found.w):
-            return Parting("w", published.w, found.w)
+            return Divergence("w", published.w, found.w)
     return None
 
 
@@ -182,21 +225,42 @@ def close(a: Any, b: Any) -> bool:
     return bool(np.all(same))
 
 
-def twins(
-    rule: Rule, differences: Choices, dialect: Dialect, answered: list[Answered]
+def equivalent_dialects(
+    rule: Rule, differences: Choices, dialect: Dialect, *answered: list[Answered]
 ) -> tuple[str, ...]:
     """The other named dialects that explain the same answers, in the same arithmetic."""
     profile = {k: v for k, v in differences.items() if k in PROFILES}
     others = (d for d in rule.dialects if d is not dialect)
-    return tuple(d.name for d in others if explains(rule, {**d.choices, **profile}, answered))
+    return tuple(
+        d.name
+        for d in others
+        if all(explains(rule, {**d.choices, **profile}, cases) for cases in answered)
+    )
 
 
 def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
     """The finding for an implementation of unknown rule: answers by rule name.
 
-    The rule with the fewest unexplained clauses wins; one that explains nothing comes last. Among
-    equals it is the rule of which most was answered: whose settings the implementation has.
+    The rule with the fewest unexplained clauses wins. Among equals the lesion of Fromage comes
+    last, being a rule that nobody sets out to write, and otherwise the rule comes first of which
+    most was answered: whose settings the implementation has. Where no rule explains the answers,
+    the finding is of none of them, next to the one of which the largest share holds.
     """
-    found = [(identify(RULES[n], cases), len(cases)) for n, cases in answered.items() if cases]
+    tried = {n: cases for n, cases in answered.items() if cases}
+    found = {n: identify(RULES[n], cases) for n, cases in tried.items()}
     order = ("published", "profile", "dialect", "out of scope", "deviation", "unknown")
-    return min(found, key=lambda f: (order.index(f[0].kind), len(f[0].choices or ()), -f[1]))[0]
+
+    def rank(n: str) -> tuple[Any, ...]:
+        finding = found[n]
+        odd = -share(RULES[n], tried[n]) if finding.choices is None else 0.0
+        clauses = len(finding.choices or ())
+        return order.index(finding.kind), odd, clauses, n == "lars_lesion", -len(tried[n])
+
+    best = found[min(found, key=rank)]
+    return replace(best, among=tuple(found)) if best.choices is None else best
+
+
+def share(rule: Rule, answered: Sequence[Answered]) -> float:
+    """The share of the valid cases that the published rule explains."""
+    held = [excess(rule, {}, *a) <= 1.0 for a in answered if a[0].result == "valid"]
+    return sum(held) / max(len(held), 1)

@@ -1,13 +1,13 @@
 """The judge: how far answers are from the vectors, by level.
 
 C0: the bits of docs/updates.md. C1: at most k ulps from the exact answer, counted at the scale of
-the operands. C2: norms. C3: many steps; reported, and gated in float64 alone.
+the operands. C2: norms. C3: many steps, from the exact sequence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,21 @@ def accepted(case: Case) -> float:
     Of a sequence that of all its steps. Of recorded steps, each judged from the recorded parameter
     before it, that of one step, or of as many as the rule's state remembers.
     """
-    n, steps = case.w.size, len(case.steps)
-    if "RECORDED" in case.flags:
-        remembers = case.rule == "adam" or case.settings.get("momentum")
-        steps = min(steps, MEMORY) if remembers else 1
+    recorded = "RECORDED" in case.flags
+    return of_step(case) * (remembered(case) if recorded else len(case.steps))
+
+
+def of_step(case: Case) -> float:
+    """The accepted error of one step in ulps at scale."""
+    n = case.w.size
     norms = min(n, ORDERED + math.isqrt(n)) + 2 if case.rule in LAYERWISE else 0
-    return (ULPS[case.rule] + norms) * steps
+    return ULPS[case.rule] + norms
+
+
+def remembered(case: Case) -> int:
+    """Of how many steps a step has the errors, if it starts from the parameter that was given."""
+    remembers = case.rule == "adam" or case.settings.get("momentum")
+    return min(len(case.steps), MEMORY) if remembers else 1
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,7 @@ class Judged:
     @property
     def gated(self) -> bool:
         """Whether the verdict depends on it."""
-        case = self.test.case
-        return case.result == "valid" and (self.level == "C1" or case.format == "float64")
+        return self.test.case.result == "valid"
 
     @property
     def level(self) -> str:
@@ -128,13 +136,25 @@ def ulps_away(test: Vector, answers: Sequence[Answer]) -> float:
 def furthest(test: Vector, answers: Sequence[Answer]) -> Worst:
     """The largest error of answers, and where."""
     worst = Worst(0.0)
-    for k, (answer, expected) in enumerate(zip(answers, test.expected, strict=True)):
-        errors = distances(answer.w, expected.exact, expected.scale, test.case.number)
+    for k, errors in enumerate(errors_of(test, answers)):
         if errors.size:
             at = int(np.argmax(errors))
             if errors[at] > worst.ulps:
                 worst = Worst(float(errors[at]), k, at)
     return worst
+
+
+def errors_of(test: Vector, answers: Sequence[Answer]) -> Iterator[Values]:
+    """The errors of all elements after every step, in ulps.
+
+    The errors of a sequence add up from its first step on, so they are counted at the largest scale
+    so far; recorded steps, each judged from the parameter before it, at their own.
+    """
+    scale: Any = 0.0
+    for answer, expected in zip(answers, test.expected, strict=True):
+        before = 0.0 if "RECORDED" in test.case.flags else np.where(np.isfinite(scale), scale, 0.0)
+        scale = np.maximum(before, expected.scale)
+        yield distances(answer.w, expected.exact, scale, test.case.number)
 
 
 def distances(got: Any, exact: Any, scale: Any, number: Format) -> Values:

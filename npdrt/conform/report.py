@@ -21,16 +21,16 @@ from npdrt.conform.audit import PASSES, Audit
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Format
-from npdrt.conform.judge import Judged, distances
+from npdrt.conform.judge import Judged, errors_of
 from npdrt.conform.vectors import prompt_json, settings_json
 from npdrt.conform.verify import LEVELS, Checked, Verification
-from npdrt.store.log import finite
 
 LEGEND = (
     "C0: the bits of docs/updates.md. C1: one step, within a few ulps of the exact answer. "
-    "C3: many steps, gated in float64."
+    "C3: many steps, each within a few ulps more."
 )
 FEW = 12  # elements of an array that are shown
+MANY = 256  # elements of a value in JSON
 DOES = {  # kind of failure -> what a target does
     "raised": "raises",
     "hung": "gives no answer in time",
@@ -134,7 +134,7 @@ def sentence(audit: Audit) -> str:
         case "deviates":
             return f"{name} deviates from {rule}: it breaks {_clauses(audit)}"
         case "unknown":
-            return f"{name} follows {_unknown(audit)}"
+            return f"{name} {_unknown(audit)}"
     return f"{name}: no verdict: {_no_verdict(audit)}"
 
 
@@ -204,7 +204,7 @@ def _unknown(audit: Audit) -> str:
     if audit.finding.choices is not None:
         far = sum(not j.accurate for j in audit.gated)
         return (
-            f"{audit.rule}, but less exactly than it should: {far} of "
+            f"follows {audit.rule}, but less exactly than it should: {far} of "
             f"{counted(len(audit.gated), 'test')} are beyond the accepted error"
         )
     worst = list(audit.failing_flags().items())[:3]
@@ -213,7 +213,10 @@ def _unknown(audit: Audit) -> str:
     note = f"; {counted(bad, 'answer')} not finite where finite ones are expected" if bad else ""
     hint = audit.hint()
     note += f"; {hint}" if hint else ""
-    return f"no known way to write {audit.rule}; it fails most at {flags}{note}"
+    if among := audit.finding.among:
+        rules = f"is none of the known rules ({', '.join(among)})"
+        return f"{rules}; next to {audit.rule}, it fails most at {flags}{note}"
+    return f"follows no known way to write {audit.rule}; it fails most at {flags}{note}"
 
 
 def not_finite(judged: Judged) -> bool:
@@ -224,6 +227,8 @@ def not_finite(judged: Judged) -> bool:
 
 def _no_verdict(audit: Audit) -> str:
     total = sum(j.test.case.result == "valid" for j in audit.judged)
+    if audit.says_nothing and not audit.failures:
+        return audit.says_nothing
     if not audit.failures:
         why = max(audit.skipped, key=lambda reason: audit.skipped[reason], default="")
         return f"no test was answered{': ' + plain(why) if why else ''}"
@@ -271,37 +276,36 @@ def shown(judged: Judged) -> Shown | None:
     """The step of a test at which it first goes wrong, or is furthest off; None without answer."""
     if not (judged.answers and judged.test.expected):
         return None
-    errors = [
-        distances(answer.w, e.exact, e.scale, judged.test.case.number)
-        for answer, e in zip(judged.answers, judged.test.expected, strict=True)
-    ]
+    errors = list(errors_of(judged.test, judged.answers))
     worst = [float(np.max(e, initial=0.0)) for e in errors]
     limit = judged.test.ulps
     k = next((i for i, most in enumerate(worst) if most > limit), int(np.argmax(worst)))
-    columns = _columns(judged, k, errors[k])
-    n = judged.test.case.w.size
     kept = sorted(np.argsort(-errors[k], kind="stable")[:FEW].tolist())
-    rows = [tuple(values[i] for values in columns.values()) for i in kept]
-    return Shown(_about(judged, k), tuple(columns), rows, n - len(rows))
+    columns = _columns(judged, k, errors[k], kept)
+    rows = list(zip(*columns.values(), strict=True))
+    return Shown(_about(judged, k), tuple(columns), rows, judged.test.case.w.size - len(rows))
 
 
-def _columns(judged: Judged, k: int, errors: Any) -> dict[str, list[str]]:
-    """Head -> cells: what goes into a step, what should come out and what does."""
+def _columns(judged: Judged, k: int, errors: Any, kept: list[int]) -> dict[str, list[str]]:
+    """Head -> cells of some elements: what goes into a step, what should come out and what does."""
     case, form = judged.test.case, judged.test.case.number
     before = (Answer(case.w, case.state or {}), *judged.answers)
 
     def cells(values: Any) -> list[str]:
-        return [decimal(x, form) for x in np.asarray(values).reshape(-1).tolist()]
+        return [decimal(x, form) for x in np.asarray(values).reshape(-1)[kept].tolist()]
 
     def bits(values: Any) -> list[str]:
-        return [form.bits(x) for x in np.asarray(values).reshape(-1)]
+        return [form.bits(x) for x in np.asarray(values).reshape(-1)[kept]]
+
+    def place(i: int) -> str:
+        return "[" + ",".join(str(int(x)) for x in np.unravel_index(i, case.w.shape)) + "]"
 
     slots = {
         n: v for n, v in before[k].slots.items() if np.shape(v) == case.w.shape and n != "step"
     }
     exact, got = judged.test.expected[k].exact, judged.answers[k].w
     return {
-        "element": [str(list(index)).replace(" ", "") for index in np.ndindex(case.w.shape)],
+        "element": [place(i) for i in kept],
         "w": cells(before[k].w),
         "g": cells(case.steps[k].g),
         **{name: cells(value) for name, value in slots.items()},
@@ -309,7 +313,7 @@ def _columns(judged: Judged, k: int, errors: Any) -> dict[str, list[str]]:
         "bits expected": bits(exact),
         "got": cells(got),
         "bits got": bits(got),
-        "ulps": [number(e) for e in errors],
+        "ulps": [number(errors[i]) for i in kept],
     }
 
 
@@ -320,6 +324,10 @@ def _about(judged: Judged, k: int) -> dict[str, str]:
         about["kind"] = case.kind
     about["format"] = case.format
     about["shape"] = str(list(case.w.shape))
+    if case.layout != "C":
+        about["layout"] = case.layout
+    if case.neighbour is not None:
+        about["beside it"] = "another tensor in the same optimizer"
     if case.settings:
         about["settings"] = ", ".join(f"{n} = {v}" for n, v in case.settings.items())
     done = (case.state or {}).get("step", 0) + k
@@ -327,6 +335,12 @@ def _about(judged: Judged, k: int) -> dict[str, str]:
     about["lr"] = repr(case.steps[k].lr)
     about["accepted"] = f"{number(judged.test.ulps)} ulps at the scale of the operands"
     return about
+
+
+def few(value: Any) -> Any:
+    """A named value of an evaluation as numbers; of a large array the first ones."""
+    found = np.asarray(value, dtype=np.float64)
+    return (found if found.size <= MANY else found.reshape(-1)[:MANY]).tolist()
 
 
 def values(value: Any) -> str:
@@ -489,12 +503,13 @@ def attempts(found: Verification) -> list[str]:
 
 
 def as_json(audit: Audit, dialect: str | None = None) -> dict[str, Any]:
-    """The report of an audit as one object; numbers that are not finite are null."""
+    """The report of an audit as one object; a number that is not finite is the text "inf", "-inf"
+    or "nan", and null is what there is not."""
     finding = audit.finding
     named = finding.dialect
-    return {
+    found: dict[str, Any] = spelt({
         "name": plain(audit.name),
-        "rule": audit.rule,
+        "rule": None if finding.among else audit.rule,
         "verdict": audit.verdict,
         "passes": passes(audit, dialect),
         "sentence": sentence(audit),
@@ -519,14 +534,26 @@ def as_json(audit: Audit, dialect: str | None = None) -> dict[str, Any]:
         "not_asked": {plain(why): n for why, n in audit.skipped.items()},
         "tests": [test_json(j) for j in audit.judged],
         "versions": {k: plain(v) for k, v in environment(audit.versions).items()},
-    }  # fmt: skip
+    })  # fmt: skip
+    return found
+
+
+def spelt(value: Any) -> Any:
+    """`value` with every float that is not finite, at any depth, as "inf", "-inf" or "nan"."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: spelt(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelt(item) for item in value]
+    return value
 
 
 def worst_json(judged: Judged) -> dict[str, Any]:
     """Where a test is furthest off."""
     worst = judged.worst
     place = {"tcId": judged.test.case.id, "step": worst.step, "index": worst.index}
-    return {**place, "ulps": finite(worst.ulps)}
+    return {**place, "ulps": None if judged.failure else worst.ulps}
 
 
 def test_json(judged: Judged) -> dict[str, Any]:
@@ -553,26 +580,30 @@ def _smallest_json(audit: Audit) -> dict[str, Any] | None:
     if judged is None:
         return None
     case, form, parting = judged.test.case, judged.test.case.number, audit.finding.parting
+    answers = [(e.exact, a.w) for e, a in zip(judged.test.expected, judged.answers, strict=False)]
+    if case.generated:  # the element alone that is furthest off
+        at = judged.worst
+        answers = [tuple(x.reshape(-1)[at.index] for x in answers[at.step])]
     return {
         **prompt_json(case),
         "comment": plain(case.comment),
         "rule": case.rule,
         "format": case.format,
         "settings": settings_json(case.settings),
-        "expected": [form.bits(e.exact) for e in judged.test.expected],
-        "got": [form.bits(a.w) for a in judged.answers],
+        "expected": [form.bits(exact) for exact, _ in answers],
+        "got": [form.bits(got) for _, got in answers],
         "worst": worst_json(judged),
         "parting": None if parting is None else {
             "label": parting.label,
-            "published": np.asarray(parting.published, dtype=np.float64).tolist(),
-            "found": np.asarray(parting.found, dtype=np.float64).tolist(),
+            "published": few(parting.published),
+            "found": few(parting.found),
         },
     }  # fmt: skip
 
 
 def verification_json(found: Verification) -> dict[str, Any]:
-    """The report of a verification as one object."""
-    return {
+    """The report of a verification as one object, numbers as in `as_json`."""
+    document: dict[str, Any] = spelt({
         "name": plain(found.name),
         "passes": found.passes,
         "sentence": verification_sentence(found),
@@ -584,7 +615,8 @@ def verification_json(found: Verification) -> dict[str, Any]:
         "not_attempted": found.not_attempted,
         "ignored": found.ignored,
         "versions": environment({}),
-    }
+    })  # fmt: skip
+    return document
 
 
 # --- JUnit XML ------------------------------------------------------------------------------------

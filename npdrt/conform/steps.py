@@ -4,8 +4,8 @@ The loss is the mean softmax cross-entropy of the logits, in nats. The reference
 pass, its derivative and the first update of the rule from a fresh state in 400 digits
 (`npdrt.conform.dual`), with the exact gradient, and rounds each array once.
 
-`ROWS` is the table, a line a test; `KINDS` has every kind of model with its reference, `UPDATES`
-the reference of every rule.
+`ROWS` is the table, a line a test; `KINDS` has every kind of model with its reference; the rules
+are those of `npdrt.conform.dialects`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import numpy as np
 from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
+from npdrt.conform.case import Case, Step
+from npdrt.conform.dialects import RULES as DIALECTS
+from npdrt.conform.dialects import run
 from npdrt.conform.dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
 from npdrt.conform.formats import FORMATS, Format
 from npdrt.conform.primitives import (
@@ -362,55 +365,6 @@ KINDS = {
 }
 
 
-def _norm(w: list[Any]) -> Any:
-    return mpmath().sqrt(sum(x * x for x in w))
-
-
-def _sgd(w: list[Any], g: list[Any], lr: Any, *, momentum: float, dampening: float,
-         nesterov: bool, weight_decay: float) -> list[Any]:  # fmt: skip
-    """The first velocity is d, whatever the dampening."""
-    return [a - lr * (b + weight_decay * a) * (1 + momentum * nesterov)
-            for a, b in zip(w, g, strict=True)]  # fmt: skip
-
-
-def _adam(w: list[Any], g: list[Any], lr: Any, *, betas: tuple[float, float], eps: float,
-          weight_decay: float, decoupled: bool) -> list[Any]:  # fmt: skip
-    """At the first step the corrected moments are d and d**2, whatever the betas."""
-    if decoupled:
-        w, weight_decay = [a * (1 - lr * weight_decay) for a in w], 0.0
-    d = [b + weight_decay * a for a, b in zip(w, g, strict=True)]
-    return [a - lr * b / (abs(b) + eps) for a, b in zip(w, d, strict=True)]
-
-
-def _lars(w: list[Any], g: list[Any], lr: Any, *, momentum: float, weight_decay: float,
-          trust_coefficient: float, eps: float) -> list[Any]:  # fmt: skip
-    size, slope, ratio = _norm(w), _norm(g), mpmath().mpf(1)
-    if size and slope:
-        ratio = trust_coefficient * size / (slope + weight_decay * size + eps)
-    return [a - lr * ratio * (b + weight_decay * a) for a, b in zip(w, g, strict=True)]
-
-
-def _lars_lesion(w: list[Any], g: list[Any], lr: Any) -> list[Any]:
-    rate = lr * _norm(w) / _norm(g) if _norm(w) and _norm(g) else lr
-    return [a - rate * b for a, b in zip(w, g, strict=True)]
-
-
-def _fromage(w: list[Any], g: list[Any], lr: Any, *, norm_bound: float | None) -> list[Any]:
-    prefactor = mpmath().sqrt(1 + lr * lr)
-    new = [a / prefactor for a in _lars_lesion(w, g, lr)]
-    if norm_bound is not None and _norm(new) > norm_bound * _norm(w):
-        new = [a * norm_bound * _norm(w) / _norm(new) for a in new]
-    return new
-
-
-UPDATES: dict[str, Callable[..., list[Any]]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "lars": _lars,
-    "lars_lesion": _lars_lesion,
-    "fromage": _fromage,
-}  # the first update of an array, from a fresh state, over mpf
-
 # --- generation ------------------------------------------------------------------------------
 
 
@@ -512,14 +466,19 @@ def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tupl
         grads = {
             name: pull_back(loss, np.ones(()), name, np.shape(w))[0] for name, w in params.items()
         }
-        new = {}
-        for name, w in leaves.items():
-            before = [v.value for v in w.reshape(-1)]
-            after = UPDATES[row.rule](
-                before, grads[name].reshape(-1).tolist(), mpmath().mpf(row.lr), **row.settings
-            )
-            new[name] = fill(w.shape, after)
+        new = {name: _updated(row, w, grads[name]) for name, w in params.items()}
         return loss, grads, new, moved
+
+
+def _updated(row: Row, w: Any, g: Any) -> Any:
+    """A parameter after the first step of the rule, exact; w: float64, g: numbers of mpmath."""
+
+    def real(x: Any) -> Any:
+        return np.vectorize(mpmath().mpf, otypes=[object])(x)[()]
+
+    case = Case(0, "", (), row.rule, "float64", row.settings, w, (Step(g, row.lr),))
+    (after,) = run(DIALECTS[row.rule], {}, case, real)
+    return after.w
 
 
 # --- answering and judging -------------------------------------------------------------------

@@ -30,6 +30,7 @@ from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error, Unavailable
 
 START = 120.0  # seconds to import a target
+UNIT = 500  # steps to which the limit of a case is meant
 LOSSES = 3  # children that a target may take with it
 COUNTER = 2**31 - 1  # where optax stops counting
 RULE = {
@@ -212,9 +213,9 @@ def answers(
 ) -> list[Outcome]:
     """The outcome of every case, in order.
 
-    limit: seconds for a case, which is run twice. A child that hangs or dies is replaced; after
-    three, the cases that are left get the last failure. progress(done, total) is called after
-    every case. Never raises what a target does.
+    limit: seconds for a case, which is run twice; one of more than `UNIT` steps has as many times
+    more. A child that hangs or dies is replaced; after three, the cases that are left get the last
+    failure. progress(done, total) is called after every case. Never raises what a target does.
     """
     outcomes: list[Outcome] = []
     with closing(_Children(target, limit)) as children:
@@ -300,7 +301,8 @@ class _Child:
         self._number += 1
         plain = replace(case, settings=dict(case.settings))
         outcome: Outcome
-        number, outcome = self._exchange((self._number, plain), limit)
+        longer = max(1.0, len(case.steps) / UNIT)
+        number, outcome = self._exchange((self._number, plain), limit * longer)
         if number != self._number:
             raise Unanswered("died", "its answers came out of order, as when it forks")
         return outcome

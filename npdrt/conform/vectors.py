@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from npdrt import schema
-from npdrt.conform.case import Answer, Case, Failure, Outcome, Slots, Step
+from npdrt.conform import canonical, cases, generated
+from npdrt.conform.case import LAYOUTS, Answer, Case, Failure, Neighbour, Outcome, Slots, Step
 from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.errors import Error, FileRefused
 from npdrt.regular import contents
@@ -124,25 +125,37 @@ def slots_from(found: Mapping[str, Any], shape: Sequence[int], number: Format) -
     }  # fmt: skip
 
 
-def prompt_json(case: Case) -> dict[str, Any]:
-    """What is asked, without answers."""
+def prompt_json(case: Case, *, drawn: bool = False) -> dict[str, Any]:
+    """What is asked, without answers. drawn: with the numbers of a generated case, too."""
     number = case.number
-    return {
+    found: dict[str, Any] = {
         "tcId": case.id,
         "comment": case.comment,
         "flags": list(case.flags),
         "result": case.result,
         "kind": case.kind,
         "shape": list(case.w.shape),
-        "w": number.bits(case.w),
-        "state": None if case.state is None else slots_json(case.state, number),
-        "steps": [{"lr": hexed(s.lr), "g": number.bits(s.g)} for s in case.steps],
     }
+    if case.layout != "C":
+        found["layout"] = case.layout
+    if case.generated and not drawn:
+        return {**found, "generated": len(case.steps)}
+    found["w"] = number.bits(case.w)
+    found["state"] = None if case.state is None else slots_json(case.state, number)
+    found["steps"] = [{"lr": hexed(s.lr), "g": number.bits(s.g)} for s in case.steps]
+    if case.neighbour is not None:
+        g = [number.bits(x) for x in case.neighbour.g]
+        found["neighbour"] = {"w": number.bits(case.neighbour.w), "g": g}
+    return found
 
 
 def vector_json(test: Vector) -> dict[str, Any]:
     """What is asked, with the answers."""
     number, found = test.case.number, prompt_json(test.case)
+    if test.case.generated:
+        at = generated.sample(test.case.w.shape, len(test.case.steps))
+        exact = [test.expected[k].exact.reshape(-1)[i] for k, i in at]
+        return {**found, "ulps": test.ulps, "sample": {"at": at, "exact": number.bits(exact)}}
     for step, expected in zip(found["steps"], test.expected, strict=False):  # none to "error"
         if expected.norms is not None:
             step["norms"] = [hexed(x) for x in expected.norms]
@@ -162,7 +175,9 @@ def vector_json(test: Vector) -> dict[str, Any]:
 def case_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Case:
     """The case of a test in its group."""
     number, shape = FORMATS[group["format"]], found["shape"]
-    state = found["state"]
+    if "generated" in found:
+        return _generated(group, found)
+    state, beside = found["state"], found.get("neighbour")
     return Case(
         found["tcId"],
         found["comment"],
@@ -177,12 +192,28 @@ def case_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Case:
         None if state is None else slots_from(state, shape, number),
         found["kind"],
         found["result"],
+        found.get("layout", LAYOUTS[0]),
+        beside and Neighbour(
+            array(beside["w"], shape, number),
+            tuple(array(g, shape, number) for g in beside["g"]),
+        ),
     )  # fmt: skip
+
+
+def _generated(group: Mapping[str, Any], found: Mapping[str, Any]) -> Case:
+    """The case of a test whose numbers are drawn anew."""
+    flags, shape, number = tuple(found["flags"]), tuple(found["shape"]), FORMATS[group["format"]]
+    draft = generated.drawn(number.name, flags, shape, found["generated"])
+    settings = settings_from(group["settings"])
+    case = cases.finished(found["tcId"], group["rule"], number, draft, settings)
+    return replace(case, result=found["result"])
 
 
 def vector_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Vector:
     """The test of an object in a vector file."""
     number, shape = FORMATS[group["format"]], found["shape"]
+    if "generated" in found:
+        return sampled(case_from(group, found), found["sample"], found["ulps"])
     expected = []
     for step, e in zip(found["steps"], found["expected"], strict=False):
         norms = tuple(unhexed(x) for x in step["norms"]) if "norms" in step else None
@@ -192,6 +223,16 @@ def vector_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Vector:
         exact, scale = (array(e[name], shape, number) for name in ("exact", "scale"))
         expected.append(Expected(exact, scale, canonical, norms))  # type: ignore[arg-type]
     return Vector(case_from(group, found), tuple(expected), found["ulps"])
+
+
+def sampled(case: Case, sample: Mapping[str, Any], ulps: float) -> Vector:
+    """A generated test: npdrt's answers, with the exact ones in place of them where these are."""
+    given = list(canonical.answers(case))
+    exact = [a.w.copy() for a in given]
+    for (k, i), value in zip(sample["at"], case.number.values(sample["exact"]), strict=True):
+        exact[k].reshape(-1)[i] = value
+    expected = zip(exact, generated.scales(case, given), given, strict=True)
+    return Vector(case, tuple(Expected(*e) for e in expected), ulps)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -225,12 +266,16 @@ def groups(
                 yield group
 
 
-def load(rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)) -> list[Vector]:
-    """The vectors of updates: of one rule or all, in some formats or all."""
+def load(
+    rule: str | None = None, formats: Sequence[str] = tuple(FORMATS), *, large: bool = True
+) -> list[Vector]:
+    """The vectors of updates: of one rule or all, in some formats or all; without the generated
+    ones where `large` is false."""
     return [
         vector_from(group, found)
         for group in groups("OptimizerStep", rule=rule, formats=formats)
         for found in group["tests"]
+        if not spared(found) and (large or "generated" not in found)
     ]
 
 
@@ -239,12 +284,20 @@ def load(rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)) -> li
 ANSWERS = ("expected", "norms", "ulps", "norm", "tolerance")
 
 
+def spared(test: Mapping[str, Any]) -> bool:
+    """Whether a test is none of the prompts: a generated one that another one stands for."""
+    return "PLAINER" in test["flags"]
+
+
 def prompts(
     kinds: Sequence[str], rule: str | None = None, formats: Sequence[str] = tuple(FORMATS)
 ) -> dict[str, Any]:
-    """Everything that is asked, and no answer: what `npdrt vectors export` writes."""
+    """Everything that is asked, and no answer: what `npdrt vectors export` writes. The numbers of
+    generated tests are in it."""
 
-    def bare(test: Mapping[str, Any]) -> dict[str, Any]:
+    def bare(group: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+        if "generated" in test:
+            return prompt_json(case_from(group, test), drawn=True)
         kept = {k: v for k, v in test.items() if k not in ANSWERS}
         if "steps" in kept:
             steps = kept["steps"]
@@ -252,9 +305,10 @@ def prompts(
         return kept
 
     found = [
-        {**group, "tests": [bare(test) for test in group["tests"]]}
+        {**group, "tests": tests}
         for kind in kinds
         for group in groups(kind, rule=rule, formats=formats)
+        if (tests := [bare(group, test) for test in group["tests"] if not spared(test)])
     ]
     return {"npdrtVectors": VERSION, "testGroups": found}
 

@@ -89,7 +89,8 @@ class Binding:
         args = tuple(map(self._filled, call.args))
         if call.function == "norm":
             flat, out = args[0].reshape(-1), self.array(call.result)
-            return [fused.norm(flat, out) if self.fast else (self.norm, (flat, out), {})]
+            compiled = self.fast and flat.dtype != "float16"  # which numba has not
+            return [fused.norm(flat, out) if compiled else (self.norm, (flat, out), {})]
         return operations(call, args, self.array(call.result))
 
     # --- chains --------------------------------------------------------------------------

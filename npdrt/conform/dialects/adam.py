@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, Arithmetic, Dialect, Rule, largest, limited
-from npdrt.conform.formats import FORMATS
+from npdrt.conform.dialects.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest, limited
+from npdrt.conform.formats import FORMATS, Format
 
 CLAUSES: dict[str, dict[str, str]] = {
     "epsilon": {
@@ -58,6 +58,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ignored": "none",
     },
     **COMMON,
+    **STATE,
 }
 
 
@@ -86,8 +87,10 @@ def step(
         new = new * (1 - lr * h.get("weight_decay", 0) * bool(h.get("decoupled")))
     share = np.abs((1 - beta2) * g * m) / np.where(v > 0, v, v * 0 + 1)  # of a rounding of g in v
     size = (np.abs(beta1 * old_m) + (1 - beta1 + share) * gross) / c1 + np.abs(after * w)
-    scale = largest(w, amplification(c, slots, a) * lr * size / root, lr * d)
-    return a.note("w", new), slots, scale
+    step = largest(lr * size / root, lr * d)
+    a.change = amplification(slots, a) * step
+    a.slack = uncertainty(c, slots, (beta1, beta2), a) * step
+    return a.note("w", new), slots, largest(w, a.change)
 
 
 def decayed(c: dict[str, str], w: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
@@ -183,19 +186,40 @@ def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any, a: Ari
     return np.sqrt(v_hat) + eps
 
 
-def amplification(c: dict[str, str], slots: Slots, a: Arithmetic) -> float:
-    """How much larger than a rounding of the tensor's dtype the error of 1 - beta^t can be.
+def amplification(slots: Slots, a: Arithmetic) -> float:
+    """How much larger than a rounding of the tensor's dtype the error of 1 - beta^t can be, where
+    that is computed in float64.
 
     A relative error u of beta^t is one of u beta^t / (1 - beta^t) of the difference: of no account
-    where that is computed in a wider format than the tensor's. A narrow beta^t has t roundings.
+    where float64 is wider than the tensor's format.
     """
-    if c["precision"] == "float64" and a.format.name != "float64":
-        return 1.0
+    return 1.0 + (sum(conditions(slots, a.format)) if a.format.name == "float64" else 0.0)
+
+
+def uncertainty(c: dict[str, str], slots: Slots, betas: tuple[Any, Any], a: Arithmetic) -> float:
+    """The relative error of a step that a bias correction in a narrow format explains.
+
+    Implementations round beta, or beta^t, or every product on the way to it. With u the rounding
+    of the format and d that of beta, the relative error of beta^t is t d and 2 u (1 + sqrt(t)), for
+    the roundings of t products, which do not all point one way. In 1 - beta^t it is
+    beta^t / (1 - beta^t) times as large; of the second moment's, under the root, half counts.
+    """
+    if c["precision"] == "float64":
+        return 0.0
     narrow = FORMATS["float32"] if c["precision"] == "float32" else a.format
-    roundings = 1 if c["precision"] == "float64" else slots["step"] + 1
-    units = 2.0 ** (a.format.precision - narrow.precision)
-    powers = [min(float(slots[f"beta{k}_power"]), 1 - 2.0**-narrow.precision) for k in (1, 2)]
-    return 1.0 + units * roundings * sum(p / (1 - p) for p in powers)
+    t, u = slots["step"] + 1, 2.0**-narrow.precision
+    shifts = [abs(float(narrow.round(np.float64(b))) / float(b) - 1) if b else 0.0 for b in betas]
+    first, second = (
+        float(k * (t * d + 2 * u * (1 + t**0.5)))
+        for k, d in zip(conditions(slots, narrow), shifts, strict=True)
+    )
+    return first + second / 2
+
+
+def conditions(slots: Slots, narrow: Format) -> list[float]:
+    """beta^t / (1 - beta^t) of both betas, where beta^t is at least a unit away from 1."""
+    powers = (min(float(slots[f"beta{k}_power"]), 1 - 2.0**-narrow.precision) for k in (1, 2))
+    return [p / (1 - p) for p in powers]
 
 
 ADAM = Rule(

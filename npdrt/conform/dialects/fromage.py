@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, NORMS, Arithmetic, Dialect, Rule, largest
+from npdrt.conform.dialects.rule import (
+    COMMON,
+    NORMS,
+    STATE,
+    Arithmetic,
+    Dialect,
+    Rule,
+    largest,
+)
 
 CLAUSES: dict[str, dict[str, str]] = {
     "zero norm": {
@@ -29,6 +37,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "on the step": "w - s g / sqrt(1 + lr^2)",
         "of lr": "(w - s g) / sqrt(1 + lr)",
         "not at zero norm": "absent where either norm is not > 0",
+        "first step only": "absent after the first step",
     },
     "ratio": {
         "|w| / |g|": "the norm of the parameter over that of the gradient",
@@ -42,7 +51,9 @@ CLAUSES: dict[str, dict[str, str]] = {
         "absolute": "norm_bound itself",
         "ignored": "no bound",
         "of this step": "norm_bound * |w| of the parameter before the step",
+        "of the first result": "norm_bound * |w| of the parameter after the first step",
     },
+    "state": {k: STATE["state"][k] for k in ("of each tensor", "shared")},  # all it has is a bound
     **COMMON,
     **NORMS,
 }
@@ -57,11 +68,15 @@ def step(
     nw, ng = a.note("|w|", a.norm(w)), a.note("|g|", a.norm(g))
     s = a.note("s", relative_rate(c, nw, ng, h["lr"], a))
     plain = (nw > 0) & (ng > 0)
-    new = a.note("w - s g", prefactored(c, w, h["sign"] * s * g, h["lr"], plain))
-    scale = largest(w, s * g, new)
+    first = slots["step"] == 0
+    new = a.note("w - s g", prefactored(c, w, h["sign"] * s * g, h["lr"], plain, first))
+    a.change = np.abs(s * g)
+    scale = largest(w, a.change, new)
     if limit is None:
         return new, slots, scale
     size = a.norm(new)
+    if c["norm bound"] == "of the first result":
+        limit = slots["max_norm"] if "max_norm" in slots else h["norm_bound"] * size
     factor = np.where(size > limit, limit / np.where(size > limit, size, size * 0 + 1), 1)
     return new * factor, {**slots, "max_norm": slots.get("max_norm", limit)}, scale
 
@@ -104,7 +119,7 @@ def ratio(c: dict[str, str], nw: Any, ng: Any) -> Any:
     return nw / ng
 
 
-def prefactored(c: dict[str, str], w: Any, change: Any, lr: Any, usable: Any) -> Any:
+def prefactored(c: dict[str, str], w: Any, change: Any, lr: Any, usable: Any, first: bool) -> Any:
     """(w - change) / sqrt(1 + lr^2), by the clause "prefactor"."""
     p = np.sqrt(1 + lr * lr)
     match c["prefactor"]:
@@ -120,6 +135,8 @@ def prefactored(c: dict[str, str], w: Any, change: Any, lr: Any, usable: Any) ->
             return w - change / p
         case "of lr":
             return (w - change) / np.sqrt(1 + lr)
+        case "first step only" if not first:
+            return w - change
         case "not at zero norm":
             return (w - change) / np.where(usable, p, p * 0 + 1)
     return (w - change) / p
@@ -165,7 +182,7 @@ FROMAGE = Rule(
 )
 LARS_LESION = Rule(
     "lars_lesion",
-    {clause: options for clause, options in CLAUSES.items() if clause != "norm bound"},
+    {clause: found for clause, found in CLAUSES.items() if clause not in ("norm bound", "state")},
     step,
     (Dialect("published", "Bernstein et al. 2020, Equation 5 and Figure 2 (right)", {}),),
     published={"prefactor": "absent"},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, NORMS, Arithmetic, Dialect, Rule, largest
+from npdrt.conform.dialects.rule import COMMON, NORMS, STATE, Arithmetic, Dialect, Rule, largest
 
 CLAUSES: dict[str, dict[str, str]] = {
     "denominator": {
@@ -65,6 +65,7 @@ CLAUSES: dict[str, dict[str, str]] = {
     },
     **COMMON,
     **NORMS,
+    **STATE,
 }
 
 
@@ -97,7 +98,8 @@ def step(
     rate = inside if inside else lr * (r if velocity_scaled else 1)
     size = np.abs(m * old) + (lr if inside else 1) * (np.abs(k * g) + np.abs(k * decay))
     new = a.note("w", shrunk * w - h["sign"] * rate * v)
-    return new, {**slots, "momentum": v}, largest(w, rate * size)
+    a.change = np.abs(rate * size)
+    return new, {**slots, "momentum": v}, largest(w, a.change)
 
 
 def skips(c: dict[str, str], w: Any, h: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.conform.case import Answer, Case, Slots
+from npdrt.conform.case import Answer, Case, Slots, as_if_contiguous, operands
 from npdrt.conform.formats import FORMATS, Format
 
 Choices = Mapping[str, str]  # clause -> alternative, where it is not the published one
@@ -26,6 +26,23 @@ COMMON: dict[str, dict[str, str]] = {
         "float16": "rounded to float16 first",
         "bfloat16": "rounded to bfloat16 first",
     },
+    "learning rate of": {
+        "this step": "the rate given with the gradient",
+        "the step before": "the rate given with the gradient before; the first step has its own",
+        "the first step": "later rates are ignored",
+    },
+    "operands": {
+        "by their strides": "element by element, wherever they lie in memory",
+        "as if contiguous": "as if the arrays were contiguous in C order",
+    },
+}
+# Clauses of the rules that remember something.
+STATE: dict[str, dict[str, str]] = {
+    "state": {
+        "of each tensor": "kept from step to step, for every tensor apart",
+        "shared": "one state for all tensors of an optimizer",
+        "lost": "forgotten after every step",
+    },
 }
 # Clauses of the rules that take norms.
 NORMS: dict[str, dict[str, str]] = {
@@ -34,6 +51,8 @@ NORMS: dict[str, dict[str, str]] = {
         "row": "each row (first axis) on its own",
         "column": "each column (last axis) on its own",
         "1-norm": "sum of absolute values",
+        "first 1024 elements": "the first 1,024 elements of the array",
+        "first 65536 elements": "the first 65,536 elements of the array",
     },
     "norm accumulation": {
         "wide": "the sum of squares neither overflows nor underflows",
@@ -42,6 +61,7 @@ NORMS: dict[str, dict[str, str]] = {
     },
 }
 PROFILES = ("norm accumulation", "precision")  # arithmetic, not rule
+BLOCKS = {"first 1024 elements": 1024, "first 65536 elements": 65536}
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,8 @@ class Arithmetic:
     format: Format
     choices: Choices
     notes: dict[str, Any] = field(default_factory=dict)
+    change: Any = 0.0  # the size of what is added to the parameter, set by the rule
+    slack: Any = 0.0  # the error that the arithmetic of a profile explains; set by the rule
 
     def note(self, label: str, value: Any) -> Any:
         """`value`, kept under `label` for the question where two evaluations part."""
@@ -103,12 +125,14 @@ class Arithmetic:
     def norm(self, x: Any) -> Any:
         """The norm of x by the clauses "norm of" and "norm accumulation"; 0-d or broadcastable."""
         axis, keep = self._axis(x)
+        if self.choices["norm of"] in BLOCKS:
+            x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
         if self.choices["norm of"] == "1-norm":
             return np.sum(np.abs(x), axis=axis, keepdims=keep)
         return np.sqrt(self._limited(np.sum(self._limited(x * x), axis=axis, keepdims=keep)))
 
     def _axis(self, x: Any) -> tuple[Any, bool]:
-        if np.ndim(x) < 2 or self.choices["norm of"] in ("tensor", "1-norm"):
+        if np.ndim(x) < 2 or self.choices["norm of"] not in ("row", "column"):
             return None, False
         row = self.choices["norm of"] == "row"
         return tuple(range(1, x.ndim) if row else range(x.ndim - 1)), True
@@ -135,12 +159,18 @@ def limited(x: Any, bounds: Format) -> Any:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One step of a rule: new parameter, slots, the scale of its operands, named values."""
+    """One step of a rule: new parameter, slots, the scale of its operands, named values.
+
+    change: the size of what is added to the parameter. slack: the absolute error that a choice of
+    arithmetic explains, besides that of a right implementation.
+    """
 
     w: Any
     slots: Slots
     scale: Any
     notes: dict[str, Any]
+    change: Any = 0.0
+    slack: Any = 0.0
 
 
 def run(
@@ -157,17 +187,37 @@ def run(
     numbers that have no infinity.
     """
     full = rule.full(choices)
+    read = as_if_contiguous if full["operands"] == "as if contiguous" else None
     w, slots = real(case.w), _slots(case, real)
+    beside = real(case.neighbour.w) if case.neighbour and full.get("state") == "shared" else None
     steps: list[Evaluated] = []
     with np.errstate(all="ignore"):
-        for k, step in enumerate(case.steps):
+        for k in range(len(case.steps)):
             arithmetic = Arithmetic(real, case.number, full)
-            h = _settings(case, step.lr, arithmetic)
-            w, slots, scale = rule.step(full, w, real(step.g), slots, h, arithmetic)
+            h = _settings(case, _rate(case, k, full), arithmetic)
+            if beside is not None and case.neighbour is not None:
+                other = case.neighbour.g[k]
+                beside, slots, _ = rule.step(full, beside, real(other), slots, h, arithmetic)
+                slots["step"] += 1
+                arithmetic = Arithmetic(real, case.number, full)
+            g = real(case.steps[k].g)
+            w, g = operands(w, g, case.layout, read) if read else (w, g)
+            w, slots, scale = rule.step(full, w, g, slots, h, arithmetic)
             slots["step"] += 1
-            steps.append(Evaluated(w, dict(slots), scale, arithmetic.notes))
+            steps.append(
+                Evaluated(
+                    w, dict(slots), scale, arithmetic.notes, arithmetic.change, arithmetic.slack
+                )
+            )
             w = real(answers[k].w) if answers is not None and k < len(answers) else w
+            slots = {"step": 0} if full.get("state") == "lost" else slots
     return steps
+
+
+def _rate(case: Case, k: int, full: Choices) -> float:
+    """The learning rate of step k by the clause "learning rate of"."""
+    at = {"the step before": max(k - 1, 0), "the first step": 0}.get(full["learning rate of"], k)
+    return case.steps[at].lr
 
 
 def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:

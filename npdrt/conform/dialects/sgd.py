@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, Arithmetic, Dialect, Rule, largest
+from npdrt.conform.dialects.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest
 
 CLAUSES: dict[str, dict[str, str]] = {
     "learning rate": {
@@ -37,6 +37,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ignored": "none",
     },
     **COMMON,
+    **STATE,
 }
 
 
@@ -57,7 +58,8 @@ def step(
         slots["momentum"] = a.note("v", v)
     change = h["sign"] * rate * u
     new = a.note("w", shrunk * w - change)
-    scale = largest(w, rate * size)
+    a.change = np.abs(rate * size)
+    scale = largest(w, a.change)
     if kind == "after the step":
         new = (1 - lr * wd) * new
     return new, slots, scale
