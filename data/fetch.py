@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npdrt import atomic
 from npdrt.data import folder as images
 from npdrt.data.archive import unpack
 from npdrt.data.bounded import opened
 from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
-from npdrt.errors import FileRefused, Unavailable
+from npdrt.errors import DiskError, FileRefused, Unavailable
 
 Folder = str | Path | None
 
@@ -64,21 +65,26 @@ class Entry:
 # Where
 
 
-def user_cache() -> Path:
-    """The folder for npdrt's data in the user's cache, by the custom of the platform."""
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "npdrt"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "npdrt"
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the standard: ignored unless absolute
-    return (xdg if xdg.is_absolute() else home / ".cache") / "npdrt"
+def user_cache() -> Path | None:
+    """The folder for npdrt's data in the user's cache, by the custom of the platform.
+
+    None if neither the environment nor the system names one: a user may have no home.
+    """
+    named = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    cache = Path(os.environ.get(named, ""))  # the XDG standard: ignored unless absolute
+    if cache.is_absolute():
+        return cache / "npdrt"
+    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        return Path.home() / usual / "npdrt"
+    except RuntimeError:
+        return None
 
 
 def folders(name: str, data_dir: Folder = None) -> list[Path]:
     """The folders that may hold the data set `name`, in the order of the search."""
-    roots = [Path(root) for root in (data_dir, os.environ.get("NPDRT_DATA")) if root]
-    return [root / name for root in (*roots, user_cache())]
+    roots = (data_dir, os.environ.get("NPDRT_DATA"), user_cache())
+    return [Path(root) / name for root in roots if root]
 
 
 def present(folder: Path, file: File) -> Path | None:
@@ -105,7 +111,7 @@ def place(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
     """The folder that holds the files of a data set, and the form they have there; see `locate`."""
     found = _found(source, data_dir)
     if found is None:
-        places = ", ".join(str(folder) for folder in folders(source.name, data_dir))
+        places = ", ".join(map(str, folders(source.name, data_dir))) or "no folder: none is set"
         raise Unavailable(
             f"data set {source.name!r} is not on this machine; looked in {places}. "
             f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {source.name}"
@@ -153,7 +159,8 @@ def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     source = find(name, catalogue)
     places = _places(source, data_dir)
     some = ((path, form) for path, form in places if here(path, form))
-    folder, form = _found(source, data_dir) or next(some, places[0])
+    anywhere = next(some, None) or next(iter(places), None)
+    folder, form = _found(source, data_dir) or anywhere or place(source, data_dir)
     return [_check(folder, file) for file in form.files]
 
 
@@ -220,13 +227,19 @@ def fetch(
     the data set's own files are kept (`npdrt.data.archive`).
 
     progress: a line on stderr; by default where that is a terminal. catalogue: another
-    sources.toml. Raises Error for an unknown name; Unavailable where pooch is missing, the folder
-    cannot be written or no mirror delivers; FileRefused where what they deliver is wrong.
+    sources.toml. Raises Error for an unknown name; DiskError where the folder cannot be written;
+    Unavailable where there is none, pooch is missing or no mirror delivers; FileRefused where what
+    they deliver is wrong.
     """
     source = find(name, catalogue)
     if source.bundled:
         return _package_folder()
     roots = [Path(data_dir) / name] if data_dir else folders(name)
+    if not roots:
+        raise Unavailable(
+            f"no folder for the data set {name!r}: there is no home directory; set NPDRT_DATA or "
+            "give --data-dir"
+        )
     for root in roots:
         for form in source.forms:
             if all(_check(root / form.folder, file).status == "ok" for file in form.files):
@@ -234,7 +247,7 @@ def fetch(
     try:
         _complete(source, roots[0], sys.stderr.isatty() if progress is None else progress)
     except OSError as error:
-        raise Unavailable(
+        raise DiskError(
             f"cannot write the data set {name!r} to {roots[0]}: {error}; "
             "set NPDRT_DATA to a folder with room that you can write"
         ) from error
@@ -255,7 +268,7 @@ def _complete(source: Source, root: Path, progress: bool) -> None:
             urls = [mirror + file.name for mirror in source.mirrors]
             whole = _download(pooch, urls, file, folder, Path(work), progress)
             if form.archive is None:
-                whole.replace(folder / file.name)
+                atomic.move(whole, folder / file.name)
         if form.archive:
             _unpack(whole, form, wrong, folder)
 
@@ -269,7 +282,7 @@ def _unpack(archive: Path, form: Form, wrong: list[File], folder: Path) -> None:
         if check.status != "ok":
             raise FileRefused(f"{check.file}: expected {check.expected}; found {check.found}")
     for file in wrong:
-        (into / file.name).replace(folder / file.name)
+        atomic.move(into / file.name, folder / file.name)
 
 
 def _pooch() -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from npdrt.errors import Diverged, Error, FileRefused, Unavailable
+from npdrt.errors import DiskError, Diverged, Error, FileRefused, Unavailable
 
 if TYPE_CHECKING:
     from npdrt import (
@@ -59,6 +59,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Checkpoint",
+    "DiskError",
     "Diverged",
     "Error",
     "FileRefused",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Errors of the system about a path that was given wrongly; the others are the disk's.
+WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
 
 class Error(Exception):
     """Base of every error npdrt raises on purpose: what was asked, what arrived, what to do."""

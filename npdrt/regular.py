@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 
@@ -21,10 +22,12 @@ def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
     Raises `FileRefused` if it is something else, `OSError` if it cannot be opened.
     """
 
-    def opener(name: str, flags: int) -> int:
-        return _descriptor(name, flags, follow)
+    return open(path, "rb", opener=opener(follow=follow))
 
-    return open(path, "rb", opener=opener)
+
+def opener(*, follow: bool = False) -> Callable[[str, int], int]:
+    """The argument `opener` of Python's `open` that refuses what is not a regular file."""
+    return lambda name, flags: _descriptor(name, flags, follow)
 
 
 def contents(path: Path, *, follow: bool = False, limit: int | None = None) -> bytes:
@@ -43,7 +46,7 @@ def _descriptor(name: str, flags: int, follow: bool) -> int:
     flags |= getattr(os, "O_NONBLOCK", 0)  # or opening a FIFO would wait
     flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(name, flags)
+        descriptor = os.open(name, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise FileRefused(

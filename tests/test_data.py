@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import pickle
+import pwd
 import re
 import signal
 import struct
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from npdrt import data
 from npdrt.data import bounded, catalogue, idx, npz, scale
 from npdrt.data.fetch import folders, locate, user_cache
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.random import Random
 
 REAL = Path(os.environ.get("NPDRT_DATA", "nowhere"))
@@ -570,6 +571,27 @@ def test_user_cache(
     assert user_cache() == Path(expected)
 
 
+def test_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id that the system does not know: a folder that is given serves, else it is said."""
+
+    def unknown(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "NPDRT_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert user_cache() is None
+    assert folders("mnist") == []
+    assert locate("mnist", small_mnist(tmp_path)) == tmp_path / "mnist"
+    assert {e.name for e in data.listing() if e.where is not None} == {"digits"}
+    for ask in (data.fetch, data.verify, locate):
+        with pytest.raises(Unavailable, match=r"NPDRT_DATA|none is set"):
+            ask("mnist")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert user_cache() == Path("/cache/npdrt")
+
+
 def test_listing(tmp_path: Path) -> None:
     entries = {entry.name: entry for entry in data.listing(small_mnist(tmp_path))}
     assert list(entries) == ["digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"]
@@ -817,7 +839,7 @@ def test_two_at_a_time(toy: Path, tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Unavailable, match=r"cannot write the data set 'toy' to .*; set NPDRT_DATA"):
+    with pytest.raises(DiskError, match=r"cannot write the data set 'toy' to .*; set NPDRT_DATA"):
         data.fetch("toy", tmp_path / "file", catalogue=toy)
 
 
