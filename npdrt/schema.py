@@ -188,6 +188,14 @@ class Resumable(Progress):
     loss_sum: Number
     right: Count
     schedule_memory: dict[str, Number | None]
+    log: Tally | None = None  # of an older npdrt: none
+
+
+class Tally(Struct):
+    """The records of the log that a checkpoint covers."""
+
+    records: Count
+    sha256: str
 
 
 class Blas(Struct):
@@ -211,6 +219,7 @@ class Provenance(Struct):
     blas: list[Blas]
     device: str
     data: dict[str, str]
+    blas_before: list[list[Blas]] = []
 
 
 class RunMeta(Struct):
@@ -228,6 +237,7 @@ class TraceMeta(Struct):
 
     parameters: list[str]
     weights: list[str] = []
+    records: Count = 0
 
 
 class SlicesMeta(Struct):

@@ -94,7 +94,7 @@ def test_help() -> None:
     result = call("--help")
     assert result.exit_code == 0
     assert result.output.startswith("Usage: npdrt [OPTIONS] COMMAND [ARGS]...\n")
-    assert "130 and 143 stopped by a signal after saving." in " ".join(result.output.split())
+    assert "129, 130 and 143 stopped by a signal after saving." in " ".join(result.output.split())
     listed = re.findall(r"^  ([\w-]+) {2,}(.+)$", result.output.partition("Commands:")[2], re.M)
     assert dict(listed) == COMMANDS
     assert call("-h").output == result.output
@@ -488,7 +488,8 @@ def test_show_nonsense(here: Path, tmp_path: Path) -> None:
     assert call("show", "run/log.jsonl").exit_code == 3
     result = call("train", "--out", tmp_path / "text" / "run", "--epochs", "1")
     assert result.exit_code == 2
-    assert result.stderr.endswith(f"Error: {tmp_path / 'text' / 'run'}: Not a directory\n")
+    said = f"Error: {tmp_path / 'text' / 'run'}: Not a directory; give another path\n"
+    assert result.stderr.endswith(said)
     (tmp_path / "folder").mkdir()
     result = call("show", tmp_path / "folder")
     assert result.exit_code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_the_whole_package_is_read() -> None:
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
     ("blas", "errors"),
-    ("regular", "schema"),
+    ("owner", "regular", "schema"),
     ("atomic",),
     ("arrays", "random"),
     ("autodiff",),
@@ -130,6 +131,85 @@ def test_no_library_checks(module: str) -> None:
 )
 def test_library_checks_are_seen(source: str) -> None:
     assert list(library_checks(ast.parse(source)))
+
+
+# --- one file writes over files ---------------------------------------------------------------
+
+WRITES_FILES = {
+    "npdrt.atomic": "the one file that does",
+    "npdrt.data.fetch": "downloads to a file that pooch made in a new folder",
+    "npdrt.data.archive": "unpacks into a new folder",
+    "npdrt.regular": "opens a file for npdrt.atomic to append to",
+    "npdrt.cli.common": "opens the null device when the reader of messages has gone",
+}
+METHODS = {"rename", "write_text", "write_bytes", "hardlink_to", "symlink_to", "touch"}
+OF_OS = {"rename", "replace", "link", "symlink", "truncate", "ftruncate", "mkfifo"}
+MODULES = {"shutil": {"copy", "copy2", "copyfile", "move"}, "os": OF_OS}
+
+
+def replacements(tree: ast.Module) -> Iterator[str]:
+    """Calls that write over a file or give one another name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name)) if (
+                name in MODULES.get(module, ())
+            ):
+                yield ast.unparse(node)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="os"), attr="open")):
+                if "O_RDONLY" not in ast.unparse(node):
+                    yield ast.unparse(node)
+            case ast.Call(func=ast.Attribute(attr=name)) if name in METHODS:
+                yield ast.unparse(node)
+            case ast.Call(func=ast.Attribute(attr="replace"), args=[_], keywords=[]):
+                yield ast.unparse(node)  # of a path: of a string it has two arguments
+            case ast.Call(
+                func=ast.Name(id="open") | ast.Attribute(attr="open") | ast.Attribute(attr="File")
+            ) if writes(node):
+                yield ast.unparse(node)
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call of `open` has a mode to write in, or one that cannot be seen."""
+    method = isinstance(call.func, ast.Attribute) and call.func.attr == "open"
+    modes = [
+        *call.args[0 if method else 1 : 2],
+        *(k.value for k in call.keywords if k.arg == "mode"),
+    ]
+    if not method and any(not isinstance(mode, ast.Constant) for mode in modes):
+        return True
+    texts = [str(mode.value) for mode in modes if isinstance(mode, ast.Constant)]
+    return any(re.fullmatch(r"[rwaxbt+]{1,3}", text) and set(text) & set("wax+") for text in texts)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_module_replaces_files(module: str) -> None:
+    found = list(replacements(modules()[module]))
+    assert bool(found) == (module in WRITES_FILES), found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "path.replace(other)",
+        "os.replace(a, b)",
+        "path.rename(other)",
+        "path.write_text('a')",
+        "open(path, 'w')",
+        "path.open('ab')",
+        "path.open(mode='r+')",
+        "open(path, how)",
+        "h5py.File(path, 'a')",
+        "os.open(path, flags)",
+        "shutil.move(a, b)",
+    ],
+)
+def test_replacements_are_seen(source: str) -> None:
+    assert list(replacements(ast.parse(source)))
+
+
+@pytest.mark.parametrize("source", ["text.replace('a', 'b')", "open(path, 'rb')", "path.open()"])
+def test_reading_is_no_replacement(source: str) -> None:
+    assert not list(replacements(ast.parse(source)))
 
 
 # --- the names of the array module -----------------------------------------------------------

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
-from npdrt.store import lock, log
+from npdrt.store import log
 from npdrt.train import recipe, sweep
 from npdrt.train.config import Config
 from npdrt.train.recipe import RECIPES, SCALES
@@ -256,8 +256,7 @@ def test_a_finished_sweep_starts_nothing(
     through: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, expected = through
-    monkeypatch.setattr(sweep, "train", None)
-    monkeypatch.setattr(sweep, "resume", None)
+    monkeypatch.setattr(sweep, "_work", None)  # which no worker could be given
     out = Path(path).parent / "through"
     result = CliRunner().invoke(cli, ["sweep", path, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
@@ -301,19 +300,3 @@ def test_shards_out_of_range(shard: str) -> None:
     result = CliRunner().invoke(cli, ["sweep", "fromage/figure-1", f"--shard={shard}"])
     assert result.exit_code == 2
     assert "0 <= I < N" in result.output
-
-
-# --- the lock --------------------------------------------------------------------------------
-
-
-def test_two_processes_do_not_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
-    with (
-        lock.exclusive(tmp_path),
-        pytest.raises(Error, match="in use by another process"),
-        lock.exclusive(tmp_path),
-    ):
-        pass
-    with lock.exclusive(tmp_path):
-        pass
-    assert list(tmp_path.iterdir()) == []

@@ -374,6 +374,7 @@ def test_failing_user_model(blobs: Path, tmp_path: Path, body: str, message: str
     file.write_text(NOISY.replace("return self.phi(", f"{body}\n        return self.phi("))
     with pytest.raises(Error, match=message):
         train(settings(blobs, model=f"{file}:Noisy", model_options={}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_epochs(blobs: Path, tmp_path: Path) -> None:
@@ -384,6 +385,8 @@ def test_more_epochs(blobs: Path, tmp_path: Path) -> None:
     resume(tmp_path / "parts", epochs=5)
     found, expected = contents(tmp_path / "parts"), contents(tmp_path / "whole")
     assert found["log"][0].pop("config") != expected["log"][0].pop("config")  # as it was started
+    for side in (found, expected):
+        del side["meta"]["progress"]["log"]["sha256"]  # of those records
     assert_same(found, expected)
 
 
@@ -411,8 +414,9 @@ def test_damaged_tail_of_the_log(blobs: Path, tmp_path: Path) -> None:
     assert_same(contents(tmp_path / "parts"), contents(tmp_path / "whole"))
     for damaged in (sound.replace(b"\n", b"\n\xff\n", 1), sound.replace(b"\n", b"\n[1]\n", 1)):
         journal.write_bytes(damaged)
-        with pytest.raises(FileRefused, match=r"log.jsonl: line 2 is damaged"):
+        with pytest.raises(FileRefused, match=r"log.jsonl: does not begin with the 23 records"):
             resume(tmp_path / "parts")
+        assert journal.read_bytes() == damaged
     journal.unlink()
     with pytest.raises(FileRefused, match=r"log.jsonl: cannot be read"):
         resume(tmp_path / "parts")
@@ -517,7 +521,7 @@ def test_kill_9_a_hundred_times(tmp_path: Path) -> None:
 
 
 KILL_EVERYWHERE = """
-import contextlib, json, os, signal, sys
+import contextlib, json, os, shutil, signal, sys
 from pathlib import Path
 import npdrt.cli.train
 import npdrt.store.hdf5  # once, not in every child
@@ -525,7 +529,7 @@ from npdrt.cli import cli
 
 # One process forks a child for each n: the child dies before the n-th change of a file or folder.
 words = json.loads(sys.argv[1])
-changes = {"os.rename", "os.link", "os.remove", "os.mkdir"}
+changes = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "fcntl.flock"}
 countdown = -1
 
 def hook(event, args):
@@ -546,19 +550,36 @@ def child(out, n):
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+def kill_everywhere(begin, most=1000):
+    n, left = 0, []
+    while n < most:
+        out = f"{begin}-{n}"
+        if begin != "fresh":
+            shutil.copytree(begin, out)
+        killed = child(out, n)
+        left.append(sorted(os.listdir(out)) if os.path.isdir(out) else [])
+        if killed == 0:
+            return left
+        shutil.copytree(out, f"left-{out}") if left[-1] else None
+        assert child(out, -1) == 0, out
+        n += 1
+    return left
+
 os.fsync = lambda descriptor: None  # a kill leaves the page cache as it is
 sys.addaudithook(hook)
 sys.stdout = open(os.devnull, "w")
-n = 0
-while child(f"at-{n}", n) != 0:
-    assert child(f"at-{n}", -1) == 0, n
-    n += 1
-sys.stderr.write(str(n))
+left = kill_everywhere("fresh")
+born = next(n for n, names in enumerate(left) if "checkpoint.h5" in names)
+os.rename(f"left-fresh-{born - 1}", "unborn")
+os.rename(f"left-fresh-{(born + len(left)) // 2}", "half")
+counts = {begin: len(kill_everywhere(begin, 14)) for begin in ("unborn", "half")}
+sys.stderr.write(json.dumps({"fresh": len(left), **counts}))
 """
 
 
 def test_killed_before_every_change_of_a_file(tmp_path: Path) -> None:
-    """One kill before each file operation of a whole run: each leaves a run that resumes."""
+    """One kill before each file operation of a whole run; before the first 14 of one that finds
+    what a run killed before its first checkpoint left, and of a resumption: each resumes."""
     write_blobs(tmp_path / "blobs.npz")
     words = [*KILLED, "--epochs", "1", "--checkpoint-every", "4"]
     assert finish(start(*words, "--out", "whole", cwd=tmp_path)) == 0
@@ -568,15 +589,16 @@ def test_killed_before_every_change_of_a_file(tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    runs = sorted(tmp_path.glob("at-*"))
-    assert len(runs) == int(done.stderr) + 1 > 20
     expected = contents(tmp_path / "whole")
-    for run in runs:
-        assert_same(contents(run), expected)
-        assert names(run) == RUN_FILES
+    for begin, count in json.loads(done.stderr).items():
+        runs = sorted(tmp_path.glob(f"{begin}-*"))
+        assert len(runs) == count >= 14
+        for run in runs:
+            assert_same(contents(run), expected)
+            assert names(run) == RUN_FILES, run
 
 
 SLOW = '''
@@ -614,7 +636,9 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_signal_saves_and_stops(number: int, code: int, slow: Path) -> None:
     process = start(*WORDS, "run", cwd=slow, SLOW="0.05")
@@ -1450,20 +1474,48 @@ def test_trace_is_the_same_in_every_way_to_run(blobs: Path, tmp_path: Path) -> N
     assert all(one == found[0] for one in found)
 
 
-def test_trace_of_a_log_without_the_network(blobs: Path, tmp_path: Path) -> None:
-    """A run from before these columns goes on; its old rows are NaN there."""
-    run = tmp_path / "run"
+def test_a_run_of_an_older_npdrt(blobs: Path, tmp_path: Path) -> None:
+    """One from before the checkpoint covered the log, and before the columns of the network: it
+    goes on with a warning, and its old rows are NaN there."""
+    run, reporter = tmp_path / "run", Collector()
     train(settings(blobs), run, stop=stop_after(5))
     old = [
         {k: v for k, v in r.items() if "trust" not in k and k != "descent_threshold"}
         for r in log.read(run / "log.jsonl")
         if r["event"] != "conditioning"
     ]
-    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in old))
-    resume(run)
+    later = [{"event": "step", "step": 6, "loss": 1.0}]
+    write_log(run / "log.jsonl", old + later)
+    forget_the_log(run / "checkpoint.h5")
+    resume(run, reporter=reporter)
+    assert "is of an older npdrt" in reporter.warnings[0]
     tables, _ = trace.read(run / "trace.h5")
     assert np.isnan(tables["network/euclidean_trust"]).tolist() == [True, *[False] * 4]
     assert tables["conditioning/step"].tolist() == [7, 14, 21]
+    assert log.read(run / "log.jsonl")[: len(old)] == old
+    covered = store.load(run / "checkpoint.h5").meta["progress"]["log"]
+    assert covered["records"] == len(log.read(run / "log.jsonl"))
+
+
+def test_damage_in_the_log_of_an_older_npdrt(blobs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(blobs), run, stop=stop_after(5))
+    forget_the_log(run / "checkpoint.h5")
+    sound = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").write_bytes(sound.replace(b"\n", b"\n[1]\n", 1))
+    with pytest.raises(FileRefused, match=r"log.jsonl: line 2 is damaged"):
+        resume(run)
+
+
+def write_log(path: Path, records: list[Any]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def forget_the_log(path: Path) -> None:
+    """Make a checkpoint as npdrt wrote it before it kept the tally of the log."""
+    stored = store.load(path)
+    del stored.meta["progress"]["log"]
+    store.save(path, stored.params, buffers=stored.buffers, state=stored.state, meta=stored.meta)
 
 
 VECTOR = """

@@ -194,6 +194,8 @@ def load(path: Path) -> Figure:
     if not file.exists():
         raise Error(f"{file} does not exist; give a run directory, a trace, a study or slices")
     arrays, meta = container.read(file)
+    if meta.get("kind") == "trace":
+        arrays, meta = trace.newest(file, arrays, meta)
     try:
         if meta.get("kind") == "trace":
             trace.check(arrays, meta, "the trace is not of the form that npdrt writes")

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,6 +51,7 @@ from npdrt.train.step import State, Step, Task, evaluate, make_step
 LARGEST_EXPONENT = 709.0  # exp(710) is inf
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 WORTH_A_THREAD = 1 << 16  # values of a batch of images; handing over a smaller one costs more
+GROWTH = 1.25  # of the log, after which the trace is written again: that costs the whole history
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,20 @@ class Reporter:
         """Something to be read that does not stop the run."""
 
 
+def _alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether the BLAS libraries of two processes are the same; one may have loaded more."""
+    return all(library in b for library in a) or all(library in a for library in b)
+
+
+def _named(blas: Sequence[Mapping[str, Any]]) -> str:
+    """BLAS libraries in words."""
+    parts = (
+        f"{b['library']} {b['version']} ({b['kernel']} kernels, {b['threads']} threads)"
+        for b in blas
+    )
+    return ", ".join(parts) or "no BLAS library that is known"
+
+
 class Trainer:
     """A resolved configuration with its model, data and files; `run` trains."""
 
@@ -143,6 +159,9 @@ class Trainer:
         self._steps: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
         self._memory = memory_on(self.device)
         self._warned = False
+        self._traced = 0  # bytes of the log when the trace was written last
+        self._earlier: list[Any] = []  # BLAS libraries that made steps before this process
+        self.stepped = False  # whether a step was finished
         if config.fast:
             require_compiler()  # now, before a run directory is made
         self.sampler = dataset.sampler(config.batch_size, config.seed)
@@ -228,31 +247,79 @@ class Trainer:
         if self.config.model == "bert":  # what a file gave it at first is in the checkpoint
             model = dataclasses.replace(model, weights="")
         start, progress = self._first(model), checkpoint.meta["progress"]
-        shapes = {name: tuple(value.shape) for name, value in start.state.params.items()}
-        checkpoint.check_shapes(shapes, path)
-        if start.state.optimizer.keys() != checkpoint.state.keys():
-            raise FileRefused(f"{path}: the state is not that of {self.optimizer.name}")
-        if missing := start.state.buffers.keys() - checkpoint.buffers.keys():
-            raise FileRefused(f"{path}: the buffer {min(missing)} of the model is missing")
+        schema.check(progress, schema.Resumable, path)
+        self._check_state(start.state, checkpoint, path)
+        self._check_progress(checkpoint, path)
+        made = checkpoint.meta["provenance"]
+        self._earlier = [*made.get("blas_before", []), made["blas"]]
         groups = (checkpoint.params, checkpoint.buffers, checkpoint.state)
         state = State(*({n: to_device(v, self.device) for n, v in g.items()} for g in groups))
-        schema.check(progress, schema.Resumable, path)
         schedule = _remembering(start.schedule, progress, path)
         sums = self._sums(progress["loss_sum"], progress["right"])
         return Position(state, schedule, progress["step"], *sums)
 
+    def _check_state(self, start: State, checkpoint: Checkpoint, path: Path) -> None:
+        """Refuse arrays that are not of the names, shapes and types of this model and rule."""
+        checkpoint.check_shapes({n: tuple(v.shape) for n, v in start.params.items()}, path)
+        if start.optimizer.keys() != checkpoint.state.keys():
+            raise FileRefused(f"{path}: the state is not that of {self.optimizer.name}")
+        if missing := start.buffers.keys() - checkpoint.buffers.keys():
+            raise FileRefused(f"{path}: the buffer {min(missing)} of the model is missing")
+        found = checkpoint.params | checkpoint.state
+        for name, value in (start.params | start.optimizer).items():
+            want, got = f"{tuple(value.shape)} {value.dtype}", found[name]
+            if want != f"{got.shape} {got.dtype}":
+                raise FileRefused(
+                    f"{path}: {name} is {got.shape} {got.dtype}, in this run it is {want}; use a "
+                    "checkpoint of this run"
+                )
+
+    def _check_progress(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Refuse numbers that no run has."""
+        progress = checkpoint.meta["progress"]
+        step, loss, right = (progress[name] for name in ("step", "loss_sum", "right"))
+        sound = {
+            "step": step == int(checkpoint.state["step"]),
+            "loss_sum": loss > -1,  # 0, but for rounding
+            "right": right <= self.task.count(self.dataset.y),
+        }
+        for name in (name for name, fits in sound.items() if not fits):
+            raise FileRefused(
+                f"{path}: {name} = {progress[name]!r} is not that of a run with this state; use a "
+                "checkpoint that npdrt wrote"
+            )
+
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """How the run is made; taken at the first save, when the BLAS threads are set."""
-        return provenance(self.device, self.dataset.digests)
+        """How the run is made; taken when it begins, when the BLAS threads are set.
 
-    def _save(self, at: Position, journal: log.Log) -> None:
-        """Trace and checkpoint. The log is on the disk first, so it always covers both; the
-        checkpoint is last, so that a finished run has its whole trace."""
+        blas_before: the BLAS libraries of earlier processes that were others, in their order.
+        """
+        made = provenance(self.device, self.dataset.digests)
+        chain = pairwise([*self._earlier, made["blas"]])
+        if changed := [blas for blas, after in chain if not _alike(blas, after)]:
+            made["blas_before"] = changed
+        return made
+
+    def _warn_of_other_kernels(self) -> None:
+        """Warn if the BLAS library that made the last steps is not the one that will go on."""
+        now = self.provenance["blas"]
+        if self.device.kind == "cpu" and not _alike(self._earlier[-1], now):
+            self.reporter.warning(
+                f"the steps so far were computed by {_named(self._earlier[-1])}, the next ones "
+                f"will be by {_named(now)}: the result will differ in its last bits from that of a "
+                "run that never stopped; the checkpoint records both. OPENBLAS_CORETYPE chooses "
+                "the kernels, --threads the threads"
+            )
+
+    def _save(self, at: Position, journal: log.Log, *, ends: bool = False) -> None:
+        """Checkpoint, and the trace if the log has grown by a quarter since the last one or the
+        run ends. The log is on the disk first, so it always covers both; the checkpoint is last,
+        so that a finished run has its whole trace."""
         self._require_finite(at)
         journal.sync()
-        records = log.read(self.out / "log.jsonl")
-        trace.write(self.out / "trace.h5", records, list(at.state.params))
+        if ends or journal.size >= GROWTH * self._traced:
+            self._write_trace(at, journal)
         progress = {
             "step": at.step,
             "steps": self.steps,
@@ -260,6 +327,7 @@ class Trainer:
             "loss_sum": float(to_host(at.loss_sum)),
             "right": int(to_host(at.right)),
             "schedule_memory": at.schedule.memory(),
+            "log": journal.tally.as_dict(),
             "random": "philox4x64-10 keyed by (seed, purpose, step); no other state",
             "sampler": "epoch = step // steps an epoch; order from (seed, data/order, epoch), "
             "that of the text where it is text",
@@ -274,6 +342,10 @@ class Trainer:
             meta=self._meta(progress),
             keep_previous=previous,
         )
+
+    def _write_trace(self, at: Position, journal: log.Log) -> None:
+        trace.write(self.out / "trace.h5", log.read(journal.path), list(at.state.params))
+        self._traced = journal.size
 
     def _meta(self, progress: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint says of its run."""
@@ -301,26 +373,35 @@ class Trainer:
 
     # --- the loop ------------------------------------------------------------------------
 
-    def run(self, at: Position, stop: Callable[[], int], *, fresh: bool = False) -> Summary:
-        """Train from `at` to the end, or to the step after which `stop` names a signal. fresh: the
-        run begins here; its first record and checkpoint are written."""
+    def run(self, at: Position, journal: log.Log, stop: Callable[[], int]) -> Summary:
+        """Train from `at` to the end, or to the step after which `stop` names a signal. journal:
+        the log of the run; where it is empty, its first record and checkpoint are written."""
         begun, signal = time.perf_counter() - at.seconds, 0
         for note in (*self.dataset.notes, *self._beyond()):
             self.reporter.warning(note)
-        with log.Log(self.out / "log.jsonl") as journal, quiet(), self._threads(at), self.made:
-            if fresh:
-                journal.write({"event": "start", "step": 0, "config": self.config.as_dict()})
-                self._log_conditioning(at, journal)
-                self._save(at, journal)
+        with quiet(), self._threads(at), self.made:
+            self._begin(at, journal)
             self._snapshot(at)
             while at.step < self.steps and not signal:
                 at, record = self._advance(at, journal, begun)
+                self.stepped = True
                 self.reporter.progress(at.step, self.steps, record)
                 signal = stop()
                 self._snapshot(at)
-                if signal or at.step == self.steps or self._due("checkpoint_every", at.step):
-                    self._save(at, journal)
+                ends = bool(signal) or at.step == self.steps
+                if ends or self._due("checkpoint_every", at.step):
+                    self._save(at, journal, ends=ends)
             return self._summary(at, time.perf_counter() - begun, signal)
+
+    def _begin(self, at: Position, journal: log.Log) -> None:
+        """The first records and checkpoint of a run, or the trace of one that goes on."""
+        if journal.tally.records:
+            self._warn_of_other_kernels()
+            self._write_trace(at, journal)
+            return
+        journal.write({"event": "start", "step": 0, "config": self.config.as_dict()})
+        self._log_conditioning(at, journal)
+        self._save(at, journal)
 
     def _threads(self, at: Position) -> AbstractContextManager[Any]:
         """BLAS threads for this run; a second one slows small products down, on a busy machine

@@ -112,26 +112,30 @@ def slices(
     file is written after every snapshot, and what it holds of the same grid and examples is not
     computed again.
 
-    Raises Error where there is no such snapshot, or for a grid that does not begin with 0.
+    Raises Error where there is no such snapshot, for a grid that does not begin with 0, and where
+    the data or the model file are not those of the run.
     """
     eta = tuple(float(value) for value in eta)
     if eta[:1] != (0.0,) or list(eta) != sorted(set(eta)):
         raise Error(f"eta must increase from 0; got {', '.join(f'{e:g}' for e in eta[:5])} ...")
-    chosen = _snapshots(run, steps)
-    slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir, code)
-    rows = _stored(run / name, slicer.settings)
-    todo = {step: path for step, path in chosen.items() if step not in rows}
-    done = itertools.count(1)
+    if not run.is_dir():
+        raise Error(f"{run} is not a run directory")
+    with exclusive(run):
+        chosen = _snapshots(run, steps)
+        slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir, code)
+        rows = _stored(run / name, slicer.settings)
+        todo = {step: path for step, path in chosen.items() if step not in rows}
+        done = itertools.count(1)
 
-    def tick() -> None:
-        progress(next(done), len(eta) * len(todo))
-        if stop():
-            raise _Stopped
+        def tick() -> None:
+            progress(next(done), len(eta) * len(todo))
+            if stop():
+                raise _Stopped
 
-    with exclusive(run), threadpool_limits(threads, user_api="blas"), suppress(_Stopped):
-        for step, path in todo.items():
-            rows[step] = slicer.slice(path, tick)
-            _write(run / name, _gather(rows, slicer.settings))
+        with threadpool_limits(threads, user_api="blas"), suppress(_Stopped):
+            for step, path in todo.items():
+                rows[step] = slicer.slice(path, tick)
+                _write(run / name, _gather(rows, slicer.settings))
     return _gather({step: rows[step] for step in chosen if step in rows}, slicer.settings)
 
 
@@ -269,8 +273,6 @@ def change_norms(before: Params, after: Params) -> Array:
 
 def _snapshots(run: Path, steps: Sequence[int] | None) -> dict[int, Path]:
     """The files of the snapshots by step; the last checkpoint where there are none."""
-    if not run.is_dir():
-        raise Error(f"{run} is not a run directory")
     files = sorted((run / "snapshots").glob("step-*.h5"))
     numbered = ((path.stem.removeprefix("step-"), path) for path in files)
     found = {int(number): path for number, path in numbered if re.fullmatch("[0-9]{1,16}", number)}

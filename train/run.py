@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays, atomic, data, store
+from npdrt import arrays, data, store
 from npdrt.data import Dataset
-from npdrt.errors import Error
-from npdrt.store import Checkpoint, log
+from npdrt.errors import Diverged, Error
+from npdrt.store import Checkpoint, lock, log
 from npdrt.store.lock import exclusive
 from npdrt.train.config import Config, stored
 from npdrt.train.loop import Reporter, Summary, Trainer
@@ -21,6 +21,10 @@ from npdrt.train.loop import Reporter, Summary, Trainer
 def never() -> int:
     """A `stop` that never asks for one."""
     return 0
+
+
+def anything(settings: Mapping[str, Any]) -> None:
+    """An `accept` that refuses no settings."""
 
 
 def train(
@@ -34,17 +38,13 @@ def train(
     """Train from the start into the new directory `out`.
 
     stop: asked after every step; a signal number other than 0 makes the run save and end.
-    Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite.
+    Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite. If
+    anything else fails before the first step is done, `out` is left as it was.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
-    trainer = Trainer(config, dataset, out, reporter or Reporter())
-    with arrays.on(trainer.device), blame(config):
-        start = trainer.fresh()
-        out.mkdir(parents=True, exist_ok=True)
-        with exclusive(out):
-            return trainer.run(start, stop, fresh=True)
+    _require_empty(out)  # a quick answer; only the one below is certain
+    with exclusive(out, make=True):
+        _require_empty(out)
+        return start(config, out, data_dir, reporter or Reporter(), stop)
 
 
 def resume(
@@ -58,6 +58,8 @@ def resume(
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
     stop: Callable[[], int] = never,
+    begin: Callable[[], Config] | None = None,
+    accept: Callable[[Mapping[str, Any]], None] = anything,
 ) -> Summary:
     """Go on with the run in `out` from its newest checkpoint that can be read.
 
@@ -65,29 +67,94 @@ def resume(
     with a linear schedule, which depends on it). device, eager, fast: another way to run it.
     code: the Python file of the run's model, where that is one: the checkpoint alone makes npdrt
     run nothing.
+    begin: the configuration to start with if `out` holds no run yet, or one that was killed before
+    its first checkpoint. accept: given the settings of the run; it raises if they are not wanted.
     Raises `Error` where the data or the model file are not those of the run.
     """
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
-    with exclusive(out):
-        return _go_on(out, changes, code, data_dir, reporter or Reporter(), stop)
+    if not out.is_dir() and (begin is None or out.exists()):
+        raise Error(f"{out} holds no checkpoint.h5; start a new run without --resume")
+    with exclusive(out, make=begin is not None):
+        if begin is not None and not_begun(out):
+            return start(begin(), out, data_dir, reporter or Reporter(), stop)
+        return go_on(out, changes, code, data_dir, reporter or Reporter(), stop, accept)
 
 
-def _go_on(
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or _names(out)):
+        raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
+
+
+def _names(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()} - {lock.NAME}
+
+
+def not_begun(out: Path) -> bool:
+    """Whether `out`, which this process holds, holds no run; what one killed before its first
+    checkpoint left is removed."""
+    names = _names(out)
+    if names and not {"log.jsonl"} <= names <= {"log.jsonl", "trace.h5"}:
+        return False
+    if names and any(record["step"] > 0 for record in log.read(out / "log.jsonl")):
+        return False  # a history without its checkpoints is not ours to remove
+    _remove_files(out)
+    return True
+
+
+def _remove_files(out: Path) -> None:
+    """Remove what a run writes before its first step ends; after each removal it still resumes."""
+    for name in ("snapshots/step-000000.h5", "checkpoint.h5", "trace.h5", "log.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        (out / "snapshots").rmdir()
+
+
+def start(
+    config: Config,
+    out: Path,
+    data_dir: Path | None,
+    reporter: Reporter,
+    stop: Callable[[], int],
+) -> Summary:
+    """Train from the start into `out`, which is empty and held by this process."""
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    trainer = Trainer(config, dataset, out, reporter)
+    with arrays.on(trainer.device), blame(config), _undone(trainer):
+        at = trainer.fresh()
+        with log.Log(out / "log.jsonl") as journal:
+            return trainer.run(at, journal, stop)
+
+
+@contextmanager
+def _undone(trainer: Trainer) -> Iterator[None]:
+    """Remove a run whose first step failed. One that diverged in it can be looked into."""
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception:
+        if not trainer.stepped:
+            _remove_files(trainer.out)
+        raise
+
+
+def go_on(
     out: Path,
     changes: dict[str, Any],
     code: Sequence[Path],
     data_dir: Path | None,
     reporter: Reporter,
     stop: Callable[[], int],
+    accept: Callable[[Mapping[str, Any]], None] = anything,
 ) -> Summary:
     """Resume the run in `out`, which this process holds."""
     checkpoint, path, warning = store.load_newest(out)
-    atomic.remove_stale(out)
     if warning:
         reporter.warning(warning)
     config = _resumed_config(checkpoint, path, code, changes)
+    accept(checkpoint.meta["config"])
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     _check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter)
@@ -98,9 +165,13 @@ def _go_on(
                 f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
                 f"{trainer.epoch} steps"
             )
-        kept = log.cut(out / "log.jsonl", at.step)
-        seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
-        return trainer.run(dataclasses.replace(at, seconds=seconds), stop)
+        covered = checkpoint.meta["progress"].get("log")
+        if covered is None:
+            reporter.warning(f"{path} is of an older npdrt; whether the log is its own is unknown")
+            covered = log.until(out / "log.jsonl", at.step)
+        tally, seconds = log.rewind(out / "log.jsonl", covered)
+        with log.Log(out / "log.jsonl", tally) as journal:
+            return trainer.run(dataclasses.replace(at, seconds=seconds), journal, stop)
 
 
 def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: Path) -> None:
@@ -138,7 +209,7 @@ def _resumed_config(
     checkpoint: Checkpoint, path: Path, code: Sequence[Path], changes: dict[str, Any]
 ) -> Config:
     config = stored(checkpoint.meta, path, code=code)
-    epochs = changes["epochs"]
+    epochs = changes.get("epochs")
     if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
         raise Error(
             f"a linear schedule falls over the run's {config.epochs} epochs, which cannot be "

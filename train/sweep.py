@@ -12,7 +12,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -26,13 +25,14 @@ from typing import Any
 
 from npdrt import atomic, data, schema
 from npdrt.data import Dataset
-from npdrt.errors import Diverged, Error
+from npdrt.errors import DiskError, Diverged, Error, FileRefused
 from npdrt.regular import contents
 from npdrt.store import log
+from npdrt.store.lock import InUse, exclusive
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.loop import Reporter
 from npdrt.train.recipe import RUN_OPTIONS, Recipe
-from npdrt.train.run import resume, train
+from npdrt.train.run import go_on, not_begun, start
 
 POLL = 0.2  # seconds between looks at the workers
 
@@ -53,6 +53,20 @@ class Run:
             return None
         result: dict[str, Any] = schema.parse(contents(path), schema.Result, path)
         return result
+
+    def kept(
+        self, name: str, keys: Sequence[str], compute: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The numbers of those names in a file in the run's directory, computed only once;
+        `FileRefused` if it lacks one."""
+        path = self.path / name
+        with exclusive(self.path):
+            if not path.exists():
+                write(path, compute())
+        found: dict[str, Any] = schema.parse(contents(path), dict[str, schema.Number | None], path)
+        if missing := set(keys) - found.keys():
+            raise FileRefused(f"{path}: lacks {min(missing)}; remove the file to compute it again")
+        return found
 
     def records(self, event: str) -> list[log.Record]:
         """The records of that event in the run's log."""
@@ -116,7 +130,8 @@ def sweep(
     finite is finished: its result says where it diverged.
     """
     every = runs(recipe, out, options)
-    _write(out / "manifest.json", _manifest(recipe, every))
+    with exclusive(out, make=True):
+        write(out / "manifest.json", _manifest(recipe, every))
     index, shards = options.shard
     mine = every[index::shards]
     todo = [run for run in mine if run.result is None]
@@ -127,9 +142,11 @@ def sweep(
     for _ in _working(todo, options, steps, stop, futures):
         progress(done + sum(steps), total)
     ended = {run: f.exception() for run, f in zip(todo, futures, strict=True) if not f.cancelled()}
-    failed = [f"run {run.path.name}: {_reason(error)}" for run, error in ended.items() if error]
-    if failed:
-        raise Error("\n".join(failed))
+    if failed := {run: error for run, error in ended.items() if error}:
+        disk = any(isinstance(error, DiskError | OSError) for error in failed.values())
+        raise (DiskError if disk else Error)(
+            "\n".join(f"run {run.path.name}: {_reason(error)}" for run, error in failed.items())
+        )
     return every
 
 
@@ -155,8 +172,8 @@ def _working(
     """Work on all runs in a pool; yields now and then, until the futures, one a run, are done."""
     context = multiprocessing.get_context("spawn")  # BLAS threads do not survive a fork
     signalled = context.Value("i", 0, lock=False)
-    start = partial(_start, steps, signalled, os.getpid())
-    with ProcessPoolExecutor(max(1, min(options.jobs, len(todo))), context, start) as pool:
+    begin = partial(_begin, steps, signalled, os.getpid())
+    with ProcessPoolExecutor(max(1, min(options.jobs, len(todo))), context, begin) as pool:
         futures += [pool.submit(_work, i, run, options) for i, run in enumerate(todo)]
         while not all(future.done() for future in futures):
             yield
@@ -174,9 +191,10 @@ _shared: dict[str, Any] = {}
 _busy = threading.Lock()  # held while a run is being made
 
 
-def _start(steps: Any, signalled: Any, parent: int) -> None:
+def _begin(steps: Any, signalled: Any, parent: int) -> None:
     """Set a worker up: signals are the parent's affair, which tells through `signalled`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
     _shared.update(steps=steps, signalled=signalled, parent=parent)
     threading.Thread(target=_watch, daemon=True).start()
 
@@ -214,27 +232,37 @@ def _work(index: int, run: Run, options: Options) -> None:
 
 
 def _make(index: int, run: Run, options: Options) -> None:
+    """Make one run while holding its directory. Another sweep that holds it is waited for; what it
+    finished is not made again."""
+    try:
+        with exclusive(run.path, make=True, waiting=lambda: not _stop()):
+            if run.result is None:
+                _finish(index, run, options)
+    except InUse:
+        if not _stop():
+            raise
+
+
+def _finish(index: int, run: Run, options: Options) -> None:
     how: dict[str, Any] = {"data_dir": options.data_dir, "reporter": _Count(index), "stop": _stop}
     try:
-        if any(run.path.glob("checkpoint*.h5")):
-            summary = resume(run.path, fast=options.fast, eager=False, code=options.code, **how)
+        if not_begun(run.path):
+            summary = start(dataclasses.replace(run.config, fast=options.fast), run.path, **how)
         else:
-            shutil.rmtree(run.path, ignore_errors=True)  # killed before its first checkpoint
-            config = dataclasses.replace(run.config, fast=options.fast)
-            summary = train(config, run.path, **how)
+            changes = {"fast": options.fast, "eager": False}
+            summary = go_on(run.path, changes, options.code, **how)
     except Diverged as error:
         result = {"diverged": str(error).partition(". ")[0]}
     else:
         if summary.stopped:
             return
         result = {k: v for k, v in dataclasses.asdict(summary).items() if k != "run"}
-    _write(run.path / "result.json", result)
+    write(run.path / "result.json", result)
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def write(path: Path, value: dict[str, Any]) -> None:
     """A JSON file, whole or not at all; one whose content is there already is left alone."""
     content = json.dumps(log.finite(value), indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() == content:
         return
     atomic.replace(path, content.encode())

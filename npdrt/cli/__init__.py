@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import click
 
 from npdrt import __version__, blas
-from npdrt.errors import Error, Unavailable
+from npdrt.errors import WRONG_PATH, DiskError, Error, Unavailable
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
@@ -83,13 +86,25 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise  # Click's affair: whoever read the output has gone
         except OSError as error:
-            named = error.filename is not None and error.strerror is not None
-            text = f"{error.filename}: {error.strerror}" if named else str(error)
-            raise Failure(Error(text)) from error
+            raise Failure(of_the_system(error)) from error
         except (MemoryError, OverflowError) as error:
             raise Failure(Unavailable(f"not enough memory: {error}")) from error
         except KeyboardInterrupt:
             ctx.exit(130)
+
+
+LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, open files
+
+
+def of_the_system(error: OSError) -> Error:
+    """The npdrt error for one of the system that no module has named."""
+    text = error.strerror or str(error)
+    if error.errno in LACKS:
+        return Unavailable(f"the system is out of something: {text}")
+    if error.filename is None:
+        return DiskError(f"reading or writing failed: {text}; check where the output goes")
+    kind = Error if isinstance(error, WRONG_PATH) else DiskError
+    return kind(f"{os.fsdecode(error.filename)}: {text}")
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,8 +113,8 @@ def cli() -> None:
     """NumPy deep relative trust: train, inspect and check networks on plain arrays.
 
     Exit codes: 0 done; 1 a check failed or training diverged; 2 usage; 3 a file was refused;
-    4 the environment lacks something (GPU, extra, data); 130 and 143 stopped by a signal after
-    saving.
+    4 the environment lacks something (GPU, extra, data); 5 the disk is full, read-only or failed;
+    129, 130 and 143 stopped by a signal after saving.
     """
 
 
@@ -115,8 +130,35 @@ def import_nothing_from_here() -> None:
         del sys.path[0]
 
 
+def open_standard_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (2>&-, a daemon) empty ones.
+
+    Else the next file that is opened would get their number, and messages would be written to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def show_warnings() -> None:
+    """Show what npdrt's modules warn of as a line on stderr, without the line of code."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is not UserWarning:
+            usual(message, category, *place, **more)
+            return
+        from npdrt.cli.common import warn
+
+        warn(str(message))
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     """Entry point of the console script and of `python -m npdrt`."""
     import_nothing_from_here()
+    open_standard_streams()
+    show_warnings()
     blas.choose_kernels()  # here, because a command imports NumPy as soon as it is looked up
     cli(prog_name="npdrt")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -90,12 +90,44 @@ def _escape(c: str) -> str:
 
 def notice(text: str) -> None:
     """A line on stderr."""
-    echo(text, err=True)
+    with telling():
+        echo(text, err=True)
 
 
 def warn(text: str) -> None:
     """A line on stderr that should be read; coloured on a terminal unless NO_COLOR is set."""
-    echo(f"Warning: {text}", err=True, fg="yellow")
+    with telling():
+        echo(f"Warning: {text}", err=True, fg="yellow")
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Write to stderr; if its reader has gone, this and what comes later goes nowhere."""
+    try:
+        yield
+    except OSError:
+        sys.stderr = _nowhere()
+
+
+@contextmanager
+def unbroken(number: int) -> Iterator[None]:
+    """The last output of a command that the signal `number` ended, 0 if none did.
+
+    After a signal the exit code is 128 + number, also if the terminal or the reader has gone.
+    """
+    try:
+        yield
+    except OSError:
+        if not number:
+            raise
+        sys.stdout = _nowhere()
+    if number:
+        raise SystemExit(128 + number)
+
+
+def _nowhere() -> TextIO:
+    """A file that takes all output, and does not fail again when Python ends."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def colour(**style: Any) -> dict[str, Any]:
@@ -106,7 +138,7 @@ def colour(**style: Any) -> dict[str, Any]:
 
 def on_terminal() -> bool:
     """Whether stderr is a terminal, where progress may be drawn."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -119,9 +151,10 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 @contextmanager
 def signals() -> Iterator[Any]:
-    """Catch SIGINT and SIGTERM: yields a function that returns the number of the first one, or 0.
+    """Catch SIGINT, SIGTERM and SIGHUP: yields a function that returns the first's number, or 0.
 
-    The first signal lets the work end in good order; the second stops the process at once.
+    The first signal lets the work end in good order; the second stops the process at once. A
+    SIGHUP that is ignored, as under nohup, stays ignored.
     """
     caught: list[int] = []
 
@@ -132,7 +165,10 @@ def signals() -> Iterator[Any]:
         with suppress(OSError):  # stderr may be gone: Ctrl-C ends every process of a pipe
             os.write(2, b"\nstopping after this step; once more stops at once\n")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: caught[0] if caught else 0
@@ -158,11 +194,14 @@ class Bars:
         """Move the bar of that label to `done` of `total`."""
         if not self._show:
             return
-        if label != self._label:
-            self._leave()
-            self._label = label
-            self._bar = click.progressbar(length=total, label=label, file=sys.stderr, color=False)
-        self._bar.update(done - self._bar.pos)
+        with telling():
+            if label != self._label:
+                self._leave()
+                self._label = label
+                self._bar = click.progressbar(
+                    length=total, label=label, file=sys.stderr, color=False
+                )
+            self._bar.update(done - self._bar.pos)
 
     def _leave(self) -> None:
         if self._bar is not None:

@@ -19,6 +19,7 @@ from npdrt.cli.common import (
     print_json,
     signals,
     table,
+    unbroken,
 )
 from npdrt.train import perturb
 from npdrt.train.perturb import Slices
@@ -67,17 +68,17 @@ def command(
             **options,
         )
         signal = stop()
-    rows = _rows(found)
-    if as_json:
-        print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
-    else:
-        heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
-        echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
-        echo(f"file   {run / 'slices.h5'}")
-        echo(f"next: npdrt plot {run / 'slices.h5'}")
     if signal:
         notice("stopped; the same command goes on with the next snapshot")
-        raise SystemExit(128 + signal)
+    rows = _rows(found)
+    with unbroken(signal):
+        if as_json:
+            print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
+        else:
+            heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
+            echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
+            echo(f"file   {run / 'slices.h5'}")
+            echo(f"next: npdrt plot {run / 'slices.h5'}")
 
 
 def _rows(found: Slices) -> list[dict[str, float]]:

@@ -21,6 +21,7 @@ from npdrt.cli.common import (
     print_json,
     signals,
     table,
+    unbroken,
 )
 from npdrt.train import recipe as recipes
 from npdrt.train import sweep as sweeps
@@ -95,15 +96,15 @@ def command(
             found, out, Options(**options), progress=partial(bars.progress, "sweep"), stop=stop
         )
         stopped = stop()
-    rows = [row(run) for run in every]
-    if as_json:
-        print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
-    else:
-        echo(table(as_text(rows)))
-        echo(f"runs   {out / 'runs'}")
     if stopped:
         notice("stopped; the same command goes on")
-        raise SystemExit(128 + stopped)
+    rows = [row(run) for run in every]
+    with unbroken(stopped):
+        if as_json:
+            print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
+        else:
+            echo(table(as_text(rows)))
+            echo(f"runs   {out / 'runs'}")
 
 
 def directory(recipe: Recipe) -> Path:

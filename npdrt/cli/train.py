@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from npdrt import arrays, atomic, optim, schema
+from npdrt import arrays, optim
 from npdrt.cli.common import (
     Name,
     code_option,
@@ -21,6 +23,8 @@ from npdrt.cli.common import (
     on_terminal,
     print_json,
     signals,
+    telling,
+    unbroken,
     warn,
 )
 from npdrt.data import AUGMENTS
@@ -29,7 +33,7 @@ from npdrt.models import MODELS
 from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.optim.schedules import FORMS
-from npdrt.store import load_newest, log
+from npdrt.store.lock import numbered
 from npdrt.train import Config, Reporter, Summary, resume, train
 
 DEFAULTS = Config()
@@ -68,6 +72,10 @@ class Bar(Reporter):
 
     def progress(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
         """Move the bar; the newest record gives the numbers beside it."""
+        with telling():
+            self._move(step, steps, record)
+
+    def _move(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
         if self._bar is None:
             self._bar = click.progressbar(
                 length=steps,
@@ -251,44 +259,31 @@ def command(**given: Any) -> None:
     with signals() as stop:
         common = {"data_dir": data_dir, "reporter": reporter, "stop": stop}
         try:
-            if resuming and not _never_saved(out):
+            if resuming:
                 summary = _resume(out, settings, code, quiet, common)
             else:
-                if resuming and not quiet:
-                    notice(f"{out} holds no run yet; starting it")
                 summary = _start(out, settings, quiet, common)
         finally:
             reporter.close()
-    if as_json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        head, *lines = _text(summary, code)
-        echo(head, bold=not summary.stopped)
-        echo("\n".join(lines))
-    if summary.stopped:
-        raise SystemExit(128 + summary.stopped)
-
-
-def _never_saved(out: Path) -> bool:
-    """Whether `out` holds no run; what one killed before its first checkpoint left is removed."""
-    if not out.is_dir():
-        return not out.exists()
-    atomic.remove_stale(out)
-    names = {path.name for path in out.iterdir()}
-    if "log.jsonl" in names and names <= {"log.jsonl", "trace.h5"}:
-        if any(record["step"] > 0 for record in log.read(out / "log.jsonl")):
-            return False  # a history without its checkpoints is not ours to remove
-        for name in names:
-            (out / name).unlink()
-        return True
-    return not names
+    with unbroken(summary.stopped):
+        if as_json:
+            print_json(dataclasses.asdict(summary))
+        else:
+            head, *lines = _text(summary, code)
+            echo(head, bold=not summary.stopped)
+            echo("\n".join(lines))
 
 
 def _start(
     out: Path | None, settings: dict[str, Any], quiet: bool, common: dict[str, Any]
 ) -> Summary:
-    config = Config(**{**settings, "device": _device(settings.get("device", "auto"), quiet)})
-    return train(config, out or _free_directory(config), **common)
+    config = _configuration(settings, quiet)
+    with nullcontext(out) if out else numbered(Path("runs"), _stem(config)) as directory:
+        return train(config, directory, **common)
+
+
+def _configuration(settings: dict[str, Any], quiet: bool) -> Config:
+    return Config(**{**settings, "device": _device(settings.get("device", "auto"), quiet)})
 
 
 def _model_file(settings: dict[str, Any]) -> list[str]:
@@ -304,14 +299,11 @@ def _resume(
     quiet: bool,
     common: dict[str, Any],
 ) -> Summary:
-    stored = _flat(_stored(out)) if settings else {}
-    for name, value in _flat(settings).items():
-        if name not in RESUMABLE and not _same(value, stored.get(name)):
-            option = "--" + name.rpartition(".")[2].replace("_", "-")
-            raise Error(
-                f"{out} was started with {option} {stored.get(name)!r}, not {value!r}; "
-                "leave the option out, or start a new run"
-            )
+    def begin() -> Config:
+        if not quiet:
+            notice(f"{out} holds no run yet; starting it")
+        return _configuration(settings, quiet)
+
     device = settings.get("device")
     return resume(
         out,
@@ -320,19 +312,25 @@ def _resume(
         fast=settings.get("fast"),
         device=_device(device, quiet) if device else None,
         code=code,
+        begin=begin,
+        accept=partial(_check_settings, out, settings),
         **common,
     )
 
 
-def _stored(out: Path) -> dict[str, Any]:
-    """The settings of a run, as its checkpoint has them."""
-    checkpoint, path, _ = load_newest(out)
-    schema.check(checkpoint.meta, schema.RunMeta, path)
-    found: dict[str, Any] = checkpoint.meta["config"]
-    return found
+def _check_settings(out: Path, settings: dict[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under settings that are not its own."""
+    own = _flat(stored)
+    for name, value in _flat(settings).items():
+        if name not in RESUMABLE and not _same(value, own.get(name)):
+            option = "--" + name.rpartition(".")[2].replace("_", "-")
+            raise Error(
+                f"{out} was started with {option} {own.get(name)!r}, not {value!r}; "
+                "leave the option out, or start a new run"
+            )
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """One entry an option: those of the model as "model_options.depth", and so on."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
@@ -398,13 +396,11 @@ def _device(spec: str, quiet: bool) -> str:
     return str(found)
 
 
-def _free_directory(config: Config) -> Path:
-    """runs/<model>-<n> with the first n that is free."""
+def _stem(config: Config) -> str:
+    """What the run's directory is called, before its number: runs/<model>-<depth>-<n>."""
     stem = Path(config.model.rpartition(":")[0] or config.model).stem
     depth = config.model_options.get("depth")
-    stem += f"-{depth}" if depth else ""
-    numbers = iter(range(1, 1_000_000))
-    return next(p for n in numbers if not (p := Path("runs") / f"{stem}-{n}").exists())
+    return f"{stem}-{depth}" if depth else stem
 
 
 def _text(s: Summary, code: tuple[Path, ...]) -> list[str]:

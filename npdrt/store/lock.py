@@ -1,50 +1,207 @@
-"""One process at a time in a run directory."""
+"""One process at a time in a directory: a run's, a sweep's or a study's.
+
+    with exclusive(directory, make=True):    # another process waits, or is refused
+        ...                                  # look, clean and write
+
+The lock is the system's (flock on the directory): it ends with the process, however that ends, and
+leaves no file. Where the file system has no such locks, a file `npdrt.lock` that names the process
+takes its place. One that a killed process left is taken over by the next process of that machine.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from npdrt.errors import Error
+from npdrt import atomic, owner, regular
+from npdrt.errors import DiskError, Error, FileRefused
+from npdrt.owner import Owner
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None  # type: ignore[assignment]
-
+NAME = "npdrt.lock"
 PATIENCE = 10.0  # seconds: a process whose parent was killed saves and ends after its step
+_POLL = 0.1  # seconds
+_UNKNOWN = Owner("", "an unknown machine", 0, 0)
 
 
-@contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the directory, waiting PATIENCE for another process to leave it; then `Error`.
+class InUse(Error):
+    """Another process holds the directory."""
 
-    The lock is the system's: it ends with the process, however that ends, and leaves no file. A
-    directory that is not there is free.
+
+@contextlib.contextmanager
+def exclusive(
+    directory: Path, *, make: bool = False, waiting: Callable[[], bool] | None = None
+) -> Iterator[None]:
+    """Hold the directory; what killed processes left half-written in it is removed at once.
+
+    make: make it, and its parents, if it is missing; those that are still empty at the end are
+    removed again. waiting: asked while another process holds the directory, whether to wait on;
+    by default for PATIENCE seconds. Then `InUse`. `Error` if there is no directory, `DiskError` if
+    the system refuses.
     """
-    if fcntl is None or not directory.is_dir():
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        _take(handle, directory)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, directory: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise Error(
+    waiting = waiting or _patience()
+    made: list[Path] = []
+    with contextlib.ExitStack() as held:
+        while not _acquired(directory, make, made, held):
+            if not waiting():
+                raise InUse(
                     f"{directory} is in use by another process; wait for its end, or stop it"
-                ) from error
-            time.sleep(0.1)
+                )
+            time.sleep(_POLL)
+        _clean(directory)
+        yield
+
+
+@contextlib.contextmanager
+def numbered(parent: Path, stem: str) -> Iterator[Path]:
+    """Make the directory PARENT/STEM-N with the first N that is free, which no other process gets.
+
+    It is removed again if it is empty at the end.
+    """
+    number = 1
+    while (directory := parent / f"{stem}-{number}") not in (made := _make(directory)):
+        number += 1
+    try:
+        yield directory
+    finally:
+        _remove_empty(made)
+
+
+def _patience() -> Callable[[], bool]:
+    deadline = time.monotonic() + PATIENCE
+    return lambda: time.monotonic() < deadline
+
+
+def _acquired(directory: Path, make: bool, made: list[Path], held: contextlib.ExitStack) -> bool:
+    """Whether this process got the directory; if so, `held` gives it back."""
+    made += _make(directory) if make else []
+    if make and not directory.exists():
+        return False  # another process removed it
+    with contextlib.ExitStack() as attempt:
+        try:
+            taken = _flock(directory, attempt)
+        except DiskError:
+            _remove_empty(made)
+            raise
+        if taken is None:
+            atomic.warn_once(f"this file system has no locks; a file {NAME} takes their place")
+        by_file = taken is None or (taken and (directory / NAME).exists())
+        if taken is False or (by_file and not _claimed(directory / NAME)):
+            return False
+        attempt.callback(_remove_empty, made)
+        if by_file:
+            attempt.callback(_release, directory / NAME)
+        held.push(attempt.pop_all())
+    return True
+
+
+def _flock(directory: Path, held: contextlib.ExitStack) -> bool | None:
+    """`atomic.lock` of a directory; False too if the path leads elsewhere once it is locked."""
+    if not directory.is_dir():
+        raise Error(f"{directory} is not a directory")
+    if os.name == "nt":  # directories cannot be opened
+        return None
+    with atomic.reporting(directory):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        held.callback(os.close, handle)
+        taken = atomic.lock(handle)
+    return taken if _is_still(directory, handle) else False
+
+
+def _make(directory: Path) -> list[Path]:
+    """Make a directory that is missing; the directories made, the innermost first."""
+    made: list[Path] = []
+    with atomic.reporting(directory):
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another is at it
+                path.mkdir()
+                made.insert(0, path)
+    return made
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    """Remove those that are empty, from the innermost on."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def _is_still(directory: Path, handle: int) -> bool:
+    """Whether the path still leads to the open directory, which may have been removed."""
+    try:
+        return os.path.samestat(directory.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _clean(directory: Path) -> None:
+    for folder in [directory, *filter(_is_folder, directory.iterdir())]:
+        atomic.remove_stale(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+# --- the file that takes the lock's place ----------------------------------------------------
+
+
+def _claimed(path: Path) -> bool:
+    """Whether this process got the lock file; `InUse` if a process that cannot be looked up has it.
+
+    Who removes the file of a dead process must hold PATH.stale, a lock of the same kind, and look
+    again; so no process removes the file of one that was faster.
+    """
+    mine = json.dumps(dataclasses.asdict(owner.this())).encode()
+    while not atomic.create(path, mine):
+        holder = _holder(path)
+        if holder is not None and not owner.gone(holder):
+            return _wait_for(holder, path)
+        if holder is not None and not _removed(path, holder):
+            return False
+    return True
+
+
+def _removed(path: Path, holder: Owner) -> bool:
+    """Whether the lock file of a dead process could be looked at and removed."""
+    stale = path.with_name(path.name + ".stale")
+    if not _claimed(stale):
+        return False
+    if _holder(path) == holder:
+        path.unlink(missing_ok=True)
+    _release(stale)
+    return True
+
+
+def _wait_for(holder: Owner, path: Path) -> bool:
+    """False if the holder is a process of this machine, whose end will be seen; else `InUse`."""
+    if owner.here(holder):
+        return False
+    raise InUse(
+        f"{path.parent} is in use by {holder}, says {path}; wait for its end, or stop it. If that "
+        "process is gone, remove the file"
+    )
+
+
+def _release(path: Path) -> None:
+    if _holder(path) == owner.this():
+        path.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> Owner | None:
+    """The process that a lock file names, None if there is no file."""
+    try:
+        with regular.open_file(path) as handle:
+            found = json.loads(handle.read(4096))
+        return Owner(
+            str(found["place"]), str(found["host"]), int(found["process"]), int(found["start"])
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, FileRefused, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return _UNKNOWN

@@ -10,7 +10,7 @@ import numpy as np
 
 from npdrt import schema
 from npdrt.errors import FileRefused
-from npdrt.store import container
+from npdrt.store import container, log
 from npdrt.store.log import Record
 
 HISTORY = {
@@ -50,13 +50,20 @@ ROWS = {"history": "history", "layers": "layers", "network": "layers",
 
 
 def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> None:
-    """Write trace.h5 from the records of the log, atomically.
+    """Write trace.h5 from the records of the log, atomically; see `tables`."""
+    container.write(path, *tables(records, parameters))
+
+
+def tables(
+    records: Sequence[Record], parameters: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the metadata of a trace, from the records of a log.
 
     history/<column>: (epochs,). layers/step: (T,). layers/<quantity>: (T, parameters), columns in
     the order of meta["parameters"]. network/<quantity>: (T,). Where the log has records of it,
     conditioning/step: (C,), conditioning/<quantity>: (C, weights), columns in the order of
     meta["weights"]. float64, NaN where a value is missing; the units and the meaning of every
-    dataset are in /meta.
+    dataset are in /meta, with the number of records they were made of.
     """
     epochs = [r for r in records if r["event"] == "epoch"]
     traces = [r for r in records if r["event"] == "trace"]
@@ -67,6 +74,7 @@ def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> N
     arrays |= {f"network/{name}": _column(traces, name) for name in NETWORK}
     about = _about(bool(conditioning))
     meta: dict[str, Any] = {"kind": "trace", "parameters": list(parameters), "datasets": about}
+    meta["records"] = len(records)
     if conditioning:
         weights = list(conditioning[0]["condition_number"])
         numbers = [{"numbers": list(r["condition_number"].values())} for r in conditioning]
@@ -74,7 +82,7 @@ def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> N
         arrays["conditioning/condition_number"] = _rows(numbers, "numbers", weights)
         arrays["conditioning/jacobian_norm"] = _rows(conditioning, "jacobian_norm", weights)
         meta["weights"] = weights
-    container.write(path, arrays, meta)
+    return arrays, meta
 
 
 def _about(conditioning: bool) -> dict[str, dict[str, str]]:
@@ -101,18 +109,14 @@ def _steps(records: Sequence[Record]) -> Any:
 
 def _rows(records: Sequence[Record], name: str, columns: Sequence[str]) -> Any:
     """(records, columns), from records that hold a list of numbers."""
-    rows = [[_number(v) for v in r[name]] for r in records]
+    rows = [r[name] for r in records]
     if any(len(row) != len(columns) for row in rows):
         raise FileRefused(f"the log has {name} of other than {len(columns)} numbers")
-    return np.array(rows, np.float64).reshape(len(rows), len(columns))
+    return np.array(rows, np.float64).reshape(len(rows), len(columns))  # None becomes NaN
 
 
 def _column(records: Sequence[Record], name: str) -> Any:
-    return np.array([_number(r.get(name)) for r in records], dtype=np.float64)
-
-
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)
+    return np.array([r.get(name) for r in records], dtype=np.float64)  # None becomes NaN
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,3 +142,24 @@ def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> N
             raise FileRefused(f"{path}: it lacks {name if found is None else ROWS[group]}")
         if found.shape != expected or len(rows) != 1:
             raise FileRefused(f"{path}: expected {name} of shape {expected}; found {found.shape}")
+
+
+def newest(
+    path: Path, arrays: dict[str, Any], meta: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `read` found in a trace file, or what the log next to it gives if it has more records.
+
+    A run rewrites trace.h5 only now and then. Of a log whose end is damaged, as a power cut leaves
+    it, the records before the damage count. Raises `FileRefused` if they are of another run.
+    """
+    log_path, made_of = path.with_name("log.jsonl"), meta.get("records")
+    made_of = made_of if type(made_of) is int else 0
+    if not log_path.exists() or len(log.lines(log_path)) <= made_of:
+        return arrays, meta
+    records = log.sound(log_path)
+    if len(records) <= made_of:
+        return arrays, meta
+    try:
+        return tables(records, meta["parameters"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileRefused(f"{log_path}: is not the log of {path} ({error})") from error

@@ -19,6 +19,7 @@ from msgspec import Struct
 from npdrt import arrays, schema
 from npdrt.errors import Error
 from npdrt.store import container
+from npdrt.store.lock import exclusive
 from npdrt.store.log import finite
 from npdrt.train import figure, sweep
 from npdrt.train.config import Config, check_names
@@ -103,9 +104,10 @@ def reproduce(
         raise Error(f"{recipe.name} has no runs at scale {recipe.scale}; give it a grid")
     if runs and not finished:
         raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")
-    report = _studied(study, Work(recipe, finished, options, progress, stop, out))
-    report = replace(report, notes=(*report.notes, *_missing(runs)))
-    _write(out / "study.h5", recipe, report, options)
+    with exclusive(out, make=True):
+        report = _studied(study, Work(recipe, finished, options, progress, stop, out))
+        report = replace(report, notes=(*report.notes, *_missing(runs)))
+        _write(out / "study.h5", recipe, report, options)
     return report
 
 
@@ -171,5 +173,4 @@ def _write(path: Path, recipe: Recipe, report: Report, options: Options) -> None
     picture, meta = figure.to_arrays(report.figure)
     made = provenance(arrays.device(options.device), {})
     envelope = {"kind": "study", **summary(recipe, report), "figure": meta, "provenance": made}
-    path.parent.mkdir(parents=True, exist_ok=True)
     container.write(path, picture, envelope)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npdrt import arrays, atomic, data, schema, store
+from npdrt import arrays, data, store
 from npdrt.arrays import to_device, to_host
 from npdrt.data import squad
-from npdrt.errors import Error, FileRefused
-from npdrt.regular import contents
+from npdrt.errors import Error
 from npdrt.train.config import build_model
 from npdrt.train.studies import Work
 from npdrt.train.sweep import Run
@@ -22,18 +19,7 @@ MEASURES = ("exact_match", "f1")
 
 def scores(work: Work, run: Run) -> dict[str, float]:
     """Exact match and F1 on the development set, percent; kept in the run's directory."""
-    path = run.path / "answers.json"
-    if not path.exists():
-        atomic.replace(path, json.dumps(_scores(work, run)).encode())
-    return kept(path, *MEASURES)
-
-
-def kept(path: Path, *names: str) -> dict[str, Any]:
-    """The numbers of those names in a file of a run's directory; `FileRefused` if it lacks one."""
-    found: dict[str, Any] = schema.parse(contents(path), dict[str, schema.Number | None], path)
-    if missing := set(names) - found.keys():
-        raise FileRefused(f"{path}: lacks {min(missing)}; remove the file to compute it again")
-    return found
+    return run.kept("answers.json", MEASURES, lambda: _scores(work, run))
 
 
 def _scores(work: Work, run: Run) -> dict[str, float]:

@@ -9,14 +9,13 @@ its own statistics.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta, Struct
 
-from npdrt import arrays, atomic, data, store
+from npdrt import arrays, data, store
 from npdrt.arrays import to_device, to_host
 from npdrt.schema import Positive
 from npdrt.train.config import build_model, example_shape
@@ -119,11 +118,12 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
 def with_batch_statistics(work: Work, run: Run, size: int) -> float | None:
     """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
     None without a test set. Kept in the run's directory."""
-    path = run.path / f"batch-statistics-{size}.json"
-    if not path.exists():
-        value = {"test_accuracy": _in_training_mode(work, run, size)}
-        atomic.replace(path, json.dumps(value).encode())
-    accuracy: float | None = answers.kept(path, "test_accuracy")["test_accuracy"]
+    found = run.kept(
+        f"batch-statistics-{size}.json",
+        ("test_accuracy",),
+        lambda: {"test_accuracy": _in_training_mode(work, run, size)},
+    )
+    accuracy: float | None = found["test_accuracy"]
     return accuracy
 
 
