@@ -178,6 +178,26 @@ def test_a_dead_process_is_succeeded(
     assert names(tmp_path) == []
 
 
+def test_a_faster_successor_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at a dead process's file and its removal, another process took over."""
+    without_locks(monkeypatch)
+    alive = dataclasses.replace(owner.this(), process=os.getppid(), start=0)
+    mark(tmp_path / lock.NAME, dead())
+    claimed = lock._claimed
+
+    def faster(path: Path) -> bool:
+        found = claimed(path)
+        if path.suffix == ".stale":
+            mark(tmp_path / lock.NAME, alive)
+        return found
+
+    monkeypatch.setattr(lock, "_claimed", faster)
+    with pytest.raises(InUse), exclusive(tmp_path):
+        pass
+    assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getppid()
+    assert names(tmp_path) == [lock.NAME]
+
+
 @pytest.mark.parametrize("locks", [True, False])
 def test_a_process_of_another_machine_is_named(
     locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
