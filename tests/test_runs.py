@@ -541,6 +541,23 @@ def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
     in_order(tmp_path / "run")
 
 
+OPENED = """
+from npdrt.cli import open_standard_streams
+open_standard_streams()
+with open("opened", "w") as file:
+    file.write(str(file.fileno()))
+"""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_stream(closed: str, tmp_path: Path) -> None:
+    words = shlex.join([sys.executable, "-c", OPENED])
+    subprocess.run(
+        ["sh", "-c", f"exec {words} {closed}"], cwd=tmp_path, env=environment(), check=True
+    )
+    assert int((tmp_path / "opened").read_text()) > 2
+
+
 def test_a_signal_with_stderr_closed_writes_into_no_file(tmp_path: Path) -> None:
     write_blobs(tmp_path / "blobs.npz")
     (tmp_path / "slow.py").write_text(SLOW)
