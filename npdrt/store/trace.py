@@ -161,5 +161,5 @@ def newest(
         return arrays, meta
     try:
         return tables(records, meta["parameters"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (FileRefused, AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileRefused(f"{log_path}: is not the log of {path} ({error})") from error
