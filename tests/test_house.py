@@ -137,6 +137,7 @@ def test_library_checks_are_seen(source: str) -> None:
 
 WRITES_FILES = {
     "npdrt.atomic": "the one file that does",
+    "npdrt.cli.export": "writes an archive in memory",
     "npdrt.data.fetch": "downloads to a file that pooch made in a new folder",
     "npdrt.data.archive": "unpacks into a new folder",
     "npdrt.regular": "opens a file for npdrt.atomic to append to",
