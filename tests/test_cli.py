@@ -675,8 +675,8 @@ def test_export_overwrites_only_by_force(here: Path, tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"PK")
     (tmp_path / "folder").mkdir()
     result = call("export", "run", "--to", "npz", "--output", tmp_path / "folder", "--force")
-    assert result.exit_code == 5
-    assert "folder: could not be written (Is a directory)" in result.stderr
+    assert result.exit_code == 2
+    assert "folder: Is a directory; give another path" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "w.npz"]
 
 

@@ -594,6 +594,7 @@ class Trainer:
     def _diverge(self, at: Position) -> NoReturn:
         """Repeat the run from its last checkpoint, watching every value, and say what was first."""
         checkpoint, path, _ = store.load_newest(self.out)
+        self._steps, self._memory = {}, memory_on(self.device)  # the caller holds results of these
         again = self.restored(checkpoint, path)
         advice = f"The last good checkpoint is {path}, step {again.step}. Try a lower --lr."
         while again.step < at.step:
