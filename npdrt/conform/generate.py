@@ -56,7 +56,7 @@ def mp_context() -> Any:
     convert = context.npconvert
 
     def npconvert(x: Any) -> Any:
-        if isinstance(x, np.ndarray):
+        if np.ndim(x):
             raise TypeError("an array is no number")
         return convert(x)
 
