@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -242,3 +243,25 @@ def test_appending_follows_no_link(tmp_path: Path) -> None:
 def test_a_temporary_in_use_is_left(tmp_path: Path) -> None:
     with atomic.replacing(tmp_path / "a"):
         assert atomic.remove_stale(tmp_path) == []
+
+
+def test_keeping_a_file_that_others_replace(tmp_path: Path) -> None:
+    """Linux says that a file is missing if it is replaced while it gets another name."""
+    path, failures = tmp_path / "a", []
+    atomic.replace(path, b"x")
+
+    def save() -> None:
+        try:
+            for _ in range(200):
+                with atomic.replacing(path, before=lambda: atomic.keep(path, tmp_path / "b")) as f:
+                    f.write(b"x")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert names(tmp_path) == ["a", "b"]
