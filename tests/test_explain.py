@@ -117,46 +117,60 @@ forward
 19 %19 float32[2, 2] subtract(%10, %18) 4 FLOP 40 B
 20 %20 float32[2, 2] exp(%19) 4 FLOP 32 B
 21 %21 float32[2, 1] sum(%20, axis=(1,), keepdims=True) 4 FLOP 24 B
-22 %22 float32[2, 1] log(%21) 2 FLOP 16 B
-23 %23 float32[2, 2] divide(%20, %21) 4 FLOP 40 B
-24 %24 float32[2, 2] subtract(%19, %22) 4 FLOP 40 B
-25 %25 float32[] zeros((), dtype=float32) 0 FLOP 4 B
-26 %26 float32[2, 2] where(%14, %24, %25) 0 FLOP 40 B
-27 %27 float32[2] sum(%26, axis=1) 4 FLOP 24 B
-28 %28 float32[] sum(%27) 2 FLOP 12 B
-29 %29 float32[] negative(%28) 1 FLOP 8 B
-30 %30 float32[] divide(%29, 2) 1 FLOP 8 B"""
+22 %22 float32[2, 2] floor(%20) 4 FLOP 32 B
+23 %23 float32[2, 2] subtract(%20, %22) 4 FLOP 48 B
+24 %24 float32[2, 1] sum(%23, axis=(1,), keepdims=True) 4 FLOP 24 B
+25 %25 bool[2, 1] greater_equal(%21, 1) 2 FLOP 10 B
+26 %26 bool[2, 1] less(%21, 2) 2 FLOP 10 B
+27 %27 bool[2, 1] bitwise_and(%25, %26) 2 FLOP 6 B
+28 %28 float32[2, 1] log1p(%24) 2 FLOP 16 B
+29 %29 float32[2, 1] log(%21) 2 FLOP 16 B
+30 %30 float32[2, 1] where(%27, %28, %29) 0 FLOP 26 B
+31 %31 float32[2, 2] subtract(%19, %30) 4 FLOP 40 B
+32 %32 float32[2, 2] divide(%20, %21) 4 FLOP 40 B
+33 %33 float32[] zeros((), dtype=float32) 0 FLOP 4 B
+34 %34 float32[2, 2] where(%14, %31, %33) 0 FLOP 40 B
+35 %35 float32[2] sum(%34, axis=(1,), keepdims=False) 4 FLOP 24 B
+36 %36 float32[] sum(%35, axis=(0,), keepdims=False) 2 FLOP 12 B
+37 %37 float32[] negative(%36) 1 FLOP 8 B
+38 %38 float32[] divide(%37, 2) 1 FLOP 8 B"""
 BACKWARD = """\
 backward
-31 %31 float32[] ones((), dtype=float32) 0 FLOP 4 B
-32 %32 float32[2, 2] astype(%14, float32) 0 FLOP 20 B
-33 %33 float32[2, 2] multiply(1.0, %32) 4 FLOP 32 B
-34 %34 float32[2, 2] add(%33, 0.0) 4 FLOP 32 B
-35 %35 float32[2, 2] subtract(%23, %34) 4 FLOP 48 B
-36 %36 float32[] divide(%31, 2) 1 FLOP 8 B
-37 %37 float32[2, 2] multiply(%35, %36) 4 FLOP 36 B
-38 d layers/02/linear float32[2, 2] reshape(%37, (2, 2)) 0 FLOP 0 B
-39 %39 float32[2, 4] matmul(d layers/02/linear, layers/02/weight) 32 FLOP 80 B
-40 d layers/01/output float32[2, 4] reshape(%39, (2, 4)) 0 FLOP 0 B
-41 d layers/02/linear.T float32[2, 2] matrix_transpose(d layers/02/linear) 0 FLOP 0 B
-42 d layers/02/weight float32[2, 4] matmul(d layers/02/linear.T, layers/01/output) 32 FLOP 80 B
-43 %43 bool[2, 4] greater(layers/01/output, 0) 8 FLOP 40 B
-44 %44 float32[2, 4] astype(%43, float32) 0 FLOP 40 B
-45 d layers/01/linear float32[2, 4] multiply(d layers/01/output, %44) 8 FLOP 96 B
-46 %46 float32[2, 4] matmul(d layers/01/linear, layers/01/weight) 64 FLOP 128 B
-47 d layers/00/output float32[2, 4] reshape(%46, (2, 4)) 0 FLOP 0 B
-48 d layers/01/linear.T float32[4, 2] matrix_transpose(d layers/01/linear) 0 FLOP 0 B
-49 d layers/01/weight float32[4, 4] matmul(d layers/01/linear.T, layers/00/output) 64 FLOP 128 B
-50 %50 bool[2, 4] greater(layers/00/output, 0) 8 FLOP 40 B
-51 %51 float32[2, 4] astype(%50, float32) 0 FLOP 40 B
-52 d layers/00/linear float32[2, 4] multiply(d layers/00/output, %51) 8 FLOP 96 B
-53 d layers/00/linear.T float32[4, 2] matrix_transpose(d layers/00/linear) 0 FLOP 0 B
-54 d layers/00/weight float32[4, 3] matmul(d layers/00/linear.T, x) 48 FLOP 104 B"""
+39 %39 float32[] ones((), dtype=float32) 0 FLOP 4 B
+40 %40 float32[2, 2] astype(%14, float32) 0 FLOP 20 B
+41 %41 float32[2, 2] multiply(1.0, %40) 4 FLOP 32 B
+42 %42 float32[2, 2] add(%41, 0.0) 4 FLOP 32 B
+43 %43 float32[2, 2] subtract(%32, %42) 4 FLOP 48 B
+44 %44 float32[2, 1] divide(%24, %21) 2 FLOP 24 B
+45 %45 bool[2, 2] greater_equal(%20, 1) 4 FLOP 20 B
+46 %46 bool[2, 2] bitwise_and(%14, %45) 4 FLOP 12 B
+47 %47 bool[2, 2] bitwise_and(%46, %27) 4 FLOP 10 B
+48 %48 float32[2, 1] negative(%44) 2 FLOP 16 B
+49 %49 float32[2, 2] where(%47, %48, %43) 0 FLOP 44 B
+50 %50 float32[] divide(%39, 2) 1 FLOP 8 B
+51 %51 float32[2, 2] multiply(%49, %50) 4 FLOP 36 B
+52 d layers/02/linear float32[2, 2] reshape(%51, (2, 2)) 0 FLOP 0 B
+53 %53 float32[2, 4] matmul(d layers/02/linear, layers/02/weight) 32 FLOP 80 B
+54 d layers/01/output float32[2, 4] reshape(%53, (2, 4)) 0 FLOP 0 B
+55 d layers/02/linear.T float32[2, 2] matrix_transpose(d layers/02/linear) 0 FLOP 0 B
+56 d layers/02/weight float32[2, 4] matmul(d layers/02/linear.T, layers/01/output) 32 FLOP 80 B
+57 %57 bool[2, 4] greater(layers/01/output, 0) 8 FLOP 40 B
+58 %58 float32[2, 4] astype(%57, float32) 0 FLOP 40 B
+59 d layers/01/linear float32[2, 4] multiply(d layers/01/output, %58) 8 FLOP 96 B
+60 %60 float32[2, 4] matmul(d layers/01/linear, layers/01/weight) 64 FLOP 128 B
+61 d layers/00/output float32[2, 4] reshape(%60, (2, 4)) 0 FLOP 0 B
+62 d layers/01/linear.T float32[4, 2] matrix_transpose(d layers/01/linear) 0 FLOP 0 B
+63 d layers/01/weight float32[4, 4] matmul(d layers/01/linear.T, layers/00/output) 64 FLOP 128 B
+64 %64 bool[2, 4] greater(layers/00/output, 0) 8 FLOP 40 B
+65 %65 float32[2, 4] astype(%64, float32) 0 FLOP 40 B
+66 d layers/00/linear float32[2, 4] multiply(d layers/00/output, %65) 8 FLOP 96 B
+67 d layers/00/linear.T float32[4, 2] matrix_transpose(d layers/00/linear) 0 FLOP 0 B
+68 d layers/00/weight float32[4, 3] matmul(d layers/00/linear.T, x) 48 FLOP 104 B"""
 CORRECT = """\
 forward
-55 %55 int64[2] argmax(layers/02/linear, axis=-1) 4 FLOP 32 B
-56 %56 bool[2] equal(%55, y) 2 FLOP 34 B
-57 %57 int64[] sum(%56, dtype=int64) 2 FLOP 10 B"""
+69 %69 int64[2] argmax(layers/02/linear, axis=-1) 4 FLOP 32 B
+70 %70 bool[2] equal(%69, y) 2 FLOP 34 B
+71 %71 int64[] sum(%70, dtype=int64) 2 FLOP 10 B"""
 ALGORITHM_1 = """\
 {0} |{w}| float64[] norm({w}) {2n} FLOP {4n+8} B
 {1} |d {w}| float64[] norm(d {w}) {2n} FLOP {4n+8} B
@@ -177,21 +191,21 @@ ALGORITHM_1 = """\
 {16} %{16} float32{form} subtract({w}, %{15}) {n} FLOP {12n} B
 {17} %{17} float32[] astype(prefactor%{13}, float32) 0 FLOP 12 B
 {18} {w}' float32{form} divide(%{16}, %{17}) {n} FLOP {8n+4} B"""
-LAST = "115 state/optimizer/step' int64[] add(state/optimizer/step, 1) 1 FLOP 16 B"
+LAST = "129 state/optimizer/step' int64[] add(state/optimizer/step, 1) 1 FLOP 16 B"
 OUTPUTS = """\
 outputs
   0/params/layers/00/weight  = layers/00/weight'      float32[4, 3]
   0/params/layers/01/weight  = layers/01/weight'      float32[4, 4]
   0/params/layers/02/weight  = layers/02/weight'      float32[2, 4]
   0/optimizer/step           = state/optimizer/step'  int64[]
-  1                          = %30                    float32[]
-  2                          = %57                    int64[]"""
+  1                          = %38                    float32[]
+  2                          = %71                    int64[]"""
 TOTALS = """\
 totals      calls  FLOP  bytes
-  forward      34   208    972
-  backward     24   289  1,052
+  forward      42   228  1,144
+  backward     30   305  1,178
   update       58   280  2,035
-  all         116   777  4,059"""
+  all         130   813  4,357"""
 
 
 def algorithm_1(w: str, shape: tuple[int, int], first: int) -> str:
@@ -220,7 +234,7 @@ def test_the_listing_of_a_small_step_is_the_mathematics() -> None:
         ("layers/01/weight", (4, 4)),
         ("layers/02/weight", (2, 4)),
     ]
-    updates = [algorithm_1(w, shape, 58 + 19 * k) for k, (w, shape) in enumerate(layers)]
+    updates = [algorithm_1(w, shape, 72 + 19 * k) for k, (w, shape) in enumerate(layers)]
     assert without_columns(blocks[4]) == "\n".join(["update", *updates, LAST])
     assert blocks[5:] == [OUTPUTS, TOTALS]
 
@@ -235,7 +249,7 @@ def test_the_update_shown_in_the_documentation_is_the_one_made() -> None:
 def test_columns_are_aligned_and_sources_are_lines() -> None:
     lines = recorded().listing().splitlines()
     calls = [line for line in lines if re.search(r" FLOP +[\d,]+ B ", line)]
-    assert len(calls) == 116
+    assert len(calls) == 130
     assert len({line.index(" FLOP ") for line in calls}) == 1
     assert len({re.search(r" B  (\S)", line).start(1) for line in calls}) == 1  # type: ignore[union-attr]
     places = {line.split()[-1].rpartition(":")[0] for line in calls}
@@ -255,15 +269,15 @@ def test_totals_follow_a_formula(dtype: str, s: int) -> None:
     sizes = [inputs, *[width] * (depth - 1), c]
     weights = [m * n for m, n in pairwise(sizes)]
     hidden, count, scalars = (depth - 1) * b * width, sum(weights), depth * 9
-    loss, right = 8 * b * c + 3 * b + 2, b * c + 2 * b
+    loss, right = 11 * b * c + 7 * b + 2, b * c + 2 * b
     assert found["forward"].flops == 2 * b * count + hidden + loss + right
     inner = 4 * b * count - 2 * b * weights[0]  # d W everywhere, d h not below the first layer
-    assert found["backward"].flops == inner + 2 * hidden + 4 * b * c + 1
+    assert found["backward"].flops == inner + 2 * hidden + 7 * b * c + 2 * b + 1
     assert found["update"].flops == 7 * count + scalars + 1
     products = sum(s * (b * m + m * n + b * n) for m, n in pairwise(sizes))
     relu = (depth - 1) * 2 * s + 2 * s * hidden
     labels = 16 * b + 8 * c + (8 * b + 8 * c + b * c)
-    softmax = s * (10 * b * c + 12 * b) + 2 * b
+    softmax = s * (16 * b * c + 20 * b) + 8 * b
     picked = b * c + s * (3 * b * c + 2 * b + 7)
     correct = (s * b * c + 8 * b) + (16 * b + b) + (b + 8)
     assert found["forward"].bytes == products + relu + labels + softmax + picked + correct
@@ -802,13 +816,13 @@ def test_a_difference_is_shown_with_the_calls_before_it() -> None:
     found = compare(recorded("fromage"), recorded("lars_lesion"))
     assert found is not None
     lines = str(found).splitlines()
-    assert lines[0] == "the first difference is in call 69: function"
-    assert [line.split()[0] for line in lines[2:5]] == ["66", "67", "68"]
+    assert lines[0] == "the first difference is in call 83: function"
+    assert [line.split()[0] for line in lines[2:5]] == ["80", "81", "82"]
     assert re.match(
-        r"A  69  %69 +float64\[\]  multiply\(lr, lr\) +npdrt/optim/fromage.py:", lines[5]
+        r"A  83  %83 +float64\[\]  multiply\(lr, lr\) +npdrt/optim/fromage.py:", lines[5]
     )
     assert re.match(
-        r"B  69  %69 +float32\[\]  astype\(s%68, float32\) +npdrt/optim/lars_l", lines[6]
+        r"B  83  %83 +float32\[\]  astype\(s%82, float32\) +npdrt/optim/lars_l", lines[6]
     )
     assert lines[8:] == ["A  multiply", "B  astype"]
 

@@ -92,18 +92,16 @@ def _whole(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[
     def gz(g: Array) -> Array:
         q = (1.0 - smoothing) * xp.astype(chosen, z.dtype) + smoothing / classes
         slope = weights - q
-        slope = slope if smoothing else slope + q * _lost(z, labels, e.top, e.sums, e.others)
+        slope = slope if smoothing else _kept(slope, chosen, e.z, e.alone, e.missing())
         return slope * (g / z.shape[0])
 
     return picked, gz
 
 
-def _lost(z: Array, labels: Array, top: Array, sums: Array, others: Array) -> Array:
-    """(N, 1): what p - 1 of the label lacks because p is rounded, where p is above 1/2."""
-    xp = namespace(z)
-    shifted = _chosen_of(z, labels) - top
-    lost = (1.0 - xp.exp(shifted) / sums) - others / sums
-    return xp.where(is_alone(sums) & (shifted >= 0), lost, xp.zeros_like(lost))
+def _kept(slope: Array, chosen: Array, z: Array, alone: Array, missing: Array) -> Array:
+    """p - q with the digits of p - 1 where the label's p is near 1: there it is minus the share of
+    the other terms."""
+    return namespace(z).where(chosen & (z >= 1) & alone, -missing, slope)
 
 
 def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[Array], Array]]:
@@ -126,12 +124,14 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
 
     def gz(g: Array) -> Array:
         whole, share = xp.zeros(z.shape, dtype=z.dtype), g / n
-        lost = None if smoothing else _lost(z, labels, top, sums, others)
+        alone, missing = is_alone(sums), others / sums
         for block in blocks:
-            q = xp.astype(labels[block, :] == numbers, z.dtype)
+            chosen, e = labels[block, :] == numbers, xp.exp(z[block, :] - top[block, :])
+            q = xp.astype(chosen, z.dtype)
             q = (1.0 - smoothing) * q + smoothing / classes if smoothing else q
-            slope = xp.exp(z[block, :] - top[block, :]) / sums[block, :] - q
-            slope = slope if lost is None else slope + q * lost[block, :]
+            slope = e / sums[block, :] - q
+            if not smoothing:
+                slope = _kept(slope, chosen, e, alone[block, :], missing[block, :])
             whole[block, :] = slope * share
         return whole
 
