@@ -125,7 +125,10 @@ def test_the_tables_quote_the_paper() -> None:
 def finished(path: Path, config: Config, result: dict[str, Any], *epochs: dict[str, Any]) -> Run:
     path.mkdir(parents=True)
     (path / "result.json").write_text(json.dumps(result))
-    lines = [{"event": "epoch", "step": i, **record} for i, record in enumerate(epochs, start=1)]
+    lines = [
+        {"event": "epoch", "step": i, "epoch": i, "lr": 0.1, "train_loss": 0.0, **record}
+        for i, record in enumerate(epochs, start=1)
+    ]
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Run(config, path, len(epochs))
 
