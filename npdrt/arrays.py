@@ -308,6 +308,14 @@ def writable(x: Array) -> bool:
     )
 
 
+def copied(x: Array) -> Array:
+    """A copy in C order, as a program makes it; NumPy's own keeps the order of x."""
+    xp = namespace(x)
+    if xp.__name__ in ("numpy", "cupy"):
+        return xp.array(x, order="C")
+    return xp.asarray(x, copy=True)
+
+
 def into(to: Array, function: str, a: Array, b: Array) -> None:
     """to[...] = xp.function(a, b), without an array between where the library can write to one."""
     xp = namespace(to)

@@ -23,6 +23,7 @@ from npdrt.arrays import (
     Params,
     check_dtypes,
     check_plain,
+    copied,
     differentiable,
     label,
     namespace,
@@ -308,7 +309,7 @@ def _apart(grads: Params, taken: set[int]) -> Params:
     found = {}
     for name, g in grads.items():
         free = writable(g) and owner(g) not in taken
-        found[name] = g if free else namespace(g).asarray(g, copy=True)
+        found[name] = g if free else copied(g)
         taken.add(owner(found[name]))
     return found
 
