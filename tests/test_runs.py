@@ -584,6 +584,7 @@ def test_a_terminal_that_hangs_up(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
 
     def lead() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     words = [word for word in WORDS if word != "-q"]
