@@ -202,7 +202,7 @@ def asked_of(
         if large:
             case = case_from(group, test)
             form = "" if len(case.steps) > targets.UNIT else case.format
-            key = (case.w.shape, len(case.steps), form)
+            key = (case.w.shape, len(case.steps), form, bool(case.settings.get("dampening")))
             if key in seen or targets.lacks(target, case):
                 continue
             seen.add(key)
