@@ -252,5 +252,6 @@ def recorded_vector(case: Case, answers: Sequence[Answer]) -> Vector:
     for step, published in zip(steps, canonical.answers(case, answers), strict=True):
         exact = case.number.round(np.broadcast_to(as_format(step.w, case), shape))
         scale = np.broadcast_to(np.asarray(step.scale, dtype=np.float64), shape)
-        expected.append(Expected(exact, scale, Answer(published.w)))
+        slack = np.asarray(step.slack, dtype=np.float64)
+        expected.append(Expected(exact, scale, Answer(published.w), slack=slack))
     return Vector(case, tuple(expected), accepted(case))
