@@ -55,7 +55,7 @@ def mp_context() -> Any:
     convert = context.npconvert
 
     def npconvert(x: Any) -> Any:
-        if isinstance(x, np.ndarray):
+        if hasattr(x, "__setitem__"):  # as arrays have, and NumPy's numbers have not
             raise TypeError("an array is no number")
         return convert(x)
 
