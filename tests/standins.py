@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.targets import ABSENT, Target, lacks
+from npdrt.conform.targets import Target, lacks
 
 Update = Callable[..., tuple[Any, dict[str, Any]]]
 WIDER = {"float16": np.float32, "float32": np.float64, "float64": np.longdouble}
@@ -722,6 +722,15 @@ RIGHT = {
     "fromage": fromage_official,
 }  # fmt: skip
 
+# rule -> the settings that a stand-in may lack: their defaults switch something off
+OPTIONAL = {
+    "sgd": {"momentum", "dampening", "nesterov", "weight_decay"},
+    "adam": {"weight_decay", "decoupled"},
+    "lars": {"weight_decay", "eps"},
+    "fromage": {"norm_bound"},
+}
+
+
 # --- running them -------------------------------------------------------------------------------
 
 
@@ -733,7 +742,7 @@ def outcomes(
     known: whether it is told by what rule it goes.
     """
     rule = standin.rule if known else None
-    needed = standin.offers - ABSENT.get(standin.rule, {}).keys()  # they have no default
+    needed = standin.offers - OPTIONAL.get(standin.rule, set())  # they have no default
     target = Target("", "", "file", rule, standin.offers, tuple(WIDER), {}, required=needed)
     return [lacks(target, case) or answers(standin.update, case, ways) for case in cases]
 

@@ -248,6 +248,8 @@ def test_values_of_set() -> None:
         "a": 1, "b": 1e-3, "c": True, "d": True, "e": None, "f": "mean", "g": [0.9, 0.99],
         "h": "x=1", "i": "1\nj = 2",
     }  # fmt: skip
+    deep = "[" * 10_000
+    assert cli_audit.values([f"eps={deep}"]) == {"eps": deep}
     with pytest.raises(errors.Error, match="lars_lesion has no setting 'momentum'; it has none"):
         cli_audit.settings_of("lars_lesion", {"momentum": 1})
 

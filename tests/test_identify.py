@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import standins
-from standins import NARROW, NORMS, RIGHT, STANDINS, Standin, Ways
+from standins import NARROW, NORMS, OPTIONAL, RIGHT, STANDINS, Standin, Ways
 
 from npdrt.conform import identify as identification
 from npdrt.conform import page, targets
@@ -185,7 +185,7 @@ def run_at_random(seed: int) -> tuple[Standin, Ways, list[Case]]:
     """
     pick = random.Random(f"run {seed}")
     standin = pick.choice(STANDINS)
-    optional = sorted(standin.offers & targets.ABSENT.get(standin.rule, {}).keys())
+    optional = sorted(standin.offers & OPTIONAL.get(standin.rule, set()))
     if optional and pick.random() < 0.4:
         standin = standin.without(pick.choice(optional))
     formats = pick.choice((("float32",), ("float32",), ("float64",), ("float32", "float64")))
@@ -208,10 +208,6 @@ ALIKE: dict[tuple[str, str], tuple[set[str], ...]] = {
     ("sgd", "momentum"): ({"published", "tensorflow", "caffe", "decoupled"},),
     ("sgd", "weight_decay"): ({"published", "decoupled"},),
     ("adam", "weight_decay"): ({"published", "AdamW"},),
-    ("lars", "momentum"): (
-        {"published", "torchlars"},
-        {"TF model garden", "TF model garden, classic_momentum=False"},
-    ),
     ("lars", "weight_decay"): (
         {"published", "optax"},
         {"torchlars", "apex LARC, clip=False"},

@@ -132,7 +132,7 @@ SENTENCES = {
     "squared": r"squared deviates from fromage: it breaks `prefactor`: \(w - s g\) / \(1 \+ lr\^2\)"
     r" \(published: \(w - s g\) / sqrt\(1 \+ lr\^2\)\)",
     "amsgrad": r"amsgrad is AMSGrad, another optimizer than adam, and out of scope: `second .*",
-    "raises": r"raises: no verdict: it raises on \d of \d\d tests; first: test \d+ "
+    "raises": r"raises: no verdict: it raises on \d of \d+ tests; first: test \d+ "
     r"\(shape \(17,\)\): TypeError: .*",
     "hangs": r"hangs: no verdict: it gives no answer in time on \d of .* no answer within 10 s",
     "silent": r"silent: no verdict: no test was answered: no .*",

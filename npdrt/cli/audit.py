@@ -45,7 +45,8 @@ junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="An argument of every call; of a recording, a setting of its rule. May be repeated.",
+    help="An argument of every call; of a recording, a setting of its rule, as in momentum=0.9, "
+    "decoupled=true, betas=[0.8,0.99]. May be repeated.",
 )
 @click.option("--dialect", metavar="NAME", help="Pass where it is this dialect.")
 @click.option("--lr", type=float, help="Learning rate of a recording that has none.")
@@ -54,7 +55,7 @@ junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
-    help="Seconds a test may take.  [default: 10]",
+    help="Seconds a test may take; not for recordings.  [default: 10]",
 )
 @html_option
 @junit_option
@@ -188,7 +189,7 @@ def values(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             toml = tomllib.loads(f"value = {value}")
             found[name] = toml["value"] if len(toml) == 1 else value
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             found[name] = WORDS.get(value, value)
     return found
 

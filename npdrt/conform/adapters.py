@@ -38,6 +38,7 @@ from npdrt.conform.case import (
 )
 from npdrt.conform.formats import FORMATS, Values
 from npdrt.errors import Error
+from npdrt.regular import contents
 
 ARRAY_SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
 NUMPY_FORMATS = ("float16", "float32", "float64")
@@ -506,7 +507,7 @@ def imported(path: Path, name: str) -> Any:
     module = types.ModuleType("npdrt_audit_target")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    exec(compile(contents(path, follow=True), str(path), "exec"), module.__dict__)
     found = getattr(module, name, None)
     if not callable(found):
         have = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]

@@ -11,7 +11,14 @@ import numpy as np
 from npdrt.conform import canonical, targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome
 from npdrt.conform.dialects import RULES, run
-from npdrt.conform.identify import Answered, Finding, as_format, identify, identify_any
+from npdrt.conform.identify import (
+    Answered,
+    Finding,
+    as_format,
+    first_odd,
+    identify,
+    identify_any,
+)
 from npdrt.conform.judge import Judged, accepted, judge
 from npdrt.conform.vectors import Expected, Vector, case_from, groups, vector_from
 
@@ -128,11 +135,18 @@ class Audit:
             settings = dict(valid[0].test.case.settings) if valid else {}
             shown = ", ".join(f"{k} = {v}" for k, v in settings.items()) or "no settings"
             return (
-                f"it was held to {self.rule} with {shown}: were these the run's, and its learning "
-                "rates, and was it recorded from the first step?"
+                f"{self.recorded_until(valid)}; it was held to {self.rule} with {shown}: were "
+                "these the run's, and its learning rates, and was it recorded from the first step?"
             )
+        layouts = sorted({j.test.case.layout for j in valid if not j.accurate})
+        if layouts and "C" not in layouts:
+            return f"only operands in layout {', '.join(layouts)} are misread"
         fresh = [j.accurate for j in valid if j.test.case.state is None]
         given = [j.accurate for j in valid if j.test.case.state is not None]
+        if (begin := self.first_step_off(valid)) and begin > 2:
+            longest = max(len(j.test.case.steps) for j in valid if j.test.case.state is None)
+            if not all(fresh) or begin > longest:
+                return f"the earliest step that is off is step {begin}: what changes there?"
         if all(fresh) and given and 2 * sum(given) < len(given):
             slots = sorted({n for j in valid for n in j.test.case.state or ()})
             return (
@@ -140,6 +154,32 @@ class Audit:
                 f"read the state under the names {', '.join(slots)}?"
             )
         return ""
+
+    def first_step_off(self, asked: Sequence[Judged]) -> int | None:
+        """The earliest step of a run, from 1, that the published rule does not explain. Runs of
+        thousands of steps are looked at where all others are explained."""
+        for long in (False, True):
+            some = [j for j in asked if (len(j.test.case.steps) > targets.UNIT) == long]
+            odd = [(j, first_odd(self.finding.rule, j.test.case, j.answers)) for j in some]
+            found = [(j.test.case.state or {}).get("step", 0) + k for j, k in odd if k is not None]
+            if found:
+                return int(min(found)) + 1
+        return None
+
+    def recorded_until(self, made: Sequence[Judged]) -> str:
+        """From which step on the recorded tensors are off, and which hold."""
+        found = []
+        for j in made:
+            k = first_odd(self.finding.rule, j.test.case, j.answers)
+            state = "holds" if k is None else f"off from step {k + 1} on"
+            found.append(f"{j.test.case.comment}: {state}")
+        return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
+
+    def ungated_values(self) -> list[str]:
+        """What the tests that only inform are about, where an implementation that agrees differs:
+        NaN, infinity."""
+        flags = {flag for j in self.not_gated() for flag in j.test.case.flags}
+        return [what for flag, what in (("NAN", "NaN"), ("INFINITE", "infinity")) if flag in flags]
 
     def failing_flags(self) -> dict[str, tuple[int, int]]:
         """flag -> (tests that are not accurate, tests), where there are any, worst first."""
@@ -202,7 +242,7 @@ def asked_of(
         if large:
             case = case_from(group, test)
             form = "" if len(case.steps) > targets.UNIT else case.format
-            key = (case.w.shape, len(case.steps), form)
+            key = (case.w.shape, len(case.steps), form, bool(case.settings.get("dampening")))
             if key in seen or targets.lacks(target, case):
                 continue
             seen.add(key)
@@ -252,5 +292,6 @@ def recorded_vector(case: Case, answers: Sequence[Answer]) -> Vector:
     for step, published in zip(steps, canonical.answers(case, answers), strict=True):
         exact = case.number.round(np.broadcast_to(as_format(step.w, case), shape))
         scale = np.broadcast_to(np.asarray(step.scale, dtype=np.float64), shape)
-        expected.append(Expected(exact, scale, Answer(published.w)))
+        slack = np.asarray(step.slack, dtype=np.float64)
+        expected.append(Expected(exact, scale, Answer(published.w), slack=slack))
     return Vector(case, tuple(expected), accepted(case))

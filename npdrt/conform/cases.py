@@ -41,8 +41,9 @@ FLAGS: dict[str, tuple[str, str]] = {
     "LR_REFUSED": ("DEFINED", "lr that is negative, infinite or NaN should be refused"),
     "FIRST_STEP": ("MISSING_STEP", "t = 1"),
     "SECOND_STEP": ("MISSING_STEP", "t = 2, where 1 - beta^t is small and inexact"),
-    "LATE_STEP": ("BASIC", "t = 1000"),
-    "COUNTER": ("EDGE_CASE", "t where a float32 or float64 counter stops counting"),
+    "LATE_STEP": ("BASIC", "t of 401 and above, from a state that is given"),
+    "ZERO_STATE": ("EDGE_CASE", "a state of zeros in the middle of a run"),
+    "COUNTER": ("EDGE_CASE", "t where counters of 8 to 24 bits or more stop counting"),
     "BETA": ("EDGE_CASE", "beta of 0, or so near 1 that half precision makes it 1"),
     "EPSILON_ZERO": ("EDGE_CASE", "eps = 0; with v = 0 it is 0 / 0"),
     "WEIGHT_DECAY": ("MODIFIED_PARAMETER", "where decay enters"),
@@ -59,6 +60,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     ),
 }
 LATER = 400_000  # the first id, less one, of cases that are not in the first version of the files
+LATEST = 450_000  # and of those added after these
 
 RATES = (0.1, 0.01, 0.3, 0.05)
 SIZES = (1.0, 0.1, 0.01, 2.0)  # of the gradients of a sequence
@@ -329,7 +331,7 @@ def counters(draw: Drawer) -> Iterator[Draft]:
 def cases() -> Iterator[Case]:
     """All cases of the updates but the generated ones: those of the first version of the files,
     numbered from 1, then the others."""
-    for first, drafted in ((0, drafts), (LATER, later)):
+    for first, drafted in ((0, drafts), (LATER, later), (LATEST, latest)):
         number = first
         for rule, choices in SETTINGS.items():
             for f in FORMATS.values():
@@ -350,6 +352,48 @@ def later(
             yield draft, settings
     for draft in counters(draw) if rule == "adam" else ():
         yield draft, choices[0]
+
+
+def latest(
+    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
+) -> Iterator[tuple[Draft, dict[str, Any]]]:
+    """The drafts that were added last, with their settings."""
+    for settings in choices[:2]:
+        for draft in lines(draw):
+            yield draft, settings
+    for settings in choices:
+        if rule == "adam" or settings.get("momentum"):
+            for draft in (*pauses(draw), *late(rule, draw)):
+                yield draft, settings
+
+
+def lines(draw: Drawer) -> Iterator[Draft]:
+    """Matrices of one row or one column, which are no biases, and slices that are square."""
+    for shape in ((1, 5), (5, 1), (2, 3, 3)):
+        w, g = draw(f"w{shape}", *shape), draw(f"g{shape}", *shape)
+        yield Draft(f"shape {shape}", ("SHAPE",), w, g)
+
+
+def pauses(draw: Drawer) -> Iterator[Draft]:
+    """A step at rate 0 among others, which moves the state all the same."""
+    g = np.stack([draw(f"pause {k}", 2, 3) for k in range(3)])
+    rates = (0.1, 0.0, 0.05)
+    yield Draft("lr 0 at the second step", ("SEQUENCE", "LR_ZERO"), draw("w", 2, 3), g, rates)
+
+
+def late(rule: str, draw: Drawer) -> Iterator[Draft]:
+    """Starts in the middle, far on, and from a state of zeros, which is no fresh one."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+
+    def given(step: int, size: float) -> Slots:
+        if rule != "adam":
+            return {"momentum": draw("velocity", 2, 3, size=size), "step": step}
+        found = moments(draw, step)
+        return {k: v if k == "step" or size else 0 * v for k, v in found.items()}
+
+    yield Draft("from a state of zeros", ("ORDINARY", "ZERO_STATE"), w, g, state=given(9, 0.0))
+    for t in (401, 6001, 70_001):
+        yield Draft(f"t = {t}", ("LATE_STEP", "COUNTER"), w, g, state=given(t - 1, 0.3))
 
 
 def drafts(

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import atomic
 from npdrt.conform import generated, norms, page, primitives, steps
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS, cases
@@ -56,7 +55,7 @@ def mp_context() -> Any:
     convert = context.npconvert
 
     def npconvert(x: Any) -> Any:
-        if np.ndim(x):
+        if hasattr(x, "__setitem__"):  # as arrays have, and NumPy's numbers have not
             raise TypeError("an array is no number")
         return convert(x)
 
@@ -266,7 +265,7 @@ def main(arguments: list[str]) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in found.items():
-            atomic.replace(folder / name, data)
+            (folder / name).write_bytes(data)
     print(f"{folder}: {len(found)} files, {sum(map(len, found.values())):,} bytes")
 
 

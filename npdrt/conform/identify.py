@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, takewhile
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ Answered = tuple[Case, tuple[Answer, ...]]
 SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
+FIRST = 16  # steps of a longer case that are tried before the rest
+WORK = 30_000  # steps, of arrays of 2,000 elements at most, that are spent on candidates
 COSTLY = ("LARGE", "LONG")  # flags of cases on which only a candidate is tried that explains others
 
 
@@ -50,7 +52,8 @@ class Finding:
     the closest, with `beyond` the clauses added to it). also: other dialects that the cases
     cannot tell apart from it. parting: the first operation where the values part, in `smallest`,
     the smallest case that tells it from the published rule. among: the rules that were tried,
-    where it was to be found out and none of them fits; `rule` is then the closest.
+    where it was to be found out and none of them fits; `rule` is then the closest. stopped: not
+    every candidate was tried, since the cases are long or large.
     """
 
     rule: Rule
@@ -61,6 +64,7 @@ class Finding:
     smallest: Case | None = None
     parting: Divergence | None = None
     among: tuple[str, ...] = ()
+    stopped: bool = False
 
     @property
     def kind(self) -> str:
@@ -83,12 +87,13 @@ def identify(rule: Rule, answered: Sequence[Answered]) -> Finding:
     valid = [a for a in answered if a[0].result == "valid"]
     cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
     rest = sorted((a for a in valid if costly(a[0])), key=refutes_soonest)
+    work = Work()
+    tried = takewhile(lambda _: work.left > 0, candidates(rule))
     found = next(
-        (c for c in candidates(rule) if explains(rule, c[0], cases) and explains(rule, c[0], rest)),
-        None,
+        (c for c in tried if all(explains(rule, c[0], some, work) for some in (cases, rest))), None
     )
     if found is None:
-        return Finding(rule, None)
+        return Finding(rule, None, stopped=work.left <= 0)
     choices, dialect, beyond = found
     differences = rule.differences(choices)
     case, parting = first_disagreement(rule, differences, [*cases, *rest])
@@ -148,26 +153,61 @@ def single_changes(rule: Rule) -> Iterator[Choices]:
                 yield {clause: alternative}
 
 
-def explains(rule: Rule, choices: Choices, answered: list[Answered]) -> bool:
+@dataclass
+class Work:
+    """What a search may still spend, so that its time has a bound."""
+
+    left: float = WORK
+
+    def spend(self, case: Case) -> None:
+        """Pay for an evaluation of a case."""
+        self.left -= len(case.steps) * max(1.0, case.w.size / 2000)
+
+
+def explains(rule: Rule, choices: Choices, answered: list[Answered], work: Work) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
     refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
-        if not excess(rule, choices, case, answers) <= 1.0:
+        if not all(excess(rule, choices, *part) <= 1.0 for part in parts(case, answers, work)):
             if len(case.steps) <= SHORT:
                 answered.insert(0, answered.pop(k))
             return False
     return True
 
 
+def parts(
+    case: Case, answers: Sequence[Answer], work: Work
+) -> Iterator[tuple[Case, Sequence[Answer]]]:
+    """The first steps of a long case, and the whole of it."""
+    if len(case.steps) > 2 * FIRST:
+        few = replace(case, steps=case.steps[:FIRST])
+        work.spend(few)
+        yield few, answers[:FIRST]
+    work.spend(case)
+    yield case, answers
+
+
+def first_odd(rule: Rule, case: Case, answers: Sequence[Answer]) -> int | None:
+    """The first step, from 0, that the published rule does not explain, or None."""
+    found = errors(rule, {}, case, answers).reshape(len(case.steps), -1)
+    odd = ~(np.max(found, axis=1, initial=0.0) <= 1.0)
+    return int(np.argmax(odd)) if odd.any() else None
+
+
 def excess(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
     """The largest error of the answers under the choices, over the accepted one."""
+    return float(np.max(errors(rule, choices, case, answers), initial=0.0))
+
+
+def errors(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> Values:
+    """The error of every element after every step under the choices, over the accepted one."""
     steps = run(rule, choices, case, answers=answers)
     shape = (len(steps), *case.w.shape)
     found, scale, change, slack = np.empty((4, *shape), np.longdouble)
     for k, step in enumerate(steps):
         found[k], scale[k], change[k], slack[k] = step.w, step.scale, step.change, step.slack
     got, exact = np.asarray([a.w for a in answers]), as_format(found, case)
-    return float(np.max(ratios(case, got, exact, scale, change, slack), initial=0.0))
+    return ratios(case, got, exact, scale, change, slack)
 
 
 def ratios(case: Case, got: Any, exact: Any, scale: Any, change: Any, slack: Any) -> Values:
@@ -234,7 +274,7 @@ def equivalent_dialects(
     return tuple(
         d.name
         for d in others
-        if all(explains(rule, {**d.choices, **profile}, cases) for cases in answered)
+        if all(explains(rule, {**d.choices, **profile}, cases, Work()) for cases in answered)
     )
 
 

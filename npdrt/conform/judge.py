@@ -154,18 +154,19 @@ def errors_of(test: Vector, answers: Sequence[Answer]) -> Iterator[Values]:
     for answer, expected in zip(answers, test.expected, strict=True):
         before = 0.0 if "RECORDED" in test.case.flags else np.where(np.isfinite(scale), scale, 0.0)
         scale = np.maximum(before, expected.scale)
-        yield distances(answer.w, expected.exact, scale, test.case.number)
+        yield distances(answer.w, expected.exact, scale, test.case.number, expected.slack)
 
 
-def distances(got: Any, exact: Any, scale: Any, number: Format) -> Values:
-    """|got - exact| / ulp(scale) of every element, flattened; 0 where both are NaN or the same
-    infinity, inf where only one is. An exact answer within k ulps of overflow may be infinite."""
-    got, exact, scale = (
+def distances(got: Any, exact: Any, scale: Any, number: Format, slack: Any = 0.0) -> Values:
+    """|got - exact|, less the slack, / ulp(scale) of every element, flattened; 0 where both are NaN
+    or the same infinity, inf where only one is. An exact answer within k ulps of overflow may be
+    infinite."""
+    got, exact, scale, slack = (
         np.asarray(x, dtype=np.longdouble).reshape(-1)
-        for x in np.broadcast_arrays(got, exact, scale)
+        for x in np.broadcast_arrays(got, exact, scale, slack)
     )
     with np.errstate(all="ignore"):
-        steps = np.abs(got - exact) / number.ulp(scale)
+        steps = np.maximum(np.abs(got - exact) - slack, 0) / number.ulp(scale)
         same = (got == exact) | (np.isnan(got) & np.isnan(exact))
         finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
         return np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)

@@ -19,6 +19,7 @@ SEED = 20200207
 INF, NAN = math.inf, math.nan
 
 # --- arguments -------------------------------------------------------------------------------
+HOW = ("form",)  # settings that choose an algorithm
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,13 @@ class Case:
         return replace(self, units=units)
 
     def full_settings(self) -> dict[str, Any]:
-        """Every setting of the operation, the default ones too."""
+        """Every setting of the operation, the default ones too, but for those that say how it is
+        computed: they change no value."""
         parameters = inspect.signature(PRIMITIVES[self.operation]).parameters.values()
         return {
             p.name: self.settings.get(p.name, p.default)
             for p in parameters
-            if p.kind is p.KEYWORD_ONLY
+            if p.kind is p.KEYWORD_ONLY and p.name not in HOW
         }
 
     def differentiated(self) -> tuple[int, ...]:

@@ -114,9 +114,10 @@ def sentence(audit: Audit) -> str:
     name, rule, finding = plain(audit.name), audit.rule, audit.finding
     match audit.verdict:
         case "agrees to the bit":
-            return f"{name} agrees with {rule} to the bit (C0): {_extent(audit)}"
+            return f"{name} agrees with {rule} to the bit (C0): {_extent(audit)}{_but(audit)}"
         case "agrees":
-            return f"{name} agrees with {rule} to within {_within(audit)}: {_extent(audit)}"
+            within = f"agrees with {rule} to within {_within(audit)}"
+            return f"{name} {within}: {_extent(audit)}{_but(audit)}"
         case "profile":
             return f"{name} is {rule} in other arithmetic: {_clauses(audit)}"
         case "dialect":
@@ -141,6 +142,12 @@ def sentence(audit: Audit) -> str:
 def _extent(audit: Audit) -> str:
     forms = ", ".join(dict.fromkeys(j.test.case.format for j in audit.gated))
     return f"{counted(len(audit.gated), 'test')} in {forms}"
+
+
+def _but(audit: Audit) -> str:
+    """What an agreement does not hold for."""
+    odd = " and ".join(audit.ungated_values())
+    return f"; on {odd} it differs (not gated)" if odd else ""
 
 
 def _within(audit: Audit) -> str:
@@ -209,14 +216,17 @@ def _unknown(audit: Audit) -> str:
         )
     worst = list(audit.failing_flags().items())[:3]
     flags = ", ".join(f"{flag} ({odd} of {total})" for flag, (odd, total) in worst)
+    flags = f"it fails most at {flags}" if flags else "its steps one by one are not of the rule"
     bad = sum(not_finite(j) for j in audit.gated)
     note = f"; {counted(bad, 'answer')} not finite where finite ones are expected" if bad else ""
     hint = audit.hint()
-    note += f"; {hint}" if hint else ""
+    note += f"; {plain(hint)}" if hint else ""
+    if audit.finding.stopped:
+        note += "; not every known clause was tried, as its steps are many or large"
     if among := audit.finding.among:
         rules = f"is none of the known rules ({', '.join(among)})"
-        return f"{rules}; next to {audit.rule}, it fails most at {flags}{note}"
-    return f"follows no known way to write {audit.rule}; it fails most at {flags}{note}"
+        return f"{rules}; next to {audit.rule}, {flags}{note}"
+    return f"follows no known way to write {audit.rule}; {flags}{note}"
 
 
 def not_finite(judged: Judged) -> bool:

@@ -41,12 +41,10 @@ RULE = {
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
 # rule -> its settings; lr, the first parameter, comes with every step
 SETTINGS = {rule: tuple(signature(make).parameters)[1:] for rule, make in optim.RULES.items()}
-# rule -> setting -> the value that an implementation without the setting has
-ABSENT: dict[str, dict[str, Any]] = {
-    "sgd": {"momentum": 0, "dampening": 0, "nesterov": False, "weight_decay": 0},
-    "adam": {"weight_decay": 0, "decoupled": False},
-    "lars": {"momentum": 0, "weight_decay": 0, "eps": 0},
-    "fromage": {"norm_bound": None},
+# rule -> setting -> the published default, which an implementation without the setting has
+DEFAULTS: dict[str, dict[str, Any]] = {
+    rule: {name: signature(make).parameters[name].default for name in SETTINGS[rule]}
+    for rule, make in optim.RULES.items()
 }
 # setting -> the setting without which it does nothing
 MOOT = {"dampening": "momentum", "nesterov": "momentum", "decoupled": "weight_decay"}
@@ -189,14 +187,14 @@ def _lacks(target: Target, case: Case) -> str:
         return f"it needs {', '.join(missing)}, which {case.rule} has not"
     if target.kind == "optax" and (case.state or {}).get("step", 0) > COUNTER:
         return f"it counts steps up to {COUNTER}"
-    absent = ABSENT.get(case.rule, {})
+    defaults = DEFAULTS[case.rule]
     for name, value in case.settings.items():
         if name in MOOT and not case.settings.get(MOOT[name]):
             continue
         if name in target.fixed and value != target.fixed[name]:
             return f"it has {name}={target.fixed[name]} only"
         offered = target.offers is None or name in target.offers
-        if not offered and (name not in absent or value != absent[name]):
+        if not offered and value != defaults[name]:
             return f"it has no {name}; {value} is asked for"
     return ""
 

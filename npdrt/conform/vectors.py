@@ -37,12 +37,14 @@ class Expected:
     exact: real arithmetic from the first step on, rounded once. scale: the size of the operands of
     the last sum; ulps are counted there. canonical: the bits of docs/updates.md, with its slots.
     norms: |w| and |g| before the step on the canonical way, or None where the rule takes none.
+    slack: the absolute error of recorded steps that the rounding of a setting explains.
     """
 
     exact: Values
     scale: Values
     canonical: Answer
     norms: tuple[float, float] | None = None
+    slack: Any = 0.0
 
 
 @dataclass(frozen=True)
