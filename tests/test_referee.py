@@ -563,7 +563,7 @@ def update(w, g, state, *, lr, momentum=0.0, weight_decay=0.0):
     [
         ("pass", "agrees"),
         ("v = v.clamp(-1, 1)", "unknown"),
-        ("v = v if v.numel() <= 1024 else torch.cat([v.flatten()[:1024], d.flatten()[1024:]])"
+        ("v = v if v.numel() <= 4096 else torch.cat([v.flatten()[:4096], d.flatten()[4096:]])"
          ".reshape(v.shape)", "unknown"),
         ("v = v.half().float() if v.dtype == torch.float32 else v", "unknown"),
     ],

@@ -37,7 +37,7 @@ class Row:
 # than a counter in bfloat16 (256) or float16 (2,048) counts.
 ROWS = (
     Row("LARGE", (45, 31), 2, ("float16", "float32", "float64")),
-    Row("LARGE", (257, 263), 1, ("float32", "float64")),
+    Row("LARGE", (257, 263), 2, ("float32", "float64")),
     Row("LONG", (2, 2), 330, ("float16", "bfloat16", "float32", "float64")),
     Row("LONG", (3,), 5040, ("float32", "float64")),
 )
