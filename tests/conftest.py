@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 from npdrt import blas
 
 blas.choose_kernels()  # those of the command, whose runs are compared with runs in this process
+
+# A signal that is ignored, as under nohup, stays ignored in child processes; this one is tested.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 # The same examples in every run: a change is judged by itself. `--hypothesis-profile=default`
 # looks for new ones.

@@ -154,14 +154,9 @@ def test_a_number_used_again_is_not_the_process(tmp_path: Path) -> None:
 
 
 def test_a_zombie_is_gone() -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    try:
-        assert owner.gone(dataclasses.replace(owner.this(), process=child, start=0))
-    finally:
-        os.waitpid(child, 0)
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert owner.gone(dataclasses.replace(owner.this(), process=child.pid, start=0))
 
 
 def test_of_another_machine_only_what_is_old_and_free(tmp_path: Path, dead: Owner) -> None:

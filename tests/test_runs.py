@@ -11,13 +11,11 @@ import os
 import pty
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -467,17 +465,25 @@ def test_a_failing_first_step_leaves_what_was_there(blobs: Path, tmp_path: Path)
     assert store.load(tmp_path / "late" / "checkpoint.h5").meta["progress"]["step"] > 0
 
 
-def limited(size: int) -> Callable[[], None]:
-    """For a child process: no file becomes longer than so many bytes, as on a full disk."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+# No `preexec_fn`: it forks, and libraries that other tests import warn of forks.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+os.execv(sys.executable, [sys.executable, "-m", "npdrt", *sys.argv[2:]])
+"""
+LEADING = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "npdrt", *sys.argv[1:]])
+"""
 
 
 def run_limited(folder: Path, size: int, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "npdrt", *words]
+    """Run npdrt where no file becomes longer than so many bytes, as on a full disk."""
+    command = [sys.executable, "-c", LIMITED, str(size), *words]
     return subprocess.run(
-        command, cwd=folder, env=environment(), preexec_fn=limited(size), text=True,
-        capture_output=True, timeout=120,
-    )  # fmt: skip
+        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=120
+    )
 
 
 def test_a_full_disk_exits_5_and_names_the_file(tmp_path: Path) -> None:
@@ -583,15 +589,11 @@ def test_a_terminal_that_hangs_up(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     ours, theirs = pty.openpty()
 
-    def lead() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
     words = [word for word in WORDS if word != "-q"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "npdrt", *words, "run"], cwd=tmp_path,
+        [sys.executable, "-c", LEADING, *words, "run"], cwd=tmp_path,
         env=environment(SLOW="0.05"), stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lead,
+        start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     wait_for_step(process, tmp_path / "run", 2)

@@ -119,8 +119,11 @@ def test_the_plotted_number_takes_the_best_of_every_minibatch(tmp_path: Path) ->
     runs = []
     for name, right in (("a", (1.0, 0.0)), ("b", (0.0, 1.0))):
         (tmp_path / name).mkdir()
-        lines = [{"event": "step", "step": i + 1, "accuracy": v} for i, v in enumerate(right * 2)]
-        lines.append({"event": "epoch", "step": 4, "train_accuracy": 0.5})
+        both = {"lr": 0.1, "loss": 0.0, "train_loss": 0.0}
+        lines = [
+            {"event": "step", "step": i + 1, "accuracy": v, **both} for i, v in enumerate(right * 2)
+        ]
+        lines.append({"event": "epoch", "step": 4, "epoch": 2, "train_accuracy": 0.5, **both})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "log.jsonl").write_text(text)
         runs.append(Run(Config(epochs=2), tmp_path / name, 4))
@@ -261,7 +264,8 @@ def test_a_finished_study_computes_nothing(made: dict[str, Any], monkeypatch: An
     """The same command again gives the same tables from what is there."""
     from npdrt.train import perturb, sweep
 
-    monkeypatch.setattr(sweep, "train", None)
+    for name in ("start", "go_on"):
+        monkeypatch.setattr(sweep, name, None)
     monkeypatch.setattr(perturb.Slicer, "slice", None)
     for name in ("fromage/figure-1", "fromage/figure-2"):
         again = reproduce(name, Path(made[name]["out"]))
