@@ -447,3 +447,30 @@ def test_threads(shared: str) -> None:
     for thread in threads:
         thread.join()
     assert found == [trained(training)] * len(programs)
+
+
+def test_a_program_is_planned_while_another_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock is held meanwhile: a process forked then would find it taken for ever."""
+    from npdrt.program import program as module
+
+    begun, go_on, make_plan = threading.Event(), threading.Event(), module.make_plan
+
+    def slowly(*args: Any) -> Any:
+        if threading.current_thread() is slow:
+            begun.set()
+            assert go_on.wait(60)
+        return make_plan(*args)
+
+    monkeypatch.setattr(module, "make_plan", slowly)
+    first, second = (record(lambda x: x + 1.0, np.ones(2)) for _ in range(2))
+    plans: list[Any] = []
+    slow = threading.Thread(target=lambda: plans.append(first.plan))
+    other = threading.Thread(target=lambda: plans.append(second.plan))
+    slow.start()
+    assert begun.wait(60)
+    other.start()
+    other.join(60)
+    found = len(plans)
+    go_on.set()
+    slow.join()
+    assert (found, len(plans)) == (1, 2)

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import weakref
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,6 +18,7 @@ from npdrt.program import file, fused
 from npdrt.program import listing as text
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.memory import Home, Memory
+from npdrt.program.once import cached
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
 from npdrt.program.replay import Binding
@@ -170,17 +170,17 @@ class Program:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_homes": {}, "_bound": None}
 
-    @cached_property
+    @cached
     def inputs(self) -> dict[Path, int]:
         """Path in the arguments -> value index, of every array and float."""
         return {path: x.index for path, x in self.signature.items() if isinstance(x, Ref)}
 
-    @cached_property
+    @cached
     def outputs(self) -> dict[Path, int]:
         """Path in the result -> value index."""
         return {path: x.index for path, x in leaves(self.result) if isinstance(x, Ref)}
 
-    @cached_property
+    @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
         fusable = (self.memory or Memory()).fusable(self.fast)
