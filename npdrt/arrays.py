@@ -311,9 +311,11 @@ def writable(x: Array) -> bool:
 def copied(x: Array) -> Array:
     """A copy in C order, as a program makes it; NumPy's own keeps the order of x."""
     xp = namespace(x)
-    if xp.__name__ in ("numpy", "cupy"):
-        return xp.array(x, order="C")
-    return xp.asarray(x, copy=True)
+    if xp.__name__ not in ("numpy", "cupy"):
+        return xp.asarray(x, copy=True)
+    made = xp.empty(x.shape, dtype=x.dtype)
+    made[...] = x
+    return made
 
 
 def into(to: Array, function: str, a: Array, b: Array) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import atomic
 from npdrt.conform import generated, norms, page, primitives, steps
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS, cases
@@ -265,7 +266,7 @@ def main(arguments: list[str]) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in found.items():
-            (folder / name).write_bytes(data)
+            atomic.replace(folder / name, data)
     print(f"{folder}: {len(found)} files, {sum(map(len, found.values())):,} bytes")
 
 
