@@ -112,9 +112,7 @@ def keep(path: Path, other: Path) -> None:
     try:
         os.link(path, temporary)
         temporary.replace(other)
-    except (
-        OSError
-    ):  # no links here, or another process replaced the file between two steps of Linux
+    except OSError:  # no links here; or Linux, while another process replaces the file
         with regular.open_file(path) as source, replacing(other) as copy:
             shutil.copyfileobj(source, copy)
     finally:  # rename does nothing if both names are already the same file
