@@ -3,9 +3,10 @@ images are cropped, mirrored and made ahead."""
 
 from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS
-from npdrt.data.dataset import Dataset, load
+from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import fetch, listing, verify
 from npdrt.data.images import Images
+from npdrt.data.load import load
 from npdrt.data.sampler import Sampler
 
 __all__ = [

@@ -37,7 +37,7 @@ class File:
 class Form:
     """One form in which a data set is published.
 
-    reader: of `npdrt.data.dataset.READERS`. folder: that of the files inside the data set's own,
+    reader: of `npdrt.data.load.READERS`. folder: that of the files inside the data set's own,
     "" for that itself. archive: the .tar.gz that holds them all; None where each is published.
     """
 
