@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.npz import Array
+from npdrt.data.scale import Array
 from npdrt.random import Random
 
 AUGMENTS = ("none", "crop-flip", "imagenet")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from npdrt import regular
 from npdrt.errors import FileRefused
@@ -36,23 +41,50 @@ def take(stream: IO[bytes], n: int) -> bytes:
 
 
 def contents(path: Path) -> bytes:
-    """All bytes of a data set's file; FileRefused where it cannot be read or is no regular file.
+    """All bytes of a data set's file; FileRefused if it cannot be read or is not a regular file.
 
-    A link is followed: caches of data sets are made of links.
+    Links are followed: caches of data sets are made of links.
     """
     return regular.contents(path, follow=True)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """A data set's file, open for reading; every `OSError` becomes FileRefused with the path."""
+    with regular.refusing(path), regular.open_file(path, follow=True) as stream:
+        yield stream
+
+
 def opened(path: Path) -> BufferedReader:
-    """A data set's file, open for reading; the errors of `contents`."""
-    try:
+    """A data set's file, open for reading; FileRefused if it cannot be opened."""
+    with regular.refusing(path):
         return regular.open_file(path, follow=True)
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def decoded(path: Path, raw: bytes) -> str:
-    """The text of a UTF-8 file without its byte order mark, which editors of Windows write."""
+def unpacked(path: Path) -> bytes:
+    """The content of a file; of a .gz file, the content that is packed in it.
+
+    Raises FileRefused if it cannot be read, is not whole, or unpacks out of proportion.
+    """
+    if path.suffix != ".gz":
+        return contents(path)
+    try:
+        with opened(path) as packed, gzip.open(packed) as stream:
+            limit = max(FREE, RATIO * os.fstat(packed.fileno()).st_size)
+            data = take(cast("IO[bytes]", stream), limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileRefused(f"{path}: not a whole gzip file: {error}") from error
+    if len(data) > limit:
+        raise FileRefused(f"{path}: unpacks to more than {limit} bytes")
+    return data
+
+
+def text(path: Path) -> str:
+    """The text of a UTF-8 file, packed or not, without its byte order mark.
+
+    Editors on Windows write one.
+    """
+    raw = unpacked(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -32,6 +32,11 @@ class File:
     bytes: int = 0
     records: int = 0
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its name, and that of the same file without .gz, which readers take too."""
+        return self.name, self.name.removesuffix(".gz")
+
 
 @dataclass(frozen=True)
 class Form:

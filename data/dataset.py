@@ -7,12 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from npdrt.data import folder
 from npdrt.data.augment import AUGMENTS
 from npdrt.data.images import Images, Stored, as_they_are
-from npdrt.data.npz import Array
 from npdrt.data.sampler import Sampler
-from npdrt.data.scale import Channels, Floats, Scale
+from npdrt.data.scale import Array, Channels, Floats, Scale
 from npdrt.errors import Error
 
 
@@ -76,15 +74,14 @@ class Dataset:
         if augment not in AUGMENTS:
             raise Error(f"unknown augment {augment!r}; use one of {', '.join(AUGMENTS)}")
         if isinstance(self.x, Images):
-            found: Images | None = self.x
+            found = self.x
         elif augment == "none":
             return None
         elif self.image_shape is None:
             raise Error(f"augment {augment} needs images; the examples of {self.name} are not")
         else:
             found = self._as_images(self.x, self.image_shape)
-        if augment == "imagenet" and not isinstance(found, folder.Files):
-            raise Error("augment imagenet needs a folder of images; use crop-flip for this data")
+        found.check(augment)
         return found
 
     def _as_images(self, x: Floats, shape: tuple[int, int, int]) -> Images:

@@ -20,7 +20,7 @@ from typing import Any
 from npdrt import atomic
 from npdrt.data import folder as images
 from npdrt.data.archive import unpack
-from npdrt.data.bounded import opened
+from npdrt.data.bounded import reading
 from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
 from npdrt.errors import DiskError, FileRefused, Unavailable
 
@@ -87,12 +87,14 @@ def folders(name: str, data_dir: Folder = None) -> list[Path]:
     return [Path(root) / name for root in roots if root]
 
 
-def present(folder: Path, file: File) -> Path | None:
+def find_file(folder: Path, file: File) -> Path | None:
     """The path of `file` in `folder`, else of the same file without .gz, else None."""
-    for name in (file.name, file.name.removesuffix(".gz")):
-        if (folder / name).is_file():
-            return folder / name
-    return None
+    return first_file(folder, *file.names)
+
+
+def first_file(folder: Path, *names: str) -> Path | None:
+    """The first of the files `names` that is in `folder`, else None."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def locate(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> Path:
@@ -104,27 +106,31 @@ def locate(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     catalogue: another sources.toml. Raises Error for an unknown name, Unavailable where no folder
     has them.
     """
-    return place(find(name, catalogue), data_dir)[0]
+    return locate_form(find(name, catalogue), data_dir)[0]
 
 
-def place(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
-    """The folder that holds the files of a data set, and the form they have there; see `locate`."""
+def locate_form(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
+    """The folder of a data set, and the form that its files have there; see `locate`."""
     found = _found(source, data_dir)
     if found is None:
-        places = ", ".join(map(str, folders(source.name, data_dir))) or "no folder: none is set"
-        raise Unavailable(
-            f"data set {source.name!r} is not on this machine; looked in {places}. "
-            f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {source.name}"
-        )
+        size = f"{source.bytes / 1e6:.0f} MB"
+        remedy = f"To download it ({size}): npdrt data fetch {source.name}"
+        raise absent(source.name, data_dir, remedy)
     return found
 
 
-def here(folder: Path, form: Form) -> list[File]:
+def absent(name: str, data_dir: Folder, remedy: str) -> Unavailable:
+    """The error for a data set that is in none of its folders."""
+    places = ", ".join(map(str, folders(name, data_dir))) or "no folder: none is set"
+    return Unavailable(f"data set {name!r} is not on this machine; looked in {places}. {remedy}")
+
+
+def files_in(folder: Path, form: Form) -> list[File]:
     """The files of `form` that are in `folder`."""
-    return [file for file in form.files if present(folder, file)]
+    return [file for file in form.files if find_file(folder, file)]
 
 
-def _places(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
+def _candidates(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
     """Where the data set may be, and in which form, in the order of the search."""
     if source.bundled:
         return [(_package_folder(), source.forms[0])]
@@ -133,9 +139,10 @@ def _places(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
 
 
 def _found(source: Source, data_dir: Folder) -> tuple[Path, Form] | None:
-    places = _places(source, data_dir)
-    whole = [(path, form) for path, form in places if len(here(path, form)) == len(form.files)]
-    part = [(path, form) for path, form in places if form.enough(here(path, form))]
+    """The first folder with all files, else the first with enough of them, else None."""
+    counted = [(path, form, files_in(path, form)) for path, form in _candidates(source, data_dir)]
+    whole = [(path, form) for path, form, files in counted if len(files) == len(form.files)]
+    part = [(path, form) for path, form, files in counted if form.enough(files)]
     return next(iter(whole + part), None)
 
 
@@ -157,10 +164,10 @@ def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     if images.named(name):
         return _check_images(name)
     source = find(name, catalogue)
-    places = _places(source, data_dir)
-    some = ((path, form) for path, form in places if here(path, form))
+    places = _candidates(source, data_dir)
+    some = ((path, form) for path, form in places if files_in(path, form))
     anywhere = next(some, None) or next(iter(places), None)
-    folder, form = _found(source, data_dir) or anywhere or place(source, data_dir)
+    folder, form = _found(source, data_dir) or anywhere or locate_form(source, data_dir)
     return [_check(folder, file) for file in form.files]
 
 
@@ -176,7 +183,7 @@ def _check_images(name: str) -> list[Check]:
 
 
 def _check(folder: Path, file: File) -> Check:
-    path = present(folder, file)
+    path = find_file(folder, file)
     if path is None:
         return Check(file.name, "missing", None, file.hash, None)
     algorithm = file.hash.partition(":")[0]
@@ -188,11 +195,8 @@ def _check(folder: Path, file: File) -> Check:
 
 
 def _digest(path: Path, algorithm: str) -> str:
-    try:
-        with opened(path) as stream:
-            return hashlib.file_digest(stream, algorithm).hexdigest()
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path) as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Entry]:
@@ -202,7 +206,7 @@ def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[E
 
 def _entry(source: Source, data_dir: Folder) -> Entry:
     where, form = _found(source, data_dir) or (None, source.forms[0])
-    count = len(here(where, form)) if where else 0
+    count = len(files_in(where, form)) if where else 0
     part = f"{count} of {len(form.files)} files" if 0 < count < len(form.files) else ""
     about = (source.name, source.what, source.bytes, source.licence)
     return Entry(*about, where, source.bundled, part)

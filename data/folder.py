@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.augment import Words, crop_flip, random_resized_crop
+from npdrt.data.augment import AUGMENTS, Words, crop_flip, random_resized_crop
 from npdrt.data.bounded import opened
+from npdrt.data.dataset import Dataset
 from npdrt.data.images import Images, Scaling
-from npdrt.data.npz import Array
-from npdrt.data.scale import Floats
+from npdrt.data.scale import Array, Channels, Floats, Scale, from_constants
 from npdrt.errors import Error, FileRefused, Unavailable
 
 SIZE = 224  # pixels of a side, unless the name says otherwise
@@ -229,6 +229,8 @@ class Files(Images):
     size: int
     scale: Scaling
 
+    augments = AUGMENTS
+
     @property
     def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]
         """(images, channels, height, width)."""
@@ -247,3 +249,33 @@ class Files(Images):
         if augment == "crop-flip" and keys is not None:
             raw = crop_flip(raw, keys)
         return self.scale(raw)
+
+
+# The data set
+
+
+def load(name: str, standardise: bool | str) -> Dataset:
+    """The data set of "folder:PATH"; its images are decoded a batch at a time."""
+    scale = _scale(standardise)
+    size, parts = parse(name)[0], read(name)
+    train, val = parts["train"], parts.get("val")
+    return Dataset(
+        name,
+        x=Files(train.paths, size, scale or Scale()),
+        y=train.labels,
+        x_test=Files(val.paths, size, scale or Scale()) if val else None,
+        y_test=val.labels if val else None,
+        classes=len(train.classes),
+        image_shape=(3, size, size),
+        digests={f"{part}/": found.digest for part, found in parts.items()},
+        scale=scale,
+    )
+
+
+def _scale(standardise: bool | str) -> Scale | Channels | None:
+    scales = {"unit": Scale(255.0), "symmetric": Scale(255.0, 0.5, 0.5)}
+    if not isinstance(standardise, str):
+        return from_constants(255.0, MEAN, STD) if standardise else None
+    if standardise not in scales:
+        raise Error(f"a folder has no standardisation {standardise!r}; use true, false or unit")
+    return scales[standardise]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from npdrt.data.augment import Words, crop_flip
-from npdrt.data.npz import Array
-from npdrt.data.scale import Floats
+from npdrt.data.scale import Array, Floats
 from npdrt.errors import Error
 
 Scaling = Callable[[Array], Floats]
@@ -25,6 +24,7 @@ class Images(ABC):
     """
 
     shape: tuple[int, int, int, int]
+    augments: ClassVar[tuple[str, ...]] = ("none", "crop-flip")
     dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
@@ -37,6 +37,11 @@ class Images(ABC):
         rows = np.arange(len(self))[chosen]
         out = self.batch(np.atleast_1d(rows))
         return out if rows.ndim else out[0]
+
+    def check(self, augment: str) -> None:
+        """Raise Error unless these images can be augmented in this way."""
+        if augment not in self.augments:
+            raise Error(f"augment {augment} needs a folder of images; use crop-flip for this data")
 
     @abstractmethod
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
@@ -62,9 +67,8 @@ class Stored(Images):
 
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
         """Images `indices`, standardised; augment: none or crop-flip."""
+        self.check(augment)
         raw = self.raw[indices]
-        if augment == "imagenet":
-            raise Error("augment imagenet needs a folder of images; use crop-flip for this data")
         if augment == "crop-flip" and keys is not None:
             raw = crop_flip(raw, keys, self.fill)
         return self.scale(raw)

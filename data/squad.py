@@ -23,11 +23,9 @@ from typing import Any
 import numpy as np
 
 from npdrt import schema
-from npdrt.data import sample
-from npdrt.data.bounded import contents, decoded
+from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import folders
-from npdrt.data.text import unzipped
+from npdrt.data.fetch import absent, first_file, folders
 from npdrt.errors import Error, FileRefused, Unavailable
 
 NAMED = "squad"
@@ -77,8 +75,7 @@ def read(path: Path) -> list[Question]:
     Raises FileRefused, saying where, for what is not that: bad JSON or UTF-8, a missing key, a
     value of another type, an answer out of its text, no answers, no questions, an id twice.
     """
-    data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    content = schema.parse(data, Any, path)
+    content = schema.parse(bounded.unpacked(path), Any, path)
     questions = list(_questions(content, f"{path}: "))
     twice = [id for id, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
@@ -89,10 +86,10 @@ def read(path: Path) -> list[Question]:
 
 
 def _questions(content: Any, path: str) -> Iterator[Question]:
-    for article, at in _items(content, "data", path):
-        for paragraph, here in _items(article, "paragraphs", at):
-            context = _value(paragraph, "context", str, here)
-            for item, place in _items(paragraph, "qas", here):
+    for article, article_at in _items(content, "data", path):
+        for paragraph, at in _items(article, "paragraphs", article_at):
+            context = _value(paragraph, "context", str, at)
+            for item, place in _items(paragraph, "qas", at):
                 answers = tuple(_answers(item, context, place))
                 id, question = (_value(item, key, str, place) for key in ("id", "question"))
                 yield Question(id, question, context, answers)
@@ -164,7 +161,7 @@ def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> An
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    words = decoded(path, contents(path)).removesuffix("\n").split("\n")
+    words = bounded.text(path).removesuffix("\n").split("\n")
     numbers = {word.rstrip("\r"): number for number, word in enumerate(words)}
     missing = [token for token in SPECIAL if token not in numbers]
     if missing or len(numbers) != len(words):
@@ -197,11 +194,11 @@ def features(
     return [
         feature
         for number, question in enumerate(questions)
-        for feature in _of(question, number, tokenizer, (length, stride, query), contexts)
+        for feature in _features_of(question, number, tokenizer, (length, stride, query), contexts)
     ]
 
 
-def _of(
+def _features_of(
     question: Question,
     number: int,
     tokenizer: Any,
@@ -405,18 +402,20 @@ def load(
     """
     if name == SAMPLE:
         return _sample(SAMPLE_SIZES | sizes)
-    folder = Path(name.removeprefix(f"{NAMED}:")) if ":" in name else _place(data_dir)
+    folder = Path(name.removeprefix(f"{NAMED}:")) if ":" in name else _folder(data_dir)
     if not folder.is_dir():
         raise Error(f"no folder {folder}")
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
     vocabulary = _path(folder, "vocab.txt")
     files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}
-    digests = {what: hashlib.sha256(contents(path)).hexdigest() for what, path in files.items()}
+    digests = {
+        what: hashlib.sha256(bounded.contents(path)).hexdigest() for what, path in files.items()
+    }
     parts = {part: read(path) for part, path in paths.items()}
-    return of(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
+    return make_dataset(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
 
 
-def of(
+def make_dataset(
     name: str,
     parts: Mapping[str, Sequence[Question]],
     tokenizer: Any,
@@ -462,22 +461,22 @@ def _sample(sizes: Mapping[str, int]) -> Squad:
     }
     said = "\n".join((*numbers, *(f"{q}" for found in parts.values() for q in found)))
     digests = {"vocabulary": hashlib.sha256(said.encode()).hexdigest()}
-    return of(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
+    return make_dataset(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
 
 
-def _place(data_dir: str | Path | None) -> Path:
-    places = folders(NAMED, data_dir)
-    for folder in places:
+def _folder(data_dir: str | Path | None) -> Path:
+    for folder in folders(NAMED, data_dir):
         if folder.is_dir():
             return folder
-    raise Unavailable(
-        f"data set {NAMED!r} is not on this machine; looked in {', '.join(map(str, places))}. Put "
-        "train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
+    raise absent(
+        NAMED,
+        data_dir,
+        "Put train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER",
     )
 
 
 def _path(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise FileRefused(f"{folder}: expected {name} or {name}.gz; found neither")
+    path = first_file(folder, name, f"{name}.gz")
+    if path is None:
+        raise FileRefused(f"{folder}: expected {name} or {name}.gz; found neither")
+    return path

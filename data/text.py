@@ -13,23 +13,20 @@ main.py.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
-from npdrt.data import sample
-from npdrt.data.bounded import FREE, RATIO, contents, decoded, opened, take
+from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import folders
+from npdrt.data.fetch import absent, first_file, folders
 from npdrt.data.sampler import Sampler
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import Error, FileRefused
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -90,22 +87,22 @@ def load(name: str, data_dir: str | Path | None = None) -> Text:
     one that is empty or not UTF-8.
     """
     if name == SAMPLE:
-        return of({split: sample.text(split) for split in SPLITS}, name)
+        return make_dataset({split: sample.text(split) for split in SPLITS}, name)
     found = _FORM.fullmatch(name)
     length = int(found[1] or LENGTH) if found else LENGTH
     if length < 1:
         raise Error(f"{name}: a sequence has at least 1 token")
-    return read(Path(found[2]) if found else _place(data_dir), name, length)
+    return read(Path(found[2]) if found else _folder(data_dir), name, length)
 
 
 def read(folder: Path, name: str, length: int = LENGTH) -> Text:
     """The text of a folder, in one stream."""
     if not folder.is_dir():
         raise Error(f"no folder {folder}")
-    return of({split: _text(folder, split) for split in SPLITS}, name, length)
+    return make_dataset({split: _text(folder, split) for split in SPLITS}, name, length)
 
 
-def of(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
+def make_dataset(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
     """The three texts as tokens, in one stream each."""
     numbers: dict[str, int] = {}
     tokens = {split: tokenised(text, numbers) for split, text in texts.items()}
@@ -174,46 +171,32 @@ def _roles(pairs: Mapping[str, tuple[Tokens, Tokens]]) -> dict[str, Any]:
 # Reading
 
 
-def _place(data_dir: str | Path | None) -> Path:
+def _folder(data_dir: str | Path | None) -> Path:
     """The first folder with WikiText-2."""
-    places = folders(NAMED, data_dir)
-    for folder in places:
-        if _path(folder, "train") is not None:
+    for folder in folders(NAMED, data_dir):
+        if first_file(folder, *_files("train")):
             return folder
-    raise Unavailable(
-        f"data set {NAMED!r} is not on this machine; looked in {', '.join(map(str, places))}. Its "
-        "publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and test.txt "
-        "there (the word_language_model example of pytorch/examples has them), or use text:FOLDER"
+    raise absent(
+        NAMED,
+        data_dir,
+        "Its publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and "
+        "test.txt there (the word_language_model example of pytorch/examples has them), or use "
+        "text:FOLDER",
     )
 
 
-def _path(folder: Path, split: str) -> Path | None:
-    both = (folder / f"{split}.txt", folder / f"{split}.txt.gz")
-    return next((path for path in both if path.is_file()), None)
+def _files(split: str) -> tuple[str, str]:
+    return f"{split}.txt", f"{split}.txt.gz"
 
 
 def _text(folder: Path, split: str) -> str:
-    path = _path(folder, split)
+    path = first_file(folder, *_files(split))
     if path is None:
-        raise FileRefused(f"{folder}: expected {split}.txt or {split}.txt.gz; found neither")
-    data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    found = decoded(path, data).replace("\r\n", "\n").replace("\r", "\n")
+        raise FileRefused(f"{folder}: expected {' or '.join(_files(split))}; found neither")
+    found = bounded.text(path).replace("\r\n", "\n").replace("\r", "\n")
     if not found.strip():
         raise FileRefused(f"{path}: expected text; the file is empty")
     return found
-
-
-def unzipped(path: Path) -> bytes:
-    """The content of a .gz file, within bounds (`npdrt.data.bounded`)."""
-    try:
-        limit = max(FREE, RATIO * path.stat().st_size)
-        with opened(path) as packed, gzip.open(packed) as stream:
-            data = take(cast("IO[bytes]", stream), limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileRefused(f"{path}: not a whole gzip file: {error}") from error
-    if len(data) > limit:
-        raise FileRefused(f"{path}: unpacks to more than {limit} bytes")
-    return data
 
 
 def _sha256(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.npz import Array
+from npdrt.data.scale import Array
 from npdrt.errors import FileRefused
 
 _ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")

@@ -63,23 +63,11 @@ def read(path: Path, fields: Collection[str] | None = None) -> dict[str, Numbers
     A symbolic link is followed. Raises FileRefused with path and reason; Unavailable if
     safetensors is not installed.
     """
-    with _naming(path), regular.open_file(path, follow=True) as handle:
+    with regular.refusing(path), regular.open_file(path, follow=True) as handle:
         size = os.fstat(handle.fileno()).st_size
         if size > MAX_FILE:
             raise FileRefused(f"{size} bytes; at most {MAX_FILE} are read")
         return _reader(handle, size)(handle, fields, max(FREE, size))
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path before a refusal; an error of the system becomes one."""
-    try:
-        yield
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror or error}") from error
-    except FileRefused as error:
-        named = str(error).startswith(f"{path}: ")
-        raise error if named else FileRefused(f"{path}: {error}") from error
 
 
 def _reader(handle: BinaryIO, size: int) -> Callable[..., dict[str, Numbers]]:
@@ -203,7 +191,7 @@ def _fill(values: Array, *streams: IO[bytes]) -> int:
 def read_safetensors(path: Path) -> dict[str, Numbers]:
     """All arrays of a safetensors file; FileRefused if it is another kind of file."""
     safetensors()
-    with _naming(path), regular.open_file(path, follow=True) as handle:
+    with regular.refusing(path), regular.open_file(path, follow=True) as handle:
         return _safetensors(handle, None, 0)
 
 
@@ -270,7 +258,7 @@ def read_version_1(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
     Raises FileRefused if it is none, is damaged or holds what npdrt did not write.
     """
-    with _naming(path), regular.open_file(path) as handle:
+    with regular.refusing(path), regular.open_file(path) as handle:
         size = os.fstat(handle.fileno()).st_size
         found, meta = _in_child(handle, {"kind": "version 1"}, size)
         if not isinstance(meta, dict):
