@@ -1,5 +1,5 @@
-"""npdrt.data: data sets as host arrays, where they come from, the order of their batches, and how
-images are cropped, mirrored and made ahead."""
+"""npdrt.data: data sets as host arrays, their downloads, the order of their batches, and the
+augmentation of images."""
 
 from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS

@@ -1,9 +1,10 @@
-"""Reading compressed files without trusting the sizes they declare."""
+"""Read the files of data sets, packed or not, without trusting the sizes they declare."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from typing import IO, cast
 from npdrt import regular
 from npdrt.errors import FileRefused
 
-FREE = 1 << 30  # bytes that any file may unpack to
-RATIO = 100  # above FREE: unpacked bytes for each byte on disk; real data stay far below
+FREE = 1 << 30  # any file may unpack to this many bytes
+RATIO = 100  # above FREE: unpacked bytes for each byte on disk; real data need far fewer
 _CHUNK = 1 << 20
 
 
@@ -32,7 +33,7 @@ def check_size(name: str, declared: int, on_disk: int) -> None:
 
 
 def take(stream: IO[bytes], n: int) -> bytes:
-    """The next `n` bytes, or all there are; memory grows with what arrives, not with `n`."""
+    """The next `n` bytes, or fewer at the end; takes memory only for bytes that arrive."""
     pieces = []
     while n > 0 and (piece := stream.read(min(n, _CHUNK))):
         pieces.append(piece)
@@ -59,6 +60,12 @@ def opened(path: Path) -> BufferedReader:
     """A data set's file, open for reading; FileRefused if it cannot be opened."""
     with regular.refusing(path):
         return regular.open_file(path, follow=True)
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file in hex."""
+    with reading(path) as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def unpacked(path: Path) -> bytes:

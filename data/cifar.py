@@ -37,13 +37,15 @@ def read(where: Path, form: Form, source: Source) -> Raw:
     files = files_in(where, form)
     raw = Raw({}, {}, {}, tuple(_missing(where, form, files, source)), stored=True)
     for role, suffix in (("train", ""), ("test", "_test")):
-        chosen = [file for file in files if file.role == role]
-        batches = [read_file(where / file.name, file, source.classes) for file in chosen]
-        raw.digests.update(
-            {file.name: batch[2] for file, batch in zip(chosen, batches, strict=True)}
-        )
+        batches = {
+            file.name: read_file(where / file.name, file, source.classes)
+            for file in files
+            if file.role == role
+        }
+        raw.digests.update({name: digest for name, (_, _, digest) in batches.items()})
         for column, array in enumerate("xy"):
-            raw.arrays[array + suffix] = np.concatenate([batch[column] for batch in batches])
+            parts = [batch[column] for batch in batches.values()]
+            raw.arrays[array + suffix] = np.concatenate(parts)
             raw.names[array + suffix] = f"{where}: {role}"
     return raw
 

@@ -18,18 +18,16 @@ from npdrt.errors import Error
 class Dataset:
     """Examples and what to predict from them, as NumPy arrays in host memory.
 
-    x: float32, (N, features) or (N, ...); for large images `npdrt.data.images.Images`, whose
-    slices are such arrays: bytes, or files, that become numbers when they are asked for. y: int64
-    labels (N,), or float32 targets (N,) or (N, ...). x_test, y_test: the same for the test set;
-    None where there is none.
-    classes: the labels are 0 .. classes-1; None for targets.
-    image_shape: (channels, height, width), where an example is an image: x.reshape(-1,
-    *image_shape) are the images. digests: SHA-256 of each file read. scale: how x and x_test
-    were standardised; None where they hold the values of the file. notes: what a user should
-    know, such as that a part of the files is missing.
+    x: float32, (N, features) or (N, ...). For large images it is `npdrt.data.images.Images`, which
+    holds bytes or names of files, and whose slices are such arrays. If x holds tokens, they are
+    integers below `vocabulary`. y: int64 labels (N,), or float32 targets (N,) or (N, ...). x_test,
+    y_test: the test set, or None. x_valid, y_valid: a third set, or None.
+    classes: the labels are 0 .. classes-1; None for targets. image_shape: (channels, height,
+    width) if an example is an image: x.reshape(-1, *image_shape) are the images. digests: SHA-256
+    of each file that was read. scale: the standardisation of x and x_test; None if they have the
+    values of the file. notes: warnings for the user, for example that some files are missing.
 
-    Where x holds tokens, it is of integers below `vocabulary`. x_valid, y_valid: a third set.
-    perplexity: the loss is that of a language model. evaluated: examples evaluated at once.
+    perplexity: the loss is that of a language model.
     """
 
     name: str
@@ -50,26 +48,26 @@ class Dataset:
 
     @property
     def evaluated(self) -> int:
-        """How many examples are evaluated at once, at most."""
+        """The most examples that are evaluated at once."""
         return 1000
 
     def arranged(self, batch_size: int) -> Dataset:
-        """The data set as batches are taken from it: text is cut into that many streams."""
+        """The data set in the form from which batches are taken: text in so many streams."""
         return self
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """Which examples of the arranged data set make up the batch of a step."""
+        """Which examples of the arranged data set are in the batch of a step."""
         return Sampler(len(self.x), batch_size, seed)
 
     @property
     def outputs(self) -> int:
-        """What a model must return for one example: a value a class, or a value a target."""
+        """The size of a model's output for one example: one value for each class or target."""
         return self.classes or int(np.prod(self.y.shape[1:], dtype=np.int64))
 
     def images(self, augment: str = "none") -> Images | None:
-        """The training images that are made batch by batch; None where x is used as it lies.
+        """The training images if they are made batch by batch; None if x is used as it is.
 
-        Raises Error where the examples are not images and `augment` asks for crops.
+        Raises Error if `augment` asks for crops and the examples are not images.
         """
         if augment not in AUGMENTS:
             raise Error(f"unknown augment {augment!r}; use one of {', '.join(AUGMENTS)}")
@@ -85,6 +83,6 @@ class Dataset:
         return found
 
     def _as_images(self, x: Floats, shape: tuple[int, int, int]) -> Images:
-        """Standardised rows as images; a padded pixel is what the value 0 of the file became."""
+        """Standardised rows as images; a padded pixel is the standardised value 0."""
         fill = self.scale(np.zeros((1, 1, 1, 1), np.uint8)).item() if self.scale else 0.0
         return Stored(x.reshape(-1, *shape), as_they_are, fill)

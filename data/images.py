@@ -1,4 +1,4 @@
-"""Images that are made into numbers when they are asked for, and not before."""
+"""Images that become floats when they are asked for, and not before."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Scaling = Callable[[Array], Floats]
 class Images(ABC):
     """Images (N, C, H, W) that are read, cropped and standardised a batch at a time.
 
-    Indexing by a number, a slice or an array of numbers gives float32 arrays in the form that is
-    used for evaluation; `batch` gives those for training too.
+    An index (a number, a slice or an array of numbers) gives float32 arrays as evaluation uses
+    them; `batch` also gives augmented ones, for training. augments: the possible augmentations.
     """
 
     shape: tuple[int, int, int, int]
@@ -50,9 +50,9 @@ class Images(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Stored(Images):
-    """Images in memory, as they are stored: one byte a value instead of four.
+    """Images in memory, as the file stores them: one byte for each value instead of four.
 
-    scale: what is done to the values of a batch. fill: the stored value of a padded pixel.
+    scale: applied to the values of a batch. fill: the stored value of a padded pixel.
     """
 
     raw: Array = field(repr=False)
@@ -75,5 +75,5 @@ class Stored(Images):
 
 
 def as_they_are(x: Array) -> Floats:
-    """The scale of values that are standardised already."""
+    """The scale of values that are already standardised."""
     return x

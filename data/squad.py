@@ -1,8 +1,8 @@
 """SQuAD v1.1: reading, WordPiece features with a stride, answers from logits, exact match and F1.
 
-The steps are those of the original BERT script run_squad.py. One differs: places of tokens in the
-text come from the tokeniser as offsets, so an answer is cut out of the text as it stands, where the
-script aligns words again.
+The steps are those of the original BERT script run_squad.py, except for one: the tokeniser gives
+the place of every token in the text, so an answer is cut out of the text itself. The script aligns
+words again.
 
 Source: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2; google-research/bert, run_squad.py;
 the official evaluate-v1.1.py.
@@ -39,7 +39,7 @@ Scores = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a text; answers: (text, first character) each, at least one."""
+    """A question on a text. answers: at least one pair (text, place of its first character)."""
 
     id: str
     question: str
@@ -51,10 +51,10 @@ class Question:
 class Feature:
     """A question and a span of its text as tokens: [CLS] question [SEP] span [SEP].
 
-    tokens, types: as BERT takes them, without padding. offsets: for every token of the span the
-    characters (first, past the last) of the text, by its place in `tokens`. best: the places that
-    no other span of the text has more context around. question: its number. start, end: the
-    answer's first and last place; 0, [CLS], where the span does not hold it.
+    question: its number. tokens, types: BERT's input, without padding. offsets: place in `tokens`
+    -> the characters (first, past the last) of the text, for every token of the span. best: the
+    places that have their most context in this span. start, end: the answer's first and last
+    place; 0, the place of [CLS], if the answer is not in the span.
     """
 
     question: int
@@ -72,8 +72,8 @@ class Feature:
 def read(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's JSON, or .json.gz.
 
-    Raises FileRefused, saying where, for what is not that: bad JSON or UTF-8, a missing key, a
-    value of another type, an answer out of its text, no answers, no questions, an id twice.
+    Raises FileRefused, with the place, for bad JSON or UTF-8, a missing key, a value of another
+    type, an answer outside its text, no answers, no questions, or an id that occurs twice.
     """
     content = schema.parse(bounded.unpacked(path), Any, path)
     questions = list(_questions(content, f"{path}: "))
@@ -111,7 +111,7 @@ def _answers(item: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
 
 
 def _items(holder: Any, key: str, place: str) -> Iterator[tuple[Any, str]]:
-    """The items of a list, each with its place, to which a key can be appended."""
+    """The items of a list, each with its place, ready for a key to be appended."""
     for number, item in enumerate(_value(holder, key, list, place)):
         yield item, f"{place}{key}[{number}]."
 
@@ -140,11 +140,11 @@ def _require_unicode(text: str, place: str) -> None:
 
 
 def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> Any:
-    """The WordPiece tokeniser (library `tokenizers`) of a vocabulary: a file with a token a line,
-    or the number of every token.
+    """The WordPiece tokeniser (library `tokenizers`) of a vocabulary.
 
-    lower: lower case and no accents before anything else. Raises Unavailable without the library,
-    FileRefused where the file cannot be read or lacks [PAD], [UNK], [CLS] or [SEP].
+    vocabulary: a file with one token on each line, or the number of every token. lower: first
+    convert to lower case and remove accents. Raises Unavailable without the library, FileRefused if
+    the file cannot be read or lacks [PAD], [UNK], [CLS] or [SEP].
     """
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -182,8 +182,8 @@ def features(
 ) -> list[Feature]:
     """The features of questions: spans of their texts that begin `stride` tokens apart.
 
-    A question is cut to its first `query` tokens; a span has what then fits into `length`. The
-    first answer is marked, where its text stands at its place.
+    A question is cut to its first `query` tokens; a span takes the rest of `length`. The first
+    answer is marked if its text is at its place.
     """
     if length < query + 4 or stride < 1 or query < 1:
         raise Error(
@@ -231,8 +231,7 @@ def _features_of(
 
 
 def _whole(context: str, past: int) -> int:
-    """The end of a token with the combining marks after it, which the tokeniser took away: they
-    belong to its last character."""
+    """The end of a token together with the combining marks that the tokeniser removed after it."""
     while past < len(context) and unicodedata.category(context[past]) == "Mn":
         past += 1
     return past
@@ -248,8 +247,10 @@ def _spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 def _best_span(spans: Sequence[tuple[int, int]], token: int) -> tuple[int, int]:
-    """The span with the most context around a token: the smaller side, longer spans a little
-    before others, the first of equals."""
+    """The span with the most context around a token, measured on the smaller side.
+
+    Longer spans win by a little; the first one wins a tie.
+    """
 
     def context(span: tuple[int, int]) -> float:
         first, past = span
@@ -263,8 +264,10 @@ def _best_span(spans: Sequence[tuple[int, int]], token: int) -> tuple[int, int]:
 def _answer_tokens(
     question: Question, offsets: Sequence[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """The first and last token that the first answer touches; None where the text at its place is
-    another (the script, too, then passes over the answer)."""
+    """The first and last token that the first answer touches.
+
+    None if the text at its place is another; the script also skips such an answer.
+    """
     text, start = question.answers[0]
     end = start + len(text)
     if question.context[start:end] != text:
@@ -274,8 +277,11 @@ def _answer_tokens(
 
 
 def arrays(found: Sequence[Feature], length: int = LENGTH) -> tuple[Any, Any]:
-    """x (features, 3, length) int32, tokens, types and mask, and y (features, 2) int64, the first
-    and last place of the answer."""
+    """The inputs and targets of BERT.
+
+    x: (features, 3, length) int32: tokens, types and mask. y: (features, 2) int64: the first and
+    last place of the answer.
+    """
     x = np.zeros((len(found), 3, length), np.int32)
     for row, feature in zip(x, found, strict=True):
         used = len(feature.tokens)
@@ -297,9 +303,9 @@ def answers(
 ) -> dict[str, str]:
     """The answer to every question, by id, from logits (features, 2, length).
 
-    Over the features of a question: the pair of one of the `best` starts and one of the `best`
-    ends with the largest sum of logits whose start has its most context in that feature and
-    which spans at most `longest` tokens; "" where there is none.
+    It is the pair of a start and an end with the largest sum of logits, over all features of the
+    question. A start is one of the `best` starts, and has its most context in that feature; an end
+    is one of the `best` ends; the pair spans at most `longest` tokens. "" if there is no such pair.
     """
     winners: dict[int, tuple[float, str]] = {}
     for feature, (starts, ends) in zip(found, logits, strict=True):
@@ -313,7 +319,7 @@ def answers(
 def _candidates(
     feature: Feature, starts: Scores, ends: Scores, best: int, longest: int
 ) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Sums of logits, and characters of the text, of the spans that are answers."""
+    """The sum of logits and the characters of the text, for every span that can be an answer."""
     for i in _largest(starts, best):
         for j in _largest(ends, best):
             known = i in feature.best and j in feature.offsets
@@ -337,7 +343,7 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(given: str, answer: str) -> float:
-    """1 where both are the same after `normalise_answer`, else 0."""
+    """1 if both are the same after `normalise_answer`, else 0."""
     return float(normalise_answer(given) == normalise_answer(answer))
 
 
@@ -352,8 +358,10 @@ def f1(given: str, answer: str) -> float:
 
 
 def score(questions: Iterable[Question], given: Mapping[str, str]) -> dict[str, float]:
-    """Exact match and F1 in percent, of every question the best over its answers; an answer that
-    is not given counts 0."""
+    """The means of exact match and F1 in percent; the best of a question's answers counts.
+
+    A question that is missing in `given` counts 0.
+    """
     every = list(questions)
 
     def mean(measure: Callable[[str, str], float]) -> float:
@@ -371,8 +379,11 @@ def score(questions: Iterable[Question], given: Mapping[str, str]) -> dict[str, 
 
 @dataclass(frozen=True, eq=False)
 class Squad(Dataset):
-    """Features of SQuAD v1.1: x (features, 3, length) int32 and y (features, 2), see `arrays`;
-    the test set is the development set. questions, found: of the test set, for `answers`."""
+    """Features of SQuAD v1.1: x (features, 3, length) int32 and y (features, 2), see `arrays`.
+
+    The test set is the development set. questions, found: its questions and features, for
+    `answers`.
+    """
 
     questions: Sequence[Question] = field(default=(), repr=False)
     found: Sequence[Feature] = field(default=(), repr=False)
@@ -391,14 +402,13 @@ def named(name: str) -> bool:
 def load(
     name: str, data_dir: str | Path | None = None, *, lower: bool = True, **sizes: int
 ) -> Squad:
-    """SQuAD v1.1 of a folder: train-v1.1.json, dev-v1.1.json (or .json.gz) and vocab.txt, the
-    vocabulary of the BERT that is fine-tuned.
+    """SQuAD v1.1 in a folder with train-v1.1.json, dev-v1.1.json and vocab.txt (or .gz).
 
-    name: "squad:FOLDER", or "squad", looked for in data_dir, $NPDRT_DATA and the user's cache; or
-    "sample-squad", questions that are made up.
-    lower: lower case, also with a cased vocabulary, as in the Fromage experiments. sizes: length,
-    stride and query of `features`. Raises Unavailable or Error where the folder or a library is
-    not there, FileRefused where a file is missing or malformed.
+    vocab.txt is the vocabulary of the BERT that you fine-tune. name: "squad:FOLDER"; "squad" looks
+    in data_dir, $NPDRT_DATA and the user's cache; "sample-squad" has made-up questions. lower:
+    convert to lower case, also with a cased vocabulary, as in the Fromage experiments. sizes:
+    length, stride and query of `features`. Raises Unavailable or Error if the folder or a library
+    is missing, FileRefused if a file is missing or malformed.
     """
     if name == SAMPLE:
         return _sample(SAMPLE_SIZES | sizes)
@@ -408,9 +418,7 @@ def load(
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
     vocabulary = _path(folder, "vocab.txt")
     files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}
-    digests = {
-        what: hashlib.sha256(bounded.contents(path)).hexdigest() for what, path in files.items()
-    }
+    digests = {what: bounded.digest(path) for what, path in files.items()}
     parts = {part: read(path) for part, path in paths.items()}
     return make_dataset(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
 
@@ -422,7 +430,7 @@ def make_dataset(
     digests: dict[str, str],
     **sizes: int,
 ) -> Squad:
-    """The data set of the questions in `parts`, "train" and "dev"."""
+    """The data set of the questions in parts["train"] and parts["dev"]."""
     found = {part: features(questions, tokenizer, **sizes) for part, questions in parts.items()}
     length = sizes.get("length", LENGTH)
     (x, y), (x_test, y_test) = (arrays(found[part], length) for part in ("train", "dev"))
@@ -446,11 +454,11 @@ def make_dataset(
 def _notes(questions: Sequence[Question]) -> Iterator[str]:
     lost = sum(q.context[s : s + len(t)] != t for q in questions for t, s in q.answers[:1])
     if lost:
-        yield f"{lost} of {len(questions):,} training answers are not at their places; passed over"
+        yield f"{lost} of {len(questions):,} training answers are not at their places; skipped"
 
 
 def _sample(sizes: Mapping[str, int]) -> Squad:
-    """The questions of `npdrt.data.sample`, and a token for each of its words."""
+    """The questions of `npdrt.data.sample`; each of its words is a token."""
     numbers = {token: i for i, token in enumerate((*SPECIAL, *sample.words()))}
     parts = {
         part: [

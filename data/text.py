@@ -1,8 +1,8 @@
-"""Text as tokens: WikiText-2 and the user's own files, read as PyTorch's word_language_model does.
+"""Text as tokens: WikiText-2 and your own files, read as PyTorch's word_language_model does.
 
-A folder holds train.txt, valid.txt and test.txt, or the same with .gz. Lines are split at
-whitespace and end with the word <eos>; words are numbered in the order in which they first appear
-in train, valid and test. The tokens are then cut into streams that run side by side:
+A folder has train.txt, valid.txt and test.txt, or the same with .gz. Lines are split at white
+space and end with the word <eos>; words are numbered in the order in which they first appear in
+train, valid and test. The tokens are then cut into parallel streams:
 
     tokens (n,) -> the first n // streams * streams, as (streams, rows), transposed: (rows, streams)
     batch k: x = rows [k L, k L + L), y = the rows after each of them; the last may be shorter
@@ -32,7 +32,7 @@ Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
 SPLITS = ("train", "valid", "test")
 NAMED = "wikitext-2"
-SAMPLE = "sample-text"  # made up: `npdrt.data.sample`
+SAMPLE = "sample-text"  # made-up: `npdrt.data.sample`
 END = "<eos>"
 LENGTH = 35  # tokens of a sequence, unless the name says otherwise
 EVALUATION_STREAMS = 10  # of valid and test, as in the example
@@ -43,9 +43,9 @@ _FORM = re.compile(r"text(?:-(\d+))?:(.+)")
 class Text(Dataset):
     """Tokens in streams; see the module. classes and vocabulary: the number of words.
 
-    x, y: (rows, streams) int64, y the tokens after those of x; x_valid, x_test likewise. As read
-    there is one stream; `arranged` makes more. words: the vocabulary, word of every token.
-    tokens: the whole splits. length: rows of a batch, the sequence length.
+    x, y: (rows, streams) int64; y has the tokens after those of x. x_valid, x_test likewise. At
+    first there is one stream; `arranged` makes more. words: the word of every token. tokens: the
+    whole splits. length: rows of a batch, the sequence length.
     """
 
     words: tuple[str, ...] = field(default=(), repr=False)
@@ -56,35 +56,35 @@ class Text(Dataset):
 
     @property
     def evaluated(self) -> int:
-        """Rows that are evaluated at once: a sequence."""
+        """Rows that are evaluated at once: one sequence."""
         return self.length
 
     def arranged(self, batch_size: int) -> Text:
-        """The tokens in `batch_size` streams; those of valid and test in 10, or what they give."""
+        """The tokens in `batch_size` streams; valid and test in 10, or fewer if they are short."""
         counts = {split: most_streams(tokens) for split, tokens in self.tokens.items()}
         counts["train"] = batch_size
         pairs = {name: pair(self.tokens[name], count, name) for name, count in counts.items()}
         return replace(self, **_roles(pairs))
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """Sequences in order, in every epoch the same."""
+        """Sequences in order, the same in every epoch."""
         return Sampler(len(self.x), min(self.length, len(self.x)), seed, ordered=True)
 
 
 def named(name: str) -> bool:
-    """Whether a data set's name is one of text: wikitext-2, text:FOLDER or text-LENGTH:FOLDER, or
-    sample-text."""
+    """Whether a name is wikitext-2, text:FOLDER, text-LENGTH:FOLDER or sample-text."""
     return name in (NAMED, SAMPLE) or _FORM.fullmatch(name) is not None
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Text:
-    """The text of that name: "wikitext-2", looked for like every data set of a name in data_dir,
-    $NPDRT_DATA and the user's cache; "text:FOLDER"; "text-70:FOLDER", sequences of 70; or
-    "sample-text", 3,600 words that are made up.
+    """The text of a name.
 
-    digests: SHA-256 of every file's text, and of the vocabulary. Raises Unavailable where
-    WikiText-2 is not there, Error for a folder that is not, FileRefused for a missing split or
-    one that is empty or not UTF-8.
+    "wikitext-2" looks in data_dir, $NPDRT_DATA and the user's cache. "text:FOLDER" reads a folder,
+    "text-70:FOLDER" in sequences of 70. "sample-text" has 3,600 made-up words.
+
+    digests: SHA-256 of every file's text, and of the vocabulary. Raises Unavailable if WikiText-2
+    is not there, Error if the folder is not there, FileRefused if a split is missing, empty or not
+    UTF-8.
     """
     if name == SAMPLE:
         return make_dataset({split: sample.text(split) for split in SPLITS}, name)
@@ -103,7 +103,7 @@ def read(folder: Path, name: str, length: int = LENGTH) -> Text:
 
 
 def make_dataset(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
-    """The three texts as tokens, in one stream each."""
+    """The data set of three texts, each as one stream of tokens."""
     numbers: dict[str, int] = {}
     tokens = {split: tokenised(text, numbers) for split, text in texts.items()}
     digests = {f"{split}.txt": _sha256(text) for split, text in texts.items()}
@@ -123,7 +123,7 @@ def make_dataset(texts: Mapping[str, str], name: str, length: int = LENGTH) -> T
 
 
 def tokenised(text: str, numbers: dict[str, int]) -> Tokens:
-    """The tokens of a text; words that are new are added to `numbers`.
+    """The tokens of a text; new words are added to `numbers`.
 
     >>> tokenised("the cat saw\\nthe dog\\n", {})
     array([0, 1, 2, 3, 0, 4, 3])
@@ -140,13 +140,14 @@ def _words(text: str) -> Iterable[str]:
 
 
 def in_streams(tokens: Tokens, streams: int) -> Tokens:
-    """Tokens cut into streams side by side: (n,) -> (n // streams, streams); a rest is left out."""
+    """Tokens cut into parallel streams; tokens left over at the end are dropped."""
     rows = len(tokens) // streams
-    return np.ascontiguousarray(tokens[: rows * streams].reshape(streams, rows).T)
+    cut = tokens[: rows * streams].reshape(streams, rows)  # (streams, rows)
+    return np.ascontiguousarray(cut.T)  # (rows, streams)
 
 
 def most_streams(tokens: Tokens) -> int:
-    """In how many streams a text is evaluated: 10, fewer where it is shorter than 20 tokens."""
+    """The number of streams for evaluation: 10, or fewer if there are less than 20 tokens."""
     return max(1, min(EVALUATION_STREAMS, len(tokens) // 2))
 
 

@@ -267,7 +267,7 @@ def test_an_answer_that_is_not_at_its_place_is_passed_over(tokenizer: Any) -> No
     (feature,) = features([question], tokenizer)
     assert (feature.start, feature.end) == (0, 0)
     assert list(squad._notes([question])) == [
-        "1 of 1 training answers are not at their places; passed over"
+        "1 of 1 training answers are not at their places; skipped"
     ]
 
 
@@ -361,6 +361,16 @@ def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     assert found.vocabulary == len((tmp_path / "vocab.txt").read_text().splitlines())
     assert sorted(found.digests) == ["dev-v1.1.json.gz", "train-v1.1.json", "vocabulary"]
     assert [q.id for q in found.questions] == ["1", "2"]
+
+
+def test_a_packed_vocabulary_is_read(tmp_path: Path) -> None:
+    plain = data.load(f"squad:{folder(tmp_path)}")
+    words = tmp_path / "vocab.txt"
+    (tmp_path / "vocab.txt.gz").write_bytes(gzip.compress(words.read_bytes()))
+    words.unlink()
+    found = data.load(f"squad:{tmp_path}")
+    assert found.vocabulary == plain.vocabulary
+    np.testing.assert_array_equal(found.x, plain.x)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "train-v1.1.json", "dev-v1.1.json.gz"])
