@@ -70,7 +70,8 @@ class Form:
 class Source:
     """One data set: what it is, where it comes from and how it is standardised.
 
-    image: (channels, height, width) of one example. mirrors: URLs, ending in /, of the folders
+    image: (channels, height, width) of one example; None if it is not an image. classes: None for
+    float targets. mirrors: URLs, ending in /, of the folders
     with its files; none if the files are part of the package. forms: the forms it may have on the
     disk; the first one is downloaded. scale: the standardisation; scales: others, by name.
     """
@@ -79,8 +80,8 @@ class Source:
     what: str
     licence: str
     citation: str
-    image: tuple[int, int, int]
-    classes: int
+    image: tuple[int, int, int] | None
+    classes: int | None
     scale: Scale | Channels
     scales: dict[str, Scale | Channels]
     mirrors: tuple[str, ...]
@@ -148,16 +149,18 @@ def find(name: str, catalogue: Path | None = None) -> Source:
 
 
 def _source(name: str, entry: dict[str, Any]) -> Source:
-    constants, others = entry.pop("scale"), entry.pop("scales", {})
+    constants, others = entry.pop("scale", {}), entry.pop("scales", {})
     forms = entry.pop("forms", None) or [
-        {"reader": "idx" if entry["mirrors"] else "npz", "files": entry.pop("files")}
+        {"reader": entry.pop("reader", "idx"), "files": entry.pop("files")}
     ]
+    image = entry.pop("image", None)
     return Source(
         name=name,
-        image=tuple(entry.pop("image")),
+        image=tuple(image) if image else None,
+        classes=entry.pop("classes", None),
         mirrors=tuple(entry.pop("mirrors")),
         scale=from_constants(**constants),
-        scales=_scales(constants["divisor"], others),
+        scales=_scales(constants.get("divisor", 1.0), others),
         forms=tuple(_form(**form) for form in forms),
         **entry,
     )

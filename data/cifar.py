@@ -25,7 +25,10 @@ from npdrt.errors import FileRefused
 
 SHAPE = (3, 32, 32)
 _PIXELS = 3072
-_LABELS = {10: ((b"labels", 10),), 100: ((b"coarse_labels", 20), (b"fine_labels", 100))}
+_LABELS: dict[int | None, tuple[tuple[bytes, int], ...]] = {
+    10: ((b"labels", 10),),
+    100: ((b"coarse_labels", 20), (b"fine_labels", 100)),
+}
 _PICKLED = 256  # bytes a record may take besides its pixels: labels, file name, opcodes
 
 Batch = tuple[Array, Array, str]  # images (n, 3, 32, 32), labels (n,), SHA-256 of the file
@@ -62,7 +65,7 @@ def _missing(where: Path, form: Form, files: Sequence[File], source: Source) -> 
         )
 
 
-def read_binary(path: Path, file: File, classes: int) -> Batch:
+def read_binary(path: Path, file: File, classes: int | None) -> Batch:
     """A file of the binary version with `file.records` images of CIFAR-`classes`.
 
     Raises FileRefused if its length is wrong or a label is not one of its classes.
@@ -81,7 +84,7 @@ def read_binary(path: Path, file: File, classes: int) -> Batch:
     return images, labels, hashlib.sha256(raw).hexdigest()
 
 
-def read_python(path: Path, file: File, classes: int) -> Batch:
+def read_python(path: Path, file: File, classes: int | None) -> Batch:
     """A file of the Python version with `file.records` images of CIFAR-`classes`.
 
     The pickle is not run (`npdrt.data.unpickle`). Raises FileRefused if its structure is not the

@@ -29,12 +29,12 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 def read(where: Path, form: Form, source: Source) -> Raw:
     """A data set in four IDX files; images become rows, (N, height * width)."""
-    raw = Raw({}, {}, {})
+    raw, size = Raw({}, {}, {}), (source.image or ())[1:]
     for file in form.files:
         path = find_file(where, file) or where / file.name
         labels = file.role.startswith("y")
         array, raw.digests[path.name] = read_idx(path, axes=1 if labels else 3)
-        raw.arrays[file.role] = array if labels else _as_rows(array, source.image[1:], path)
+        raw.arrays[file.role] = array if labels else _as_rows(array, size, path)
         raw.names[file.role] = str(path)
     return raw
 

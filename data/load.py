@@ -67,5 +67,5 @@ def load(
     scale = source.scaling(standardise)
     where, form = locate_form(source, data_dir)
     raw = READERS[form.reader](where, form, source)
-    check(raw, source.classes)
-    return make_dataset(name, raw, source.classes, source.image, scale)
+    classes = check(raw, source.classes)
+    return make_dataset(name, raw, classes, source.image, scale)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,7 +53,7 @@ def read(_: Path, form: Form, source: Source) -> Raw:
     return _raw(io.BytesIO(package_file(file.name).read_bytes()), file.name, file.name)
 
 
-def _raw(stream: BinaryIO, file: str, name: str) -> Raw:
+def _raw(stream: BufferedReader | io.BytesIO, file: str, name: str) -> Raw:
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
     arrays = read_npz(stream, name)
     return Raw(arrays, {role: f"{name}: array {role}" for role in arrays}, {file: digest})

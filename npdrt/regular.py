@@ -1,7 +1,7 @@
-"""Open a regular file for reading. Every reader of files in npdrt opens them here.
+"""Open a regular file for reading. Every reader in npdrt opens its files with this module.
 
-A FIFO would wait for a writer, a device has no end, and a symbolic link may lead anywhere: each is
-refused, unless links are allowed.
+A FIFO would wait for a writer, a device has no end, and a symbolic link may lead anywhere: all are
+refused, but links can be allowed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def refusing(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise FileRefused(f"{path}: cannot be read: {reason}; check path and file") from error
     except FileRefused as error:
         named = str(error).startswith(f"{path}: ")
         raise error if named else FileRefused(f"{path}: {error}") from error
