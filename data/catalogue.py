@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from npdrt.data.scale import Channels, Scale, from_constants
+from npdrt.data.scale import Channels, Scale, from_constants, usual_names
 from npdrt.errors import Error, FileRefused
 
 # Their modules find them (text.py, squad.py): npdrt knows no place to download them from.
@@ -102,20 +102,6 @@ class Source:
         """The size of a download."""
         return self.forms[0].bytes
 
-    def scaling(self, standardise: bool | str) -> Scale | Channels | None:
-        """The standardisation for True (the usual one), False (None) or a name.
-
-        Every data set has "unit", [0, 1], and "symmetric", [-1, 1].
-        """
-        if not isinstance(standardise, str):
-            return self.scale if standardise else None
-        if standardise not in self.scales:
-            known = ", ".join(self.scales)
-            raise Error(
-                f"{self.name} has no standardisation {standardise!r}; use true, false or {known}"
-            )
-        return self.scales[standardise]
-
 
 def package_file(name: str) -> Traversable:
     """A file that is part of npdrt.data."""
@@ -160,16 +146,11 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
         classes=entry.pop("classes", None),
         mirrors=tuple(entry.pop("mirrors")),
         scale=from_constants(**constants),
-        scales=_scales(constants.get("divisor", 1.0), others),
+        scales=usual_names(constants.get("divisor", 1.0))
+        | {name: from_constants(**values) for name, values in others.items()},
         forms=tuple(_form(**form) for form in forms),
         **entry,
     )
-
-
-def _scales(divisor: float, others: dict[str, Any]) -> dict[str, Scale | Channels]:
-    """The standardisations with a name: those of the catalogue, and two that all data sets have."""
-    common = {"unit": Scale(divisor), "symmetric": Scale(divisor, 0.5, 0.5)}
-    return {**common, **{name: from_constants(**values) for name, values in others.items()}}
 
 
 def _form(files: list[Any], archive: dict[str, Any] | None = None, **about: str) -> Form:

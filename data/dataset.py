@@ -33,12 +33,12 @@ class Dataset:
     name: str
     x: Floats | Images = field(repr=False)
     y: Array = field(repr=False)
-    x_test: Floats | Images | None = field(repr=False)
-    y_test: Array | None = field(repr=False)
-    classes: int | None
-    image_shape: tuple[int, int, int] | None
-    digests: dict[str, str] = field(repr=False)
-    scale: Scale | Channels | None
+    x_test: Floats | Images | None = field(default=None, repr=False)
+    y_test: Array | None = field(default=None, repr=False)
+    classes: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
+    scale: Scale | Channels | None = None
     notes: tuple[str, ...] = ()
     vocabulary: int | None = None
     x_valid: Array | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,22 @@ def locate_form(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
     if found is None:
         size = f"{source.bytes / 1e6:.0f} MB"
         remedy = f"To download it ({size}): npdrt data fetch {source.name}"
-        raise absent(source.name, data_dir, remedy)
+        raise _absent(source.name, data_dir, remedy)
     return found
 
 
-def absent(name: str, data_dir: Folder, remedy: str) -> Unavailable:
-    """The error for a data set that is in none of its folders."""
+def locate_local(name: str, data_dir: Folder, files: Sequence[str], remedy: str) -> Path:
+    """The first folder of a data set without a download that has one of `files`.
+
+    Raises Unavailable, with the remedy, if there is none.
+    """
+    for folder in folders(name, data_dir):
+        if first_file(folder, *files):
+            return folder
+    raise _absent(name, data_dir, remedy)
+
+
+def _absent(name: str, data_dir: Folder, remedy: str) -> Unavailable:
     places = ", ".join(map(str, folders(name, data_dir))) or "no folder: none is set"
     return Unavailable(f"data set {name!r} is not on this machine; looked in {places}. {remedy}")
 

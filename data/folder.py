@@ -23,7 +23,7 @@ from npdrt.data.augment import AUGMENTS, Words, crop_flip, random_resized_crop
 from npdrt.data.bounded import opened
 from npdrt.data.dataset import Dataset
 from npdrt.data.images import Images, Scaling
-from npdrt.data.scale import Array, Channels, Floats, Scale, from_constants
+from npdrt.data.scale import Array, Floats, Scale, choose, from_constants, usual_names
 from npdrt.errors import Error, FileRefused, Unavailable
 
 SIZE = 224  # pixels of a side, unless the name says otherwise
@@ -259,7 +259,8 @@ class Files(Images):
 
 def load(name: str, standardise: bool | str) -> Dataset:
     """The data set of "folder:PATH"; its images are decoded a batch at a time."""
-    scale = _scale(standardise)
+    usual = from_constants(255.0, MEAN, STD)
+    scale = choose(standardise, usual, usual_names(255.0), "a folder")
     size, parts = parse(name)[0], read(name)
     train, val = parts["train"], parts.get("val")
     return Dataset(
@@ -273,12 +274,3 @@ def load(name: str, standardise: bool | str) -> Dataset:
         digests={f"{part}/": found.digest for part, found in parts.items()},
         scale=scale,
     )
-
-
-def _scale(standardise: bool | str) -> Scale | Channels | None:
-    scales = {"unit": Scale(255.0), "symmetric": Scale(255.0, 0.5, 0.5)}
-    if not isinstance(standardise, str):
-        return from_constants(255.0, MEAN, STD) if standardise else None
-    if standardise not in scales:
-        raise Error(f"a folder has no standardisation {standardise!r}; use true, false or unit")
-    return scales[standardise]

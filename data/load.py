@@ -14,6 +14,7 @@ from npdrt.data.catalogue import Form, Source, find
 from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import locate_form
 from npdrt.data.raw import Raw, check, make_dataset
+from npdrt.data.scale import choose
 
 READERS: dict[str, Callable[[Path, Form, Source], Raw]] = {  # by `reader` in sources.toml
     "npz": npz.read,
@@ -64,7 +65,7 @@ def load(
     if npz.named(name):
         return npz.load(Path(name_or_path), standardise)
     source = find(name, catalogue)
-    scale = source.scaling(standardise)
+    scale = choose(standardise, source.scale, source.scales, name)
     where, form = locate_form(source, data_dir)
     raw = READERS[form.reader](where, form, source)
     classes = check(raw, source.classes)

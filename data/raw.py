@@ -45,7 +45,7 @@ def make_dataset(
     if raw.stored:
         as_x = partial(Stored, scale=scale or Scale())
     as_y = np.int64 if classes else np.float32
-    out: dict[str, Any] = {"x_test": None, "y_test": None}
+    out: dict[str, Any] = {}
     for role, array in raw.arrays.items():
         with np.errstate(over="ignore"):
             out[role] = array.astype(as_y) if role.startswith("y") else as_x(array)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from npdrt.errors import Error
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -57,6 +59,29 @@ def from_constants(divisor: float = 1.0, mean: Any = 0.0, std: Any = 1.0) -> Sca
     if not isinstance(mean, list):
         return Scale(divisor, mean, std)
     return Channels(tuple(Scale(divisor, m, s) for m, s in zip(mean, std, strict=True)))
+
+
+def usual_names(divisor: float) -> dict[str, Scale | Channels]:
+    """The standardisations of every data set: "unit" is [0, 1], "symmetric" is [-1, 1]."""
+    return {"unit": Scale(divisor), "symmetric": Scale(divisor, 0.5, 0.5)}
+
+
+def choose(
+    standardise: bool | str,
+    usual: Scale | Channels,
+    others: dict[str, Scale | Channels],
+    what: str,
+) -> Scale | Channels | None:
+    """The usual standardisation for True, None for False, or one of the others by name.
+
+    what: the name of the data set in the Error for an unknown name.
+    """
+    if not isinstance(standardise, str):
+        return usual if standardise else None
+    if standardise not in others:
+        known = ", ".join(others)
+        raise Error(f"{what} has no standardisation {standardise!r}; use true, false or {known}")
+    return others[standardise]
 
 
 def measure(x: Array) -> Scale:

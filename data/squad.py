@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from npdrt import schema
 from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import absent, first_file, folders
+from npdrt.data.fetch import first_file, locate_local
 from npdrt.errors import Error, FileRefused, Unavailable
 
 NAMED = "squad"
+REMEDY = "Put train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
 SAMPLE = "sample-squad"  # made up: `npdrt.data.sample`
 SAMPLE_SIZES = {"length": 48, "stride": 16, "query": 12}
 LENGTH, STRIDE, QUERY = 384, 128, 64  # tokens: of a feature, between its spans, of a question
@@ -69,13 +71,37 @@ class Feature:
 # Reading
 
 
+class _Answer(Struct):
+    text: str
+    answer_start: int
+
+
+class _Item(Struct):
+    id: str
+    question: str
+    answers: list[_Answer]
+
+
+class _Paragraph(Struct):
+    context: str
+    qas: list[_Item]
+
+
+class _Article(Struct):
+    paragraphs: list[_Paragraph]
+
+
+class _Document(Struct):
+    data: list[_Article]
+
+
 def read(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's JSON, or .json.gz.
 
     Raises FileRefused, with the place, for bad JSON or UTF-8, a missing key, a value of another
     type, an answer outside its text, no answers, no questions, or an id that occurs twice.
     """
-    content = schema.parse(bounded.unpacked(path), Any, path)
+    content = schema.parse(bounded.unpacked(path), _Document, path)
     questions = list(_questions(content, f"{path}: "))
     twice = [id for id, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
@@ -86,52 +112,35 @@ def read(path: Path) -> list[Question]:
 
 
 def _questions(content: Any, path: str) -> Iterator[Question]:
-    for article, article_at in _items(content, "data", path):
-        for paragraph, at in _items(article, "paragraphs", article_at):
-            context = _value(paragraph, "context", str, at)
-            for item, place in _items(paragraph, "qas", at):
-                answers = tuple(_answers(item, context, place))
-                id, question = (_value(item, key, str, place) for key in ("id", "question"))
-                yield Question(id, question, context, answers)
+    for a, article in enumerate(content["data"]):
+        for p, paragraph in enumerate(article["paragraphs"]):
+            context = paragraph["context"]
+            for n, item in enumerate(paragraph["qas"]):
+                place = f"{path}data[{a}].paragraphs[{p}].qas[{n}]"
+                answers = tuple(_answers(item["answers"], context, place))
+                found = Question(item["id"], item["question"], context, answers)
+                _require_unicode(found, place)
+                yield found
 
 
-def _answers(item: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
-    answers = list(_items(item, "answers", place))
+def _answers(answers: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
     if not answers:
-        where = place.rstrip(".")
-        raise FileRefused(f"{where}: a question without an answer; that is SQuAD 2.0, not 1.1")
-    for answer, at in answers:
-        text, start = _value(answer, "text", str, at), _value(answer, "answer_start", int, at)
+        raise FileRefused(f"{place}: a question without an answer; that is SQuAD 2.0, not 1.1")
+    for number, answer in enumerate(answers):
+        text, start = answer["text"], answer["answer_start"]
         if not text or not 0 <= start < len(context):
             raise FileRefused(
-                f"{at.rstrip('.')}: expected an answer that begins in the {len(context)} "
+                f"{place}.answers[{number}]: expected an answer that begins in the {len(context)} "
                 f"characters of its context; found {text!r} at {start}"
             )
         yield text, start
 
 
-def _items(holder: Any, key: str, place: str) -> Iterator[tuple[Any, str]]:
-    """The items of a list, each with its place, ready for a key to be appended."""
-    for number, item in enumerate(_value(holder, key, list, place)):
-        yield item, f"{place}{key}[{number}]."
-
-
-def _value(holder: Any, key: str, kind: type, place: str) -> Any:
-    if not isinstance(holder, dict):
-        found = type(holder).__name__
-        raise FileRefused(f"{place.rstrip('.: ')}: expected an object with {key}; found {found}")
-    value = holder.get(key)
-    if type(value) is not kind:
-        found = type(value).__name__ if key in holder else "nothing"
-        raise FileRefused(f"{place}{key}: expected {kind.__name__}; found {found}")
-    if isinstance(value, str):
-        _require_unicode(value, f"{place}{key}")
-    return value
-
-
-def _require_unicode(text: str, place: str) -> None:
+def _require_unicode(question: Question, place: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can hold and the tokeniser cannot."""
+    texts = (text for text, _ in question.answers)
     try:
-        text.encode()
+        "".join((question.id, question.question, question.context, *texts)).encode()
     except UnicodeEncodeError as error:
         raise FileRefused(f"{place}: expected Unicode text: {error}") from error
 
@@ -412,7 +421,10 @@ def load(
     """
     if name == SAMPLE:
         return _sample(SAMPLE_SIZES | sizes)
-    folder = Path(name.removeprefix(f"{NAMED}:")) if ":" in name else _folder(data_dir)
+    if name == NAMED:
+        folder = locate_local(NAMED, data_dir, _files("train-v1.1.json"), REMEDY)
+    else:
+        folder = Path(name.removeprefix(f"{NAMED}:"))
     if not folder.is_dir():
         raise Error(f"no folder {folder}")
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
@@ -441,9 +453,7 @@ def make_dataset(
         x_test=x_test,
         y_test=y_test,
         classes=length,
-        image_shape=None,
         digests=digests,
-        scale=None,
         notes=tuple(_notes(parts["train"])),
         vocabulary=tokenizer.get_vocab_size(),
         questions=parts["dev"],
@@ -472,19 +482,12 @@ def _sample(sizes: Mapping[str, int]) -> Squad:
     return make_dataset(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
 
 
-def _folder(data_dir: str | Path | None) -> Path:
-    for folder in folders(NAMED, data_dir):
-        if folder.is_dir():
-            return folder
-    raise absent(
-        NAMED,
-        data_dir,
-        "Put train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER",
-    )
-
-
 def _path(folder: Path, name: str) -> Path:
-    path = first_file(folder, name, f"{name}.gz")
+    path = first_file(folder, *_files(name))
     if path is None:
-        raise FileRefused(f"{folder}: expected {name} or {name}.gz; found neither")
+        raise FileRefused(f"{folder}: expected {' or '.join(_files(name))}; found neither")
     return path
+
+
+def _files(name: str) -> tuple[str, str]:
+    return name, f"{name}.gz"

@@ -24,12 +24,16 @@ import numpy as np
 
 from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import absent, first_file, folders
+from npdrt.data.fetch import first_file, locate_local
 from npdrt.data.sampler import Sampler
 from npdrt.errors import Error, FileRefused
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
+REMEDY = (
+    "Its publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and test.txt "
+    "there (the word_language_model example of pytorch/examples has them), or use text:FOLDER"
+)
 SPLITS = ("train", "valid", "test")
 NAMED = "wikitext-2"
 SAMPLE = "sample-text"  # made-up: `npdrt.data.sample`
@@ -92,7 +96,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Text:
     length = int(found[1] or LENGTH) if found else LENGTH
     if length < 1:
         raise Error(f"{name}: a sequence has at least 1 token")
-    return read(Path(found[2]) if found else _folder(data_dir), name, length)
+    folder = Path(found[2]) if found else locate_local(NAMED, data_dir, _files("train"), REMEDY)
+    return read(folder, name, length)
 
 
 def read(folder: Path, name: str, length: int = LENGTH) -> Text:
@@ -113,9 +118,7 @@ def make_dataset(texts: Mapping[str, str], name: str, length: int = LENGTH) -> T
         **_roles({split: pair(tokens[split], 1, split) for split in SPLITS}),
         classes=len(words),
         vocabulary=len(words),
-        image_shape=None,
         digests={**digests, "vocabulary": _sha256("\n".join(words))},
-        scale=None,
         words=words,
         tokens=tokens,
         length=length,
@@ -170,20 +173,6 @@ def _roles(pairs: Mapping[str, tuple[Tokens, Tokens]]) -> dict[str, Any]:
 
 
 # Reading
-
-
-def _folder(data_dir: str | Path | None) -> Path:
-    """The first folder with WikiText-2."""
-    for folder in folders(NAMED, data_dir):
-        if first_file(folder, *_files("train")):
-            return folder
-    raise absent(
-        NAMED,
-        data_dir,
-        "Its publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and "
-        "test.txt there (the word_language_model example of pytorch/examples has them), or use "
-        "text:FOLDER",
-    )
 
 
 def _files(split: str) -> tuple[str, str]:

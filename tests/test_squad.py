@@ -77,17 +77,20 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     [
         ("{", "not JSON in UTF-8"),
         ("[" * 100_000, "not JSON in UTF-8"),
-        ([], r"bad\.json: expected an object with data; found list"),
-        ({}, r"bad\.json: data: expected list; found nothing"),
-        ({"data": [3]}, r"data\[0\]: expected an object with paragraphs; found int"),
+        ([], r"bad\.json: Expected `object`, got `array`"),
+        ({}, r"bad\.json: Object missing required field `data`"),
+        ({"data": [3]}, r"Expected `object`, got `int` - at `\$\.data\[0\]`"),
         ({"data": []}, "no questions"),
-        (changed(*QUESTION[:4], "context", value=1), r"paragraphs\[0\]\.context: expected str"),
-        (changed(*QUESTION, "question", value=...), r"qas\[1\]\.question: expected str; found no"),
+        (
+            changed(*QUESTION[:4], "context", value=1),
+            r"`str`, .*paragraphs\[0\]\.context`",
+        ),
+        (changed(*QUESTION, "question", value=...), r"field `question` - at .*qas\[1\]`"),
         (
             changed(*QUESTION, "question", value="\ud83d"),
-            r"question: expected Unicode text: .*surr",
+            r"qas\[1\]: expected Unicode text: .*surr",
         ),
-        (changed(*QUESTION, "id", value=7), r"data\[0\]\.paragraphs\[0\]\.qas\[1\]\.id: expected"),
+        (changed(*QUESTION, "id", value=7), r"Expected `str`, got `int` - at .*qas\[1\]\.id"),
         (changed(*QUESTION, "id", value="1"), "the id '1' occurs twice"),
         (
             changed(*QUESTION, "answers", value=[]),
@@ -101,7 +104,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             changed(*QUESTION, "answers", 0, "answer_start", value=-1),
             "found 'Denver Broncos' at -1",
         ),
-        (changed(*QUESTION, "answers", 0, "answer_start", value=True), "expected int; found bool"),
+        (
+            changed(*QUESTION, "answers", 0, "answer_start", value=True),
+            "Expected `int`, got `bool`",
+        ),
         (changed(*QUESTION, "answers", 0, "text", value=""), "found '' at 57"),
     ],
 )
