@@ -82,15 +82,16 @@ def tables(
 
 def _about(conditioning: bool) -> dict[str, dict[str, str]]:
     """Shape and meaning of every dataset."""
-    groups = [("history", HISTORY, "(epochs,)")]
-    groups += [("layers", {"step": "the step measured, counting from 1"}, "(measurements,)")]
-    groups += [("layers", LAYERS, "(measurements, parameters)")]
-    groups += [("network", NETWORK, "(measurements,)")]
+    step, *measured = CONDITIONING.items()
+    groups = [
+        ("history", HISTORY, "(epochs,)"),
+        ("layers", {"step": "the step measured, counting from 1"}, "(measurements,)"),
+        ("layers", LAYERS, "(measurements, parameters)"),
+        ("network", NETWORK, "(measurements,)"),
+    ]
     if conditioning:
-        shapes = {
-            name: "(checks,)" if name == "step" else "(checks, weights)" for name in CONDITIONING
-        }
-        groups += [("conditioning", {n: CONDITIONING[n]}, shape) for n, shape in shapes.items()]
+        groups.append(("conditioning", dict([step]), "(checks,)"))
+        groups.append(("conditioning", dict(measured), "(checks, weights)"))
     return {
         f"{group}/{name}": {"shape": shape, "what": what}
         for group, members, shape in groups
