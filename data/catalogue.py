@@ -93,11 +93,6 @@ class Source:
         return not self.mirrors
 
     @property
-    def files(self) -> tuple[File, ...]:
-        """The files of the form that is downloaded."""
-        return self.forms[0].files
-
-    @property
     def bytes(self) -> int:
         """The size of a download."""
         return self.forms[0].bytes

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import regular
 from npdrt.data.augment import AUGMENTS, Words, crop_flip, random_resized_crop
 from npdrt.data.bounded import opened
 from npdrt.data.dataset import Dataset
@@ -104,11 +105,8 @@ def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
 
 def _classes(root: Path) -> tuple[str, ...]:
     """The folders of a set, without hidden ones."""
-    try:
-        with os.scandir(root) as entries:
-            return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
-    except OSError as error:
-        raise _unreadable(error) from error
+    with regular.refusing(root), os.scandir(root) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
 
 
 def _files(folder: Path) -> list[str]:
@@ -143,18 +141,13 @@ def _refuse_loop(folder: Path, above: Sequence[str]) -> None:
 
 
 def _size(path: str) -> int:
-    try:
+    with regular.refusing(path):
         return Path(path).stat().st_size
-    except OSError as error:
-        raise _unreadable(error) from error
 
 
 def _raise(error: OSError) -> None:
-    raise _unreadable(error) from error
-
-
-def _unreadable(error: OSError) -> FileRefused:
-    return FileRefused(f"{error.filename}: cannot be read: {error.strerror}")
+    with regular.refusing(error.filename):
+        raise error
 
 
 # Decoding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from npdrt.data.dataset import Dataset
-from npdrt.data.images import Images, Stored
-from npdrt.data.scale import Array, Channels, Floats, Scale
+from npdrt.data.images import Stored
+from npdrt.data.scale import Array, Channels, Scale
 from npdrt.errors import FileRefused
 
 _MOST_CLASSES = 1 << 20  # above it a label is more likely a target, or damage
@@ -41,18 +40,16 @@ def make_dataset(
     scale: Scale | Channels | None,
 ) -> Dataset:
     """The data set of arrays that `check` accepted, standardised by `scale`."""
-    as_x: Callable[[Array], Floats | Images] = scale or Scale()
-    if raw.stored:
-        as_x = partial(Stored, scale=scale or Scale())
-    as_y = np.int64 if classes else np.float32
+    scaled, as_y = scale or Scale(), np.int64 if classes else np.float32
+    as_x: Any = partial(Stored, scale=scaled) if raw.stored else scaled
     out: dict[str, Any] = {}
     for role, array in raw.arrays.items():
         with np.errstate(over="ignore"):
             out[role] = array.astype(as_y) if role.startswith("y") else as_x(array)
         if array.dtype.kind == "f":
             _check_finite(out[role], f"{raw.names[role]}, converted to float32")
-    about: dict[str, Any] = {"digests": raw.digests, "notes": raw.notes, "scale": scale}
-    return Dataset(name, classes=classes, image_shape=image, **about, **out)
+    about: dict[str, Any] = {"classes": classes, "image_shape": image, "scale": scale}
+    return Dataset(name, digests=raw.digests, notes=raw.notes, **about, **out)
 
 
 def check(raw: Raw, classes: int | None) -> int | None:

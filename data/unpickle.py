@@ -59,11 +59,7 @@ def read_pickle(raw: bytes, name: str) -> dict[bytes, Any]:
         found = machine.result()
     except _DAMAGE as error:
         raise FileRefused(f"{name}: damaged pickle: {error}") from error
-    return {key: _finished(value) for key, value in found.items()}
-
-
-def _finished(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
+    return {k: v.value if isinstance(v, _Array) else v for k, v in found.items()}
 
 
 class _Machine:

@@ -118,10 +118,10 @@ def test_mnist(mnist: data.Dataset) -> None:
 
 @real_mnist
 def test_mnist_digests_are_the_published_ones(mnist: data.Dataset) -> None:
-    published = {file.name: file.hash for file in catalogue.find("mnist").files}
+    published = {file.name: file.hash for file in catalogue.find("mnist").forms[0].files}
     assert {name: f"sha256:{digest}" for name, digest in mnist.digests.items()} == published
     assert [check.status for check in data.verify("mnist", REAL)] == ["ok"] * 4
-    for file in catalogue.find("mnist").files:
+    for file in catalogue.find("mnist").forms[0].files:
         assert (REAL / "mnist" / file.name).stat().st_size == file.bytes
 
 

@@ -689,8 +689,8 @@ def test_an_archive_with_other_files_is_refused(
 def test_the_catalogue_names_cifar() -> None:
     ten, hundred = catalogue.find("cifar-10"), catalogue.find("cifar-100")
     assert (ten.bytes, hundred.bytes) == (170052171, 168513733)
-    assert all(f.bytes == f.records * 3073 for f in ten.files)
-    assert all(f.bytes == f.records * 3074 for f in hundred.files)
+    assert all(f.bytes == f.records * 3073 for f in ten.forms[0].files)
+    assert all(f.bytes == f.records * 3074 for f in hundred.forms[0].files)
     assert [sum(f.records for f in form.files) for form in ten.forms + hundred.forms] == [60000] * 4
 
 
