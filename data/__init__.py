@@ -1,11 +1,12 @@
-"""npdrt.data: data sets as host arrays, where they come from, the order of their batches, and how
-images are cropped, mirrored and made ahead."""
+"""npdrt.data: data sets as host arrays, their downloads, the order of their batches, and the
+augmentation of images."""
 
 from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS
-from npdrt.data.dataset import Dataset, load
+from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import fetch, listing, verify
 from npdrt.data.images import Images
+from npdrt.data.load import load
 from npdrt.data.sampler import Sampler
 
 __all__ = [

@@ -13,12 +13,12 @@ AHEAD = 2  # batches
 
 
 class Ahead(Generic[T]):
-    """`make(step)`, with the values of the next steps being made on a thread; a context manager.
+    """`make(step)`, while a thread makes the values of the next steps; a context manager.
 
-    make: a pure function of the step, so what it gives does not depend on the thread; called with
-    steps below `end` only. ahead: how many values wait at most; with 0 there is no thread. An
-    exception of `make` is raised where its step is asked for. Leaving the context waits for the
-    value being made, drops the others and ends the thread; a later call makes a new one.
+    make: a pure function of the step, so that its value does not depend on the thread. It is
+    called only with steps below `end`. ahead: the most values that wait; 0 means no thread. An
+    exception in `make` is raised when its step is asked for. Leaving the context waits for the
+    value in progress, drops the others and ends the thread; a later call starts a new one.
     """
 
     def __init__(self, make: Callable[[int], T], end: int, ahead: int = AHEAD) -> None:

@@ -1,4 +1,4 @@
-"""Taking the published files out of a .tar.gz, and nothing else."""
+"""Unpack the published files of a .tar.gz, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from npdrt.data.bounded import opened, take
 from npdrt.data.catalogue import Form
 from npdrt.errors import FileRefused
 
-_REST = 1 << 24  # bytes that members beside the published files may take
+_REST = 1 << 24  # bytes that members other than the published files may take
 _CHUNK = 1 << 20
 _DAMAGED = (tarfile.TarError, zlib.error, EOFError, ValueError)
 
@@ -19,8 +19,8 @@ def unpack(archive: Path, form: Form, into: Path) -> None:
     """Write the files of `form` to the folder `into`, under the names the catalogue gives them.
 
     No name, link, mode or owner of the archive reaches the disk, so nothing can be written
-    elsewhere; a member must be a plain file of the published size. Raises FileRefused for a
-    damaged archive, one that lacks a file, and one that unpacks to much more than the files.
+    elsewhere; a member must be a plain file of the published size. Raises FileRefused if the
+    archive is damaged, lacks a file, or unpacks to much more than the published files.
     """
     wanted = {f"{form.folder}/{file.name}": file for file in form.files}
     left = sum(file.bytes for file in form.files) + _REST

@@ -1,8 +1,8 @@
 """Random crops and flips, from npdrt's own random numbers.
 
-Every example has one random word an epoch: word number i of Random(seed, "data/augment", epoch)
-for example i. The image that a network sees is a function of that word and the stored image alone,
-whatever the batch size, the device, the number of ranks, a resumption, or what was made ahead.
+Every example has one random word in each epoch: word number i of Random(seed, "data/augment",
+epoch) for example i. The image that a network sees depends on that word and the stored image only:
+not on the batch size, the device, the number of ranks, a resumed run, or batches made ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.npz import Array
+from npdrt.data.scale import Array
 from npdrt.random import Random
 
 AUGMENTS = ("none", "crop-flip", "imagenet")
@@ -30,7 +30,7 @@ _LOG_RATIO = 0.28768207245178093  # log(4/3): the sides' ratio lies between 3/4 
 
 def words(seed: int, epoch: int, n: int, indices: Array) -> Words:
     """The random words of examples `indices`, out of `n`, in an epoch."""
-    return _epoch(seed, epoch, n)[indices]
+    return _epoch(seed, epoch, n)[indices]  # (indices,)
 
 
 @lru_cache(maxsize=4)
@@ -39,34 +39,34 @@ def _epoch(seed: int, epoch: int, n: int) -> Words:
 
 
 def crop_flip(images: Array, keys: Words, fill: float = 0.0) -> Array:
-    """Images (N, C, H, W), each cropped to its own size at a random place after a border of PAD
-    pixels of value `fill` was put around it, then mirrored left to right with probability 1/2.
+    """Images (N, C, H, W), padded, cropped at a random place, and mirrored with probability 1/2.
 
-    keys: a random word an image. Its upper 32 bits, times 162 and shifted down by 32, number the
-    81 places and the 2 flips; none differs from 1/162 by more than 2**-32. As torchvision's
-    RandomCrop(size, padding=4) and RandomHorizontalFlip, with other random numbers.
+    The border has PAD pixels of value `fill`; an image keeps its size. keys: one random word for
+    each image. Its upper 32 bits, times 162 and shifted down by 32, number the 81 places and the 2
+    flips; no probability differs from 1/162 by more than 2**-32. The same as torchvision's
+    RandomCrop(size, padding=4) and RandomHorizontalFlip, but with other random numbers.
     """
     n, channels, height, width = images.shape
     choice = (keys >> np.uint64(32)) * np.uint64(2 * _SHIFTS**2) >> np.uint64(32)
-    place, flip = np.divmod(choice.astype(np.int64), 2)
+    place, flip = np.divmod(choice.astype(np.int64), 2)  # (n,)
     down, right = np.divmod(place, _SHIFTS)
     padded = np.full((n, channels, height + 2 * PAD, width + 2 * PAD), fill, images.dtype)
     padded[:, :, PAD:-PAD, PAD:-PAD] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
-    out: Array = windows[np.arange(n), :, down, right]
+    out: Array = windows[np.arange(n), :, down, right]  # (n, channels, height, width)
     mirrored = flip.astype(bool)
     out[mirrored] = out[mirrored, :, :, ::-1]
     return out
 
 
 def random_resized_crop(key: int, width: int, height: int) -> tuple[Box, bool]:
-    """What to cut out of an image before it is resized, and whether to mirror it then.
+    """The box to cut out of an image before it is resized, and whether to mirror it.
 
-    A part of 0.08 to 1 of the area, its sides' ratio between 3/4 and 4/3 (even on a logarithmic
-    scale), anywhere in the image; after ten parts that do not fit, the largest one in the middle.
-    As torchvision's RandomResizedCrop, with the numbers of the stream of `key`: the first is the
-    flip, then area, ratio, top and left of each attempt. Only + - * / and sqrt, so that the box is
-    the same on every machine.
+    The box has 0.08 to 1 of the area, a ratio of its sides between 3/4 and 4/3 (uniform on a
+    logarithmic scale), and lies anywhere in the image; after ten boxes that do not fit, it is the
+    largest one in the middle. The same as torchvision's RandomResizedCrop, but with the numbers of
+    the stream of `key`: the first is the flip, then area, ratio, top and left of each attempt. It
+    uses only + - * / and sqrt, so that the box is the same on every machine.
     """
     numbers = Random(key, "data/augment/imagenet").uniform(1 + 4 * _ATTEMPTS)
     flip = bool(numbers[0] < 0.5)

@@ -11,19 +11,20 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from npdrt.data.scale import Channels, Scale, from_constants
+from npdrt.data.scale import Channels, Scale, from_constants, usual_names
 from npdrt.errors import Error, FileRefused
 
-TEXTS = ("wikitext-2", "sample-text", "squad", "sample-squad")  # whose readers find them
+# Their modules find them (text.py, squad.py): npdrt knows no place to download them from.
+LOCAL = ("wikitext-2", "sample-text", "squad", "sample-squad")
 
 
 @dataclass(frozen=True)
 class File:
     """One published file: its name and its `algorithm:digest`.
 
-    role: the array it holds (x, y, x_test, y_test), the set it is of (train, test), or "all".
-    bytes: its size, 0 where that is not published. records: the images in it, where the format
-    itself does not say.
+    role: the array in it (x, y, x_test, y_test), the set it belongs to (train, test), or "all".
+    bytes: its size, 0 if that is not published. records: the number of images in it, if the
+    format does not state it.
     """
 
     role: str
@@ -32,13 +33,19 @@ class File:
     bytes: int = 0
     records: int = 0
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its name, and that of the same file without .gz, which readers take too."""
+        return self.name, self.name.removesuffix(".gz")
+
 
 @dataclass(frozen=True)
 class Form:
     """One form in which a data set is published.
 
-    reader: of `npdrt.data.dataset.READERS`. folder: that of the files inside the data set's own,
-    "" for that itself. archive: the .tar.gz that holds them all; None where each is published.
+    reader: a name in `npdrt.data.load.READERS`. folder: the folder with the files, inside the data
+    set's own; "" if there is none. archive: the .tar.gz with all files; None if each file is
+    published.
     """
 
     reader: str
@@ -48,30 +55,33 @@ class Form:
 
     @property
     def bytes(self) -> int:
-        """What a download takes."""
+        """The size of a download."""
         return self.archive.bytes if self.archive else sum(file.bytes for file in self.files)
 
-    def enough(self, here: Collection[File]) -> bool:
-        """Whether the files that are `here` make a data set: at least one of each role. Only
-        training sets are published in several files of one role."""
-        return {file.role for file in here} == {file.role for file in self.files}
+    def enough(self, files: Collection[File]) -> bool:
+        """Whether these files are enough for a data set: at least one of each role.
+
+        Only training sets are published in several files of one role.
+        """
+        return {file.role for file in files} == {file.role for file in self.files}
 
 
 @dataclass(frozen=True)
 class Source:
     """One data set: what it is, where it comes from and how it is standardised.
 
-    image: (channels, height, width) of one example. mirrors: the folders, as URLs ending in /,
-    that hold its files; none where the files are part of the package. forms: as it may lie on the
-    disk; the first is what is downloaded. scale: the standardisation; scales: others, by name.
+    image: (channels, height, width) of one example; None if it is not an image. classes: None for
+    float targets. mirrors: URLs, ending in /, of the folders
+    with its files; none if the files are part of the package. forms: the forms it may have on the
+    disk; the first one is downloaded. scale: the standardisation; scales: others, by name.
     """
 
     name: str
     what: str
     licence: str
     citation: str
-    image: tuple[int, int, int]
-    classes: int
+    image: tuple[int, int, int] | None
+    classes: int | None
     scale: Scale | Channels
     scales: dict[str, Scale | Channels]
     mirrors: tuple[str, ...]
@@ -83,26 +93,9 @@ class Source:
         return not self.mirrors
 
     @property
-    def files(self) -> tuple[File, ...]:
-        """The files of the form that is downloaded."""
-        return self.forms[0].files
-
-    @property
     def bytes(self) -> int:
-        """What a download takes."""
+        """The size of a download."""
         return self.forms[0].bytes
-
-    def scaling(self, standardise: bool | str) -> Scale | Channels | None:
-        """The standardisation that is asked for: True for the usual one, False for none, or the
-        name of another. "unit" is [0, 1], "symmetric" is [-1, 1]."""
-        if not isinstance(standardise, str):
-            return self.scale if standardise else None
-        if standardise not in self.scales:
-            known = ", ".join(self.scales)
-            raise Error(
-                f"{self.name} has no standardisation {standardise!r}; use true, false or {known}"
-            )
-        return self.scales[standardise]
 
 
 def package_file(name: str) -> Traversable:
@@ -121,39 +114,38 @@ def sources(catalogue: Path | None = None) -> dict[str, Source]:
 
 
 def find(name: str, catalogue: Path | None = None) -> Source:
-    """The data set called `name`; Error with suggestions where there is none."""
+    """The data set called `name`; Error with suggestions if there is none."""
     known = sources(catalogue)
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), [*known, *TEXTS], n=1)
+    if name in LOCAL:
+        raise Error(f"npdrt has no download and no digests of {name!r}; it can only load it")
+    near = difflib.get_close_matches(name.lower(), [*known, *LOCAL], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise Error(
-        f"unknown data set {name!r}; {hint}Known: {', '.join([*known, *TEXTS])}; "
+        f"unknown data set {name!r}; {hint}Known: {', '.join([*known, *LOCAL])}; "
         "or give the path of a FILE.npz with arrays x and y, folder:PATH with images, or text:PATH "
         "with train.txt, valid.txt and test.txt"
     )
 
 
 def _source(name: str, entry: dict[str, Any]) -> Source:
-    constants, others = entry.pop("scale"), entry.pop("scales", {})
+    constants, others = entry.pop("scale", {}), entry.pop("scales", {})
     forms = entry.pop("forms", None) or [
-        {"reader": "idx" if entry["mirrors"] else "npz", "files": entry.pop("files")}
+        {"reader": entry.pop("reader", "idx"), "files": entry.pop("files")}
     ]
+    image = entry.pop("image", None)
     return Source(
         name=name,
-        image=tuple(entry.pop("image")),
+        image=tuple(image) if image else None,
+        classes=entry.pop("classes", None),
         mirrors=tuple(entry.pop("mirrors")),
         scale=from_constants(**constants),
-        scales=_scales(constants["divisor"], others),
+        scales=usual_names(constants.get("divisor", 1.0))
+        | {name: from_constants(**values) for name, values in others.items()},
         forms=tuple(_form(**form) for form in forms),
         **entry,
     )
-
-
-def _scales(divisor: float, others: dict[str, Any]) -> dict[str, Scale | Channels]:
-    """The standardisations with a name: those of the catalogue, and two that all data sets have."""
-    common = {"unit": Scale(divisor), "symmetric": Scale(divisor, 0.5, 0.5)}
-    return {**common, **{name: from_constants(**values) for name, values in others.items()}}
 
 
 def _form(files: list[Any], archive: dict[str, Any] | None = None, **about: str) -> Form:

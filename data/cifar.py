@@ -9,29 +9,66 @@ Source: A. Krizhevsky, https://www.cs.toronto.edu/~kriz/cifar.html.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npdrt.data.bounded import opened, take
-from npdrt.data.catalogue import File
-from npdrt.data.npz import Array
+from npdrt.data.bounded import reading, take
+from npdrt.data.catalogue import File, Form, Source
+from npdrt.data.fetch import files_in
+from npdrt.data.raw import Raw
+from npdrt.data.scale import Array
 from npdrt.data.unpickle import read_pickle
 from npdrt.errors import FileRefused
 
 SHAPE = (3, 32, 32)
 _PIXELS = 3072
-_LABELS = {10: ((b"labels", 10),), 100: ((b"coarse_labels", 20), (b"fine_labels", 100))}
-_PICKLED = 256  # bytes a record may take beside its pixels: labels, file name, opcodes
+_LABELS: dict[int | None, tuple[tuple[bytes, int], ...]] = {
+    10: ((b"labels", 10),),
+    100: ((b"coarse_labels", 20), (b"fine_labels", 100)),
+}
+_PICKLED = 256  # bytes a record may take besides its pixels: labels, file name, opcodes
 
 Batch = tuple[Array, Array, str]  # images (n, 3, 32, 32), labels (n,), SHA-256 of the file
 
 
-def read_binary(path: Path, file: File, classes: int) -> Batch:
+def read(where: Path, form: Form, source: Source) -> Raw:
+    """The batches that are in the folder; `notes` says how many are missing."""
+    read_file = read_binary if form.reader == "cifar-binary" else read_python
+    files = files_in(where, form)
+    raw = Raw({}, {}, {}, tuple(_missing(where, form, files, source)), stored=True)
+    for role, suffix in (("train", ""), ("test", "_test")):
+        batches = {
+            file.name: read_file(where / file.name, file, source.classes)
+            for file in files
+            if file.role == role
+        }
+        raw.digests.update({name: digest for name, (_, _, digest) in batches.items()})
+        for column, array in enumerate("xy"):
+            parts = [batch[column] for batch in batches.values()]
+            raw.arrays[array + suffix] = np.concatenate(parts)
+            raw.names[array + suffix] = f"{where}: {role}"
+    return raw
+
+
+def _missing(where: Path, form: Form, files: Sequence[File], source: Source) -> Iterator[str]:
+    """A warning if some files of the training set are missing."""
+    if absent := [file.name for file in form.files if file not in files]:
+        found, all_ = (
+            sum(f.records for f in group if f.role == "train") for group in (files, form.files)
+        )
+        yield (
+            f"{source.name}: {found:,} of {all_:,} training images; {', '.join(absent)} not in "
+            f"{where} (npdrt data fetch {source.name})"
+        )
+
+
+def read_binary(path: Path, file: File, classes: int | None) -> Batch:
     """A file of the binary version with `file.records` images of CIFAR-`classes`.
 
-    Raises FileRefused where its length is another, or a label beyond its classes.
+    Raises FileRefused if its length is wrong or a label is not one of its classes.
     """
     kinds = _LABELS[classes]
     size = len(kinds) + _PIXELS
@@ -47,11 +84,11 @@ def read_binary(path: Path, file: File, classes: int) -> Batch:
     return images, labels, hashlib.sha256(raw).hexdigest()
 
 
-def read_python(path: Path, file: File, classes: int) -> Batch:
+def read_python(path: Path, file: File, classes: int | None) -> Batch:
     """A file of the Python version with `file.records` images of CIFAR-`classes`.
 
-    Nothing of it is run (`npdrt.data.unpickle`). Raises FileRefused for anything else than the
-    published structure.
+    The pickle is not run (`npdrt.data.unpickle`). Raises FileRefused if its structure is not the
+    published one.
     """
     most = file.records * (_PIXELS + _PICKLED) + (1 << 16)
     raw = _contents(path, most)
@@ -68,12 +105,9 @@ def read_python(path: Path, file: File, classes: int) -> Batch:
 
 
 def _contents(path: Path, most: int) -> bytes:
-    """The bytes of a file, no more than one beyond `most`."""
-    try:
-        with opened(path) as stream:
-            return take(stream, most + 1)
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
+    """The bytes of a file, at most one more than `most`."""
+    with reading(path) as stream:
+        return take(stream, most + 1)
 
 
 def _found(raw: bytes, most: int) -> str:

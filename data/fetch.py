@@ -1,18 +1,17 @@
-"""Where the files of a data set are, whether they are right, and how to download them.
+"""Find the files of a data set, check them against their digests, and download them.
 
-Folders are looked through in this order: the one given, the one in the environment variable
-NPDRT_DATA, the user's cache. Each data set has its own folder inside, such as `mnist`.
+npdrt looks in the folder that you give, then in that of the environment variable NPDRT_DATA, then
+in the user's cache. Each data set has a folder of its own inside, such as `mnist`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from npdrt import atomic
 from npdrt.data import folder as images
 from npdrt.data.archive import unpack
-from npdrt.data.bounded import opened
+from npdrt.data.bounded import digest
 from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
 from npdrt.errors import DiskError, FileRefused, Unavailable
 
@@ -32,10 +31,10 @@ _PARTIAL = ".fetch-"  # downloads live in such a folder until they are whole and
 
 @dataclass(frozen=True)
 class Check:
-    """What `verify` found of one file.
+    """The result of `verify` for one file.
 
     status: "ok", "missing", "wrong", or "unpacked": the file without its .gz, which the reader
-    takes too, but for which no digest is published. expected, found: `algorithm:digest`.
+    takes too, but which has no published digest. expected, found: `algorithm:digest`.
     """
 
     file: str
@@ -49,8 +48,8 @@ class Check:
 class Entry:
     """One line of `npdrt data list`.
 
-    where: the folder that holds the data set, or None. part: "" where it is whole, else how many
-    of its files are there.
+    where: the folder with the data set, or None. part: "" if it is whole, else how many of its
+    files are there.
     """
 
     name: str
@@ -62,11 +61,11 @@ class Entry:
     part: str = ""
 
 
-# Where
+# Where it is
 
 
 def user_cache() -> Path | None:
-    """The folder for npdrt's data in the user's cache, by the custom of the platform.
+    """The folder for npdrt's data in the user's cache, as usual on the platform.
 
     None if neither the environment nor the system names one: a user may have no home.
     """
@@ -87,44 +86,59 @@ def folders(name: str, data_dir: Folder = None) -> list[Path]:
     return [Path(root) / name for root in roots if root]
 
 
-def present(folder: Path, file: File) -> Path | None:
+def find_file(folder: Path, file: File) -> Path | None:
     """The path of `file` in `folder`, else of the same file without .gz, else None."""
-    for name in (file.name, file.name.removesuffix(".gz")):
-        if (folder / name).is_file():
-            return folder / name
-    return None
+    return first_file(folder, *file.names)
+
+
+def first_file(folder: Path, *names: str) -> Path | None:
+    """The first of the files `names` that is in `folder`, else None."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def locate(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> Path:
     """The first folder that holds the files of the data set `name`.
 
     Looks in data_dir, then $NPDRT_DATA, then the user's cache, each time in the folder `name`
-    inside. A folder with all files goes before one with a part of them: of a training set that is
-    published in several files, one is enough. Whether the files are right is `verify`'s question.
-    catalogue: another sources.toml. Raises Error for an unknown name, Unavailable where no folder
-    has them.
+    inside. A folder with all files comes before one with some of them: if a training set is
+    published in several files, one is enough. `verify` checks the files. catalogue: another
+    sources.toml. Raises Error for an unknown name, Unavailable if no folder has them.
     """
-    return place(find(name, catalogue), data_dir)[0]
+    return locate_form(find(name, catalogue), data_dir)[0]
 
 
-def place(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
-    """The folder that holds the files of a data set, and the form they have there; see `locate`."""
+def locate_form(source: Source, data_dir: Folder = None) -> tuple[Path, Form]:
+    """The folder of a data set, and the form that its files have there; see `locate`."""
     found = _found(source, data_dir)
     if found is None:
-        places = ", ".join(map(str, folders(source.name, data_dir))) or "no folder: none is set"
-        raise Unavailable(
-            f"data set {source.name!r} is not on this machine; looked in {places}. "
-            f"To download it ({source.bytes / 1e6:.0f} MB): npdrt data fetch {source.name}"
-        )
+        size = f"{source.bytes / 1e6:.0f} MB"
+        remedy = f"To download it ({size}): npdrt data fetch {source.name}"
+        raise _absent(source.name, data_dir, remedy)
     return found
 
 
-def here(folder: Path, form: Form) -> list[File]:
+def locate_local(name: str, data_dir: Folder, files: Sequence[str], remedy: str) -> Path:
+    """The first folder of a data set without a download that has one of `files`.
+
+    Raises Unavailable, with the remedy, if there is none.
+    """
+    for folder in folders(name, data_dir):
+        if first_file(folder, *files):
+            return folder
+    raise _absent(name, data_dir, remedy)
+
+
+def _absent(name: str, data_dir: Folder, remedy: str) -> Unavailable:
+    places = ", ".join(map(str, folders(name, data_dir))) or "no folder: none is set"
+    return Unavailable(f"data set {name!r} is not on this machine; looked in {places}. {remedy}")
+
+
+def files_in(folder: Path, form: Form) -> list[File]:
     """The files of `form` that are in `folder`."""
-    return [file for file in form.files if present(folder, file)]
+    return [file for file in form.files if find_file(folder, file)]
 
 
-def _places(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
+def _candidates(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
     """Where the data set may be, and in which form, in the order of the search."""
     if source.bundled:
         return [(_package_folder(), source.forms[0])]
@@ -133,9 +147,10 @@ def _places(source: Source, data_dir: Folder) -> list[tuple[Path, Form]]:
 
 
 def _found(source: Source, data_dir: Folder) -> tuple[Path, Form] | None:
-    places = _places(source, data_dir)
-    whole = [(path, form) for path, form in places if len(here(path, form)) == len(form.files)]
-    part = [(path, form) for path, form in places if form.enough(here(path, form))]
+    """The first folder with all files, else the first with enough of them, else None."""
+    counted = [(path, form, files_in(path, form)) for path, form in _candidates(source, data_dir)]
+    whole = [(path, form) for path, form, files in counted if len(files) == len(form.files)]
+    part = [(path, form) for path, form, files in counted if form.enough(files)]
     return next(iter(whole + part), None)
 
 
@@ -147,25 +162,25 @@ def _package_folder() -> Path:
 
 
 def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Check]:
-    """Hold each file of the data set `name` against its published digest.
+    """Compare each file of the data set `name` with its published digest.
 
-    The files are those of the folder `locate` finds; where no folder has them, those of the
-    first folder that has any. Of "folder:PATH" every image is decoded: the checks are one for each
-    that cannot be, and one for each set. Raises Error for an unknown name, FileRefused for an
-    unreadable file. Reads every file once.
+    The files are those in the folder that `locate` finds, or else in the first folder that has any
+    of them. For "folder:PATH" every image is decoded: there is one check for each image that cannot
+    be decoded, and one for each set. Every file is read once. Raises Error for an unknown name,
+    FileRefused for an unreadable file.
     """
     if images.named(name):
         return _check_images(name)
     source = find(name, catalogue)
-    places = _places(source, data_dir)
-    some = ((path, form) for path, form in places if here(path, form))
+    places = _candidates(source, data_dir)
+    some = ((path, form) for path, form in places if files_in(path, form))
     anywhere = next(some, None) or next(iter(places), None)
-    folder, form = _found(source, data_dir) or anywhere or place(source, data_dir)
+    folder, form = _found(source, data_dir) or anywhere or locate_form(source, data_dir)
     return [_check(folder, file) for file in form.files]
 
 
 def _check_images(name: str) -> list[Check]:
-    """A check for each set of a folder of images, after one for each image that is refused."""
+    """One check for each image that is refused, then one for the whole set."""
     expected, checks = "a whole JPEG or PNG image", []
     for part, found in images.read(name).items():
         wrong = [(Path(path), why) for path, why in images.refused(found.paths)]
@@ -176,23 +191,15 @@ def _check_images(name: str) -> list[Check]:
 
 
 def _check(folder: Path, file: File) -> Check:
-    path = present(folder, file)
+    path = find_file(folder, file)
     if path is None:
         return Check(file.name, "missing", None, file.hash, None)
     algorithm = file.hash.partition(":")[0]
-    found = f"{algorithm}:{_digest(path, algorithm)}"
+    found = f"{algorithm}:{digest(path, algorithm)}"
     status = "ok" if found == file.hash else "wrong"
     return Check(
         file.name, status if path.name == file.name else "unpacked", path, file.hash, found
     )
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    try:
-        with opened(path) as stream:
-            return hashlib.file_digest(stream, algorithm).hexdigest()
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[Entry]:
@@ -202,7 +209,7 @@ def listing(data_dir: Folder = None, *, catalogue: Path | None = None) -> list[E
 
 def _entry(source: Source, data_dir: Folder) -> Entry:
     where, form = _found(source, data_dir) or (None, source.forms[0])
-    count = len(here(where, form)) if where else 0
+    count = len(files_in(where, form)) if where else 0
     part = f"{count} of {len(form.files)} files" if 0 < count < len(form.files) else ""
     about = (source.name, source.what, source.bytes, source.licence)
     return Entry(*about, where, source.bundled, part)
@@ -218,18 +225,18 @@ def fetch(
     progress: bool | None = None,
     catalogue: Path | None = None,
 ) -> Path:
-    """Download the data set `name` and return its folder; nothing to do where it is there already.
+    """Download the data set `name` unless it is there, and return its folder.
 
-    data_dir: where to put it; by default $NPDRT_DATA, else the user's cache, unless one of them
-    has it. Files that are there and right are kept, others replaced. A file gets its name only
-    when it is whole and its digest right, so an interrupted download leaves nothing that could be
-    taken for data, and a second one completes it. Mirrors are tried in order. Of an archive only
-    the data set's own files are kept (`npdrt.data.archive`).
+    data_dir: the folder for it; by default $NPDRT_DATA or else the user's cache, unless one of
+    them has it. Sound files are kept, others replaced. A file gets its name only when it is whole
+    and its digest is right, so that an interrupted download leaves nothing that looks like data; a
+    second download completes it. Mirrors are tried in order. Only the data set's own files are
+    taken out of an archive (`npdrt.data.archive`).
 
-    progress: a line on stderr; by default where that is a terminal. catalogue: another
-    sources.toml. Raises Error for an unknown name; DiskError where the folder cannot be written;
-    Unavailable where there is none, pooch is missing or no mirror delivers; FileRefused where what
-    they deliver is wrong.
+    progress: show a line on stderr; by default if that is a terminal. catalogue: another
+    sources.toml. Raises Error for an unknown name; DiskError if the folder cannot be written;
+    Unavailable if there is no folder, pooch is missing or no mirror answers; FileRefused if they
+    send wrong files.
     """
     source = find(name, catalogue)
     if source.bundled:
@@ -274,7 +281,7 @@ def _complete(source: Source, root: Path, progress: bool) -> None:
 
 
 def _unpack(archive: Path, form: Form, wrong: list[File], folder: Path) -> None:
-    """The files of an archive that are wrong in `folder`, each checked before it gets its name."""
+    """Replace the files that are wrong in `folder` by those of an archive, once all are checked."""
     into = archive.parent / "unpacked"
     into.mkdir()
     unpack(archive, form, into)
@@ -299,14 +306,14 @@ def _pooch() -> Any:
 def _download(
     pooch: Any, urls: list[str], file: File, folder: Path, work: Path, progress: bool
 ) -> Path:
-    """One file in `work`, from the first URL that delivers it whole and right."""
+    """Download one file to `work`, from the first URL that sends it whole and right."""
     from requests import RequestException  # which pooch brings
 
     causes: list[Exception] = []
     for url in urls:
         try:
             return _retrieve(pooch, url, file, work, progress)
-        except (RequestException, ValueError) as error:  # no answer, broken off; wrong bytes
+        except (RequestException, ValueError) as error:  # no answer or a broken one; wrong bytes
             causes.append(error)
     reasons = "".join(f"\n  {url}: {cause}" for url, cause in zip(urls, causes, strict=True))
     answered = not any(isinstance(cause, RequestException) for cause in causes)
@@ -315,7 +322,7 @@ def _download(
 
 
 def _retrieve(pooch: Any, url: str, file: File, folder: Path, progress: bool) -> Path:
-    """`file` from `url`, whole, on the disk and its digest checked by pooch."""
+    """Download `file` from `url` and force it to the disk; pooch checks its digest."""
 
     def download(url: str, path: str, _: Any) -> None:
         with Path(path).open("wb") as out:
@@ -337,9 +344,9 @@ def _retrieve(pooch: Any, url: str, file: File, folder: Path, progress: bool) ->
 
 
 def _chunks(url: str, file: File, progress: bool) -> Iterator[bytes]:
-    """What `url` sends, up to the published size of `file`; draws the progress line.
+    """The bytes that `url` sends, at most the published size of `file`; shows the progress line.
 
-    pooch's own downloader has no such bound, and leaves the connection open where it breaks off.
+    pooch's own downloader has no such bound, and leaves the connection open if it breaks off.
     """
     import requests
 

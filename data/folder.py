@@ -1,11 +1,10 @@
-"""Images in folders, one a class: PATH/train/<class>/*.jpeg and PATH/val/<class>/*.jpeg.
+"""Images in one folder for each class: PATH/train/<class>/*.jpeg and PATH/val/<class>/*.jpeg.
 
-As ImageNet is laid out and torchvision's ImageFolder reads it: the classes are the folders of
-train, numbered in the order of their sorted names; folders inside a class are looked through, also
-those that are links, and files of other kinds passed over. Files are decoded when a batch needs
-them, by Pillow (extra `data`), and made RGB; what EXIF says of their orientation is ignored, as it
-is by torchvision. JPEG and PNG are known, whatever the name says: one of ImageNet's .JPEG files is
-a PNG.
+This is the layout of ImageNet, and of torchvision's ImageFolder: the classes are the folders of
+train, numbered in the order of their sorted names. Folders inside a class are searched too, links
+included; files of other kinds are ignored. Pillow (extra `data`) decodes a file when a batch needs
+it, and makes it RGB; the orientation in its EXIF data is ignored, as torchvision does. The content
+tells JPEG from PNG, not the name: one of ImageNet's .JPEG files is a PNG.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.data.augment import Words, crop_flip, random_resized_crop
+from npdrt import regular
+from npdrt.data.augment import AUGMENTS, Words, crop_flip, random_resized_crop
 from npdrt.data.bounded import opened
+from npdrt.data.dataset import Dataset
 from npdrt.data.images import Images, Scaling
-from npdrt.data.npz import Array
-from npdrt.data.scale import Floats
+from npdrt.data.scale import Array, Floats, Scale, choose, from_constants, usual_names
 from npdrt.errors import Error, FileRefused, Unavailable
 
 SIZE = 224  # pixels of a side, unless the name says otherwise
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, as everywhere
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, as in torchvision
 
 _NAME = re.compile(r"folder(?:-([1-9]\d{0,3}))?:(.+)", re.DOTALL)
 _SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -54,7 +54,7 @@ def named(name: str) -> bool:
 
 
 def parse(name: str) -> tuple[int, Path]:
-    """Size and path from such a name; Error where it is none."""
+    """Size and path in such a name; Error if it has another form."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise Error(f"{name}: expected folder:PATH, or folder-64:PATH for images of 64x64")
@@ -62,10 +62,10 @@ def parse(name: str) -> tuple[int, Path]:
 
 
 def read(name: str) -> dict[str, Part]:
-    """The parts of the folder that `name` says, by name: train, and val where there is one.
+    """The parts of the folder in `name`: "train", and "val" if there is one.
 
-    Lists the files and reads none. Raises Error where there is no such folder, FileRefused where
-    one is empty or cannot be listed, train has one class only, or val has one that train has not.
+    Lists the files and reads none. Raises Error if there is no such folder, FileRefused if one is
+    empty or cannot be listed, train has only one class, or val has a class that train lacks.
     """
     root = parse(name)[1]
     if not (root / "train").is_dir():
@@ -81,7 +81,7 @@ def read(name: str) -> dict[str, Part]:
 
 
 def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
-    """One set; classes: those of the training set, where this is another."""
+    """One set. classes: those of the training set; None if this is the training set."""
     names = _classes(root)
     if unknown := set(names) - set(classes or names):
         raise FileRefused(
@@ -105,18 +105,17 @@ def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
 
 def _classes(root: Path) -> tuple[str, ...]:
     """The folders of a set, without hidden ones."""
-    try:
-        with os.scandir(root) as entries:
-            return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
-    except OSError as error:
-        raise _unreadable(error) from error
+    with regular.refusing(root), os.scandir(root) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
 
 
 def _files(folder: Path) -> list[str]:
-    """The images of a class and of the folders in it, without hidden ones: sorted by folder, then
-    by name. A folder that links lead to again is read once."""
+    """The images of a class and of the folders in it, without hidden ones.
+
+    They are sorted by folder, then by name. A folder that several links lead to is read once.
+    """
     found: list[str] = []
-    above: dict[str, tuple[str, ...]] = {}  # folder -> where it and those above it really are
+    above: dict[str, tuple[str, ...]] = {}  # folder -> the real paths of it and of those above it
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
@@ -142,25 +141,20 @@ def _refuse_loop(folder: Path, above: Sequence[str]) -> None:
 
 
 def _size(path: str) -> int:
-    try:
+    with regular.refusing(path):
         return Path(path).stat().st_size
-    except OSError as error:
-        raise _unreadable(error) from error
 
 
 def _raise(error: OSError) -> None:
-    raise _unreadable(error) from error
-
-
-def _unreadable(error: OSError) -> FileRefused:
-    return FileRefused(f"{error.filename}: cannot be read: {error.strerror}")
+    with regular.refusing(error.filename):
+        raise error
 
 
 # Decoding
 
 
 def pillow() -> Any:
-    """Pillow's module Image; Unavailable where it is not installed."""
+    """Pillow's module Image; Unavailable if it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -171,16 +165,16 @@ def pillow() -> Any:
 
 
 def decode(path: str) -> Any:
-    """The image in a file, as Pillow's RGB image; FileRefused where it is not whole."""
+    """The image in a file, as Pillow's RGB image; FileRefused if it is not whole."""
     library = pillow()
     try:
         with opened(Path(path)) as stream, library.open(stream, formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {_MOST_PIXELS}")
-            if max(image.size) > _MOST_RATIO * min(image.size):  # resized, it would have more yet
+            if max(image.size) > _MOST_RATIO * min(image.size):  # it would grow when resized
                 raise ValueError(f"{image.width}x{image.height} pixels; sides 1 to {_MOST_RATIO}")
             return _eight_bits(image).convert("RGB")
-    except (MemoryError, FileRefused, Warning):  # a warning that -W error raises is no damage
+    except (MemoryError, FileRefused, Warning):  # a warning, under -W error, is not damage
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         why = getattr(error, "strerror", None) or error
@@ -188,14 +182,14 @@ def decode(path: str) -> Any:
 
 
 def _eight_bits(image: Any) -> Any:
-    """Grey of 16 bits as grey of 8; Pillow's own conversion cuts it off at 255."""
+    """16-bit grey as 8-bit grey; Pillow's own conversion clips at 255."""
     if not image.mode.startswith("I"):
         return image
     return pillow().fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
 def refused(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The files that cannot be decoded, and why; reads all of them."""
+    """The files that cannot be decoded, each with the reason; reads all of them."""
     for path in paths:
         try:
             decode(path)
@@ -204,8 +198,10 @@ def refused(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def middle(image: Any, size: int) -> Any:
-    """The image with its short side resized to 8/7 of `size`, then cut to the square in the middle:
-    Resize(256) and CenterCrop(224) for 224."""
+    """The image with its short side resized to 8/7 of `size`, then cropped to the middle square.
+
+    For 224 these are torchvision's Resize(256) and CenterCrop(224).
+    """
     short, (w, h) = round(size * 8 / 7), image.size
     new = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
     if new != image.size:
@@ -215,7 +211,7 @@ def middle(image: Any, size: int) -> Any:
 
 
 def cut(image: Any, size: int, key: int) -> Any:
-    """RandomResizedCrop and RandomHorizontalFlip of an image by its random word."""
+    """RandomResizedCrop and RandomHorizontalFlip of an image, by its random word."""
     box, flip = random_resized_crop(key, *image.size)
     image = image.crop(box).resize((size, size), pillow().Resampling.BILINEAR)
     return image.transpose(pillow().Transpose.FLIP_LEFT_RIGHT) if flip else image
@@ -223,11 +219,13 @@ def cut(image: Any, size: int, key: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Files(Images):
-    """Images in files, decoded when they are asked for; size: pixels of a side."""
+    """Images in files, decoded when they are asked for. size: pixels of a side."""
 
     paths: Sequence[str] = field(repr=False)
     size: int
     scale: Scaling
+
+    augments = AUGMENTS
 
     @property
     def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]
@@ -247,3 +245,25 @@ class Files(Images):
         if augment == "crop-flip" and keys is not None:
             raw = crop_flip(raw, keys)
         return self.scale(raw)
+
+
+# The data set
+
+
+def load(name: str, standardise: bool | str) -> Dataset:
+    """The data set of "folder:PATH"; its images are decoded a batch at a time."""
+    usual = from_constants(255.0, MEAN, STD)
+    scale = choose(standardise, usual, usual_names(255.0), "a folder")
+    size, parts = parse(name)[0], read(name)
+    train, val = parts["train"], parts.get("val")
+    return Dataset(
+        name,
+        x=Files(train.paths, size, scale or Scale()),
+        y=train.labels,
+        x_test=Files(val.paths, size, scale or Scale()) if val else None,
+        y_test=val.labels if val else None,
+        classes=len(train.classes),
+        image_shape=(3, size, size),
+        digests={f"{part}/": found.digest for part, found in parts.items()},
+        scale=scale,
+    )

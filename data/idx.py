@@ -1,7 +1,7 @@
 """The IDX format of MNIST and Fashion-MNIST, gzipped or not.
 
-A file is two zero bytes, a type code, the number of axes, one big-endian 32-bit length an axis,
-then the elements in C order. Both data sets hold unsigned bytes (type code 0x08).
+A file has two zero bytes, a type code, the number of axes, the length of each axis as a big-endian
+32-bit integer, then the elements in C order. Both data sets hold unsigned bytes (type code 0x08).
 Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 """
 
@@ -19,17 +19,38 @@ from typing import IO, Any
 import numpy as np
 
 from npdrt.data.bounded import check_size, contents, take
+from npdrt.data.catalogue import Form, Source
+from npdrt.data.fetch import find_file
+from npdrt.data.raw import Raw
 from npdrt.errors import FileRefused
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+def read(where: Path, form: Form, source: Source) -> Raw:
+    """A data set in four IDX files; images become rows, (N, height * width)."""
+    raw, size = Raw({}, {}, {}), (source.image or ())[1:]
+    for file in form.files:
+        path = find_file(where, file) or where / file.name
+        labels = file.role.startswith("y")
+        array, raw.digests[path.name] = read_idx(path, axes=1 if labels else 3)
+        raw.arrays[file.role] = array if labels else _as_rows(array, size, path)
+        raw.names[file.role] = str(path)
+    return raw
+
+
+def _as_rows(images: Bytes, size: tuple[int, ...], path: Path) -> Bytes:
+    if images.shape[1:] != size:
+        raise FileRefused(f"{path}: expected images of {size} pixels; found {images.shape[1:]}")
+    return images.reshape(len(images), math.prod(size))
+
+
 def read_idx(path: Path, axes: int) -> tuple[Bytes, str]:
     """The unsigned bytes in an IDX file with `axes` axes, and the SHA-256 of the file.
 
-    Images have 3 axes (count, height, width), labels 1 (count). Raises FileRefused where the
-    file is not exactly that: another type or number of axes, fewer or more bytes than it
-    declares, damaged gzip data, or content out of proportion to the file.
+    Images have 3 axes (count, height, width), labels 1 (count). Raises FileRefused if the file has
+    another type or number of axes, fewer or more bytes than it declares, damaged gzip data, or
+    content out of proportion to its size.
     """
     raw = contents(path)
     try:

@@ -1,17 +1,16 @@
-"""Images that are made into numbers when they are asked for, and not before."""
+"""Images that become floats when they are asked for, and not before."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from npdrt.data.augment import Words, crop_flip
-from npdrt.data.npz import Array
-from npdrt.data.scale import Floats
+from npdrt.data.scale import Array, Floats
 from npdrt.errors import Error
 
 Scaling = Callable[[Array], Floats]
@@ -20,11 +19,12 @@ Scaling = Callable[[Array], Floats]
 class Images(ABC):
     """Images (N, C, H, W) that are read, cropped and standardised a batch at a time.
 
-    Indexing by a number, a slice or an array of numbers gives float32 arrays in the form that is
-    used for evaluation; `batch` gives those for training too.
+    An index (a number, a slice or an array of numbers) gives float32 arrays as evaluation uses
+    them; `batch` also gives augmented ones, for training. augments: the possible augmentations.
     """
 
     shape: tuple[int, int, int, int]
+    augments: ClassVar[tuple[str, ...]] = ("none", "crop-flip")
     dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
@@ -38,6 +38,11 @@ class Images(ABC):
         out = self.batch(np.atleast_1d(rows))
         return out if rows.ndim else out[0]
 
+    def check(self, augment: str) -> None:
+        """Raise Error unless these images can be augmented in this way."""
+        if augment not in self.augments:
+            raise Error(f"augment {augment} needs a folder of images; use crop-flip for this data")
+
     @abstractmethod
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
         """The images `indices`; keys: their random words (`npdrt.data.augment`)."""
@@ -45,9 +50,9 @@ class Images(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Stored(Images):
-    """Images in memory, as they are stored: one byte a value instead of four.
+    """Images in memory, as the file stores them: one byte for each value instead of four.
 
-    scale: what is done to the values of a batch. fill: the stored value of a padded pixel.
+    scale: applied to the values of a batch. fill: the stored value of a padded pixel.
     """
 
     raw: Array = field(repr=False)
@@ -62,14 +67,13 @@ class Stored(Images):
 
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
         """Images `indices`, standardised; augment: none or crop-flip."""
+        self.check(augment)
         raw = self.raw[indices]
-        if augment == "imagenet":
-            raise Error("augment imagenet needs a folder of images; use crop-flip for this data")
         if augment == "crop-flip" and keys is not None:
             raw = crop_flip(raw, keys, self.fill)
         return self.scale(raw)
 
 
 def as_they_are(x: Array) -> Floats:
-    """The scale of values that are standardised already."""
+    """The scale of values that are already standardised."""
     return x

@@ -1,38 +1,74 @@
-"""Data sets in one NumPy .npz file: arrays x and y, and x_test and y_test where there is a test
-set.
+"""Data sets in one NumPy .npz file: arrays x and y, and x_test and y_test if it has a test set.
 
-NumPy's own reader allocates whatever shape a file declares and can run pickles. That of
-`npdrt.store.foreign` takes plain numbers only and bounds what ends up in memory.
+`npdrt.store.foreign` reads the file: NumPy's own reader allocates whatever shape a file declares
+and can run pickles.
 """
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+import hashlib
+import io
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from npdrt.data.bounded import FREE, RATIO
-from npdrt.errors import FileRefused
+from npdrt import regular
+from npdrt.data.bounded import FREE, RATIO, reading
+from npdrt.data.catalogue import Form, Source, package_file
+from npdrt.data.dataset import Dataset
+from npdrt.data.raw import Raw, check, make_dataset
+from npdrt.data.scale import Array, measure
+from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 ROLES = ("x", "y", "x_test", "y_test")
 BYTES = 4  # a number of the file ends up as a float32
 
 
-def read_npz(stream: BinaryIO, name: str) -> dict[str, Array]:
-    """The arrays of a seekable .npz file by role; `name` stands for the file in messages.
+def named(name: str) -> bool:
+    """Whether a data set's name is the path of a .npz file."""
+    return name.endswith(".npz")
 
-    Raises FileRefused where the file is damaged, declares sizes out of proportion, lacks x or y,
-    holds an array of another name, or anything but plain numbers (no objects, no pickles).
+
+def load(path: Path, standardise: bool | str) -> Dataset:
+    """The user's data set in a .npz file; see `npdrt.data.load`."""
+    if isinstance(standardise, str):
+        raise Error(f"{path} is standardised by its own mean or not at all; got {standardise!r}")
+    if not path.exists():
+        raise Error(f"no file {path}")
+    with reading(path) as stream:
+        raw = _raw(stream, path.name, str(path))
+    classes, x = check(raw, None), raw.arrays["x"]
+    scale = measure(x) if standardise else None
+    if scale and not np.isfinite([scale.mean, scale.std]).all():
+        raise FileRefused(f"{raw.names['x']}: values too large to standardise")
+    return make_dataset(path.stem, raw, classes, _image_shape(x), scale)
+
+
+def read(_: Path, form: Form, source: Source) -> Raw:
+    """A data set that is part of the package."""
+    (file,) = form.files
+    return _raw(io.BytesIO(package_file(file.name).read_bytes()), file.name, file.name)
+
+
+def _raw(stream: BufferedReader | io.BytesIO, file: str, name: str) -> Raw:
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    arrays = read_npz(stream, name)
+    return Raw(arrays, {role: f"{name}: array {role}" for role in arrays}, {file: digest})
+
+
+def read_npz(stream: BinaryIO, name: str) -> dict[str, Array]:
+    """The arrays of a seekable .npz file by role; `name` is what messages call the file.
+
+    Raises FileRefused if the file is damaged, declares sizes out of proportion, lacks x or y, or
+    holds an array of another name or anything but plain numbers (objects, pickles).
     """
     size = stream.seek(0, 2)
     stream.seek(0)
-    try:
+    with regular.refusing(name):
         return foreign.read_npz(stream, _roles, max(FREE // BYTES, RATIO * size))
-    except FileRefused as error:
-        raise FileRefused(f"{name}: {error}") from error
 
 
 def _roles(names: list[str]) -> list[str]:
@@ -43,3 +79,11 @@ def _roles(names: list[str]) -> list[str]:
     if ("x_test" in names) != ("y_test" in names):
         raise FileRefused(f"{wanted} together; found only one of them")
     return [role for role in ROLES if role in names]
+
+
+def _image_shape(x: Array) -> tuple[int, int, int] | None:
+    """(channels, height, width) of x (N, C, H, W) or (N, H, W); else None."""
+    shape = x.shape[1:]
+    if len(shape) == 2:
+        return (1, shape[0], shape[1])
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None

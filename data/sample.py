@@ -1,6 +1,6 @@
-"""Made-up text and questions, for tests and first runs: small, learnable, always at hand.
+"""Made-up text and questions for tests and first runs: small and learnable, without a download.
 
-Every sentence says where somebody lives and what they like: "Ada lives in Oslo and likes tea ."
+Every sentence has the form "Ada lives in Oslo and likes tea ."
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ FACTS = 3  # sentences of a paragraph
 
 
 def text(split: str) -> str:
-    """A sentence a line."""
+    """Sentences, one on each line."""
     return "".join(f"{_sentence(*fact)}\n" for fact in _facts(split, SENTENCES[split]))
 
 
 def paragraphs(part: str) -> Iterator[tuple[str, str, str, int]]:
-    """(question, paragraph, answer, its first character): three facts a paragraph, every other
-    paragraph asked where, the others what."""
+    """Tuples (question, paragraph, answer, place of its first character).
+
+    A paragraph has three facts. The questions ask for the place and the thing by turns.
+    """
     facts = list(_facts(f"squad/{part}", FACTS * PARAGRAPHS[part]))
     for number in range(PARAGRAPHS[part]):
         chosen = facts[FACTS * number : FACTS * (number + 1)]
@@ -45,7 +47,7 @@ def words() -> tuple[str, ...]:
 
 
 def _facts(purpose: str, count: int) -> Iterator[tuple[str, str, str]]:
-    """Name, place and thing; names of neighbours differ."""
+    """Name, place and thing; neighbouring names differ."""
     drawn = Random(0, f"sample/{purpose}").words(2 * count) % len(PLACES)
     for number, (place, thing) in enumerate(drawn.reshape(count, 2).tolist()):
         yield NAMES[number % len(NAMES)], PLACES[place], THINGS[thing]

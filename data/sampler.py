@@ -1,4 +1,4 @@
-"""Which examples make up the batch of a step: a pure function of the step."""
+"""Which examples are in the batch of a step: a pure function of the step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 class Sampler:
     """Batches of `batch_size` out of `n` examples, in a new order each epoch.
 
-    Epoch e takes the permutation Random(seed, "data/order", e).permutation(n) and cuts it into
-    batches in order, so each epoch meets every example once. Nothing but the step must be saved
-    to resume. drop_last: leave out the last batch of an epoch where it is smaller. ordered: every
-    epoch takes them from the first to the last instead.
+    Epoch e cuts the permutation Random(seed, "data/order", e).permutation(n) into batches, so that
+    each epoch has every example once. To resume, only the step must be saved. drop_last: leave out
+    the last batch of an epoch if it is smaller. ordered: every epoch goes from the first example to
+    the last instead.
 
-    Raises Error where n or batch_size is below 1, or batch_size above n.
+    Raises Error if n or batch_size is below 1, or batch_size is above n.
     """
 
     n: int
@@ -45,8 +45,10 @@ class Sampler:
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)
 
     def batch(self, step: int) -> Indices:
-        """Indices of the examples of `step` (0, 1, ...), shape (batch_size,), int64; fewer in the
-        last batch of an epoch where batch_size does not divide n and drop_last is off."""
+        """Indices of the examples of `step` (0, 1, ...), shape (batch_size,), int64.
+
+        The last batch of an epoch is smaller if batch_size does not divide n, without drop_last.
+        """
         if step < 0:
             raise Error(f"step: expected 0 or more; got {step}")
         epoch, k = divmod(step, self.batches_per_epoch)

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from npdrt.errors import Error
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
-_BLOCK = 1 << 18  # elements a pass: the float64 temporaries stay small
+_BLOCK = 1 << 18  # elements at a time, so that the float64 temporaries are small
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Scale:
     std: float = 1.0
 
     def __call__(self, x: Array) -> Floats:
-        """`x` standardised, same shape. Values beyond float32 become inf; callers check."""
+        """`x` standardised, in its shape. Values beyond float32 become inf; callers check."""
         if x.dtype == np.uint8:  # 256 possible values: the same bits, many times faster
             return self._values(np.arange(256)).take(x, mode="clip")
         flat, out = x.reshape(-1), np.empty(x.size, np.float32)
@@ -45,7 +47,7 @@ class Channels:
     scales: tuple[Scale, ...]
 
     def __call__(self, x: Array) -> Floats:
-        """`x` standardised, same shape."""
+        """`x` standardised, in its shape."""
         out = np.empty(x.shape, np.float32)
         for channel, scale in enumerate(self.scales):
             out[:, channel] = scale(x[:, channel])
@@ -59,11 +61,34 @@ def from_constants(divisor: float = 1.0, mean: Any = 0.0, std: Any = 1.0) -> Sca
     return Channels(tuple(Scale(divisor, m, s) for m, s in zip(mean, std, strict=True)))
 
 
+def usual_names(divisor: float) -> dict[str, Scale | Channels]:
+    """The standardisations of every data set: "unit" is [0, 1], "symmetric" is [-1, 1]."""
+    return {"unit": Scale(divisor), "symmetric": Scale(divisor, 0.5, 0.5)}
+
+
+def choose(
+    standardise: bool | str,
+    usual: Scale | Channels,
+    others: dict[str, Scale | Channels],
+    what: str,
+) -> Scale | Channels | None:
+    """The usual standardisation for True, None for False, or one of the others by name.
+
+    what: the name of the data set in the Error for an unknown name.
+    """
+    if not isinstance(standardise, str):
+        return usual if standardise else None
+    if standardise not in others:
+        known = ", ".join(others)
+        raise Error(f"{what} has no standardisation {standardise!r}; use true, false or {known}")
+    return others[standardise]
+
+
 def measure(x: Array) -> Scale:
     """The Scale that gives `x` mean 0 and standard deviation 1 (float64, two passes).
 
-    A constant `x` has no deviation: it gets std 1 and becomes 0. Where the sums leave the range
-    of float64, the mean or std is not finite; callers check.
+    A constant `x` has no deviation: it gets std 1 and becomes 0. If the sums overflow float64, the
+    mean or std is not finite; callers check.
     """
     low, high = float(x.min()), float(x.max())
     if low == high:
@@ -76,7 +101,7 @@ def measure(x: Array) -> Scale:
 
 
 def _sum(flat: Array, centre: float, power: int) -> float:
-    """sum (x - centre)**power; blocks of a fixed size, so that the order is always the same."""
+    """sum (x - centre)**power, in blocks of a fixed size, so that the order is always the same."""
     blocks = (flat[part].astype(np.float64) - centre for part in _blocks(flat.size))
     return float(np.sum([np.sum(b if power == 1 else b * b) for b in blocks]))
 

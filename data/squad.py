@@ -1,8 +1,8 @@
 """SQuAD v1.1: reading, WordPiece features with a stride, answers from logits, exact match and F1.
 
-The steps are those of the original BERT script run_squad.py. One differs: places of tokens in the
-text come from the tokeniser as offsets, so an answer is cut out of the text as it stands, where the
-script aligns words again.
+The steps are those of the original BERT script run_squad.py, except for one: the tokeniser gives
+the place of every token in the text, so an answer is cut out of the text itself. The script aligns
+words again.
 
 Source: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2; google-research/bert, run_squad.py;
 the official evaluate-v1.1.py.
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from npdrt import schema
-from npdrt.data import sample
-from npdrt.data.bounded import contents, decoded
+from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import folders
-from npdrt.data.text import unzipped
+from npdrt.data.fetch import first_file, locate_local
 from npdrt.errors import Error, FileRefused, Unavailable
 
 NAMED = "squad"
+REMEDY = "Put train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
 SAMPLE = "sample-squad"  # made up: `npdrt.data.sample`
 SAMPLE_SIZES = {"length": 48, "stride": 16, "query": 12}
 LENGTH, STRIDE, QUERY = 384, 128, 64  # tokens: of a feature, between its spans, of a question
@@ -41,7 +41,7 @@ Scores = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a text; answers: (text, first character) each, at least one."""
+    """A question on a text. answers: at least one pair (text, place of its first character)."""
 
     id: str
     question: str
@@ -53,10 +53,10 @@ class Question:
 class Feature:
     """A question and a span of its text as tokens: [CLS] question [SEP] span [SEP].
 
-    tokens, types: as BERT takes them, without padding. offsets: for every token of the span the
-    characters (first, past the last) of the text, by its place in `tokens`. best: the places that
-    no other span of the text has more context around. question: its number. start, end: the
-    answer's first and last place; 0, [CLS], where the span does not hold it.
+    question: its number. tokens, types: BERT's input, without padding. offsets: place in `tokens`
+    -> the characters (first, past the last) of the text, for every token of the span. best: the
+    places that have their most context in this span. start, end: the answer's first and last
+    place; 0, the place of [CLS], if the answer is not in the span.
     """
 
     question: int
@@ -71,14 +71,37 @@ class Feature:
 # Reading
 
 
+class _Answer(Struct):
+    text: str
+    answer_start: int
+
+
+class _Item(Struct):
+    id: str
+    question: str
+    answers: list[_Answer]
+
+
+class _Paragraph(Struct):
+    context: str
+    qas: list[_Item]
+
+
+class _Article(Struct):
+    paragraphs: list[_Paragraph]
+
+
+class _Document(Struct):
+    data: list[_Article]
+
+
 def read(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's JSON, or .json.gz.
 
-    Raises FileRefused, saying where, for what is not that: bad JSON or UTF-8, a missing key, a
-    value of another type, an answer out of its text, no answers, no questions, an id twice.
+    Raises FileRefused, with the place, for bad JSON or UTF-8, a missing key, a value of another
+    type, an answer outside its text, no answers, no questions, or an id that occurs twice.
     """
-    data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    content = schema.parse(data, Any, path)
+    content = schema.parse(bounded.unpacked(path), _Document, path)
     questions = list(_questions(content, f"{path}: "))
     twice = [id for id, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
@@ -89,52 +112,35 @@ def read(path: Path) -> list[Question]:
 
 
 def _questions(content: Any, path: str) -> Iterator[Question]:
-    for article, at in _items(content, "data", path):
-        for paragraph, here in _items(article, "paragraphs", at):
-            context = _value(paragraph, "context", str, here)
-            for item, place in _items(paragraph, "qas", here):
-                answers = tuple(_answers(item, context, place))
-                id, question = (_value(item, key, str, place) for key in ("id", "question"))
-                yield Question(id, question, context, answers)
+    for a, article in enumerate(content["data"]):
+        for p, paragraph in enumerate(article["paragraphs"]):
+            context = paragraph["context"]
+            for n, item in enumerate(paragraph["qas"]):
+                place = f"{path}data[{a}].paragraphs[{p}].qas[{n}]"
+                answers = tuple(_answers(item["answers"], context, place))
+                found = Question(item["id"], item["question"], context, answers)
+                _require_unicode(found, place)
+                yield found
 
 
-def _answers(item: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
-    answers = list(_items(item, "answers", place))
+def _answers(answers: Any, context: str, place: str) -> Iterator[tuple[str, int]]:
     if not answers:
-        where = place.rstrip(".")
-        raise FileRefused(f"{where}: a question without an answer; that is SQuAD 2.0, not 1.1")
-    for answer, at in answers:
-        text, start = _value(answer, "text", str, at), _value(answer, "answer_start", int, at)
+        raise FileRefused(f"{place}: a question without an answer; that is SQuAD 2.0, not 1.1")
+    for number, answer in enumerate(answers):
+        text, start = answer["text"], answer["answer_start"]
         if not text or not 0 <= start < len(context):
             raise FileRefused(
-                f"{at.rstrip('.')}: expected an answer that begins in the {len(context)} "
+                f"{place}.answers[{number}]: expected an answer that begins in the {len(context)} "
                 f"characters of its context; found {text!r} at {start}"
             )
         yield text, start
 
 
-def _items(holder: Any, key: str, place: str) -> Iterator[tuple[Any, str]]:
-    """The items of a list, each with its place, to which a key can be appended."""
-    for number, item in enumerate(_value(holder, key, list, place)):
-        yield item, f"{place}{key}[{number}]."
-
-
-def _value(holder: Any, key: str, kind: type, place: str) -> Any:
-    if not isinstance(holder, dict):
-        found = type(holder).__name__
-        raise FileRefused(f"{place.rstrip('.: ')}: expected an object with {key}; found {found}")
-    value = holder.get(key)
-    if type(value) is not kind:
-        found = type(value).__name__ if key in holder else "nothing"
-        raise FileRefused(f"{place}{key}: expected {kind.__name__}; found {found}")
-    if isinstance(value, str):
-        _require_unicode(value, f"{place}{key}")
-    return value
-
-
-def _require_unicode(text: str, place: str) -> None:
+def _require_unicode(question: Question, place: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can hold and the tokeniser cannot."""
+    texts = (text for text, _ in question.answers)
     try:
-        text.encode()
+        "".join((question.id, question.question, question.context, *texts)).encode()
     except UnicodeEncodeError as error:
         raise FileRefused(f"{place}: expected Unicode text: {error}") from error
 
@@ -143,11 +149,11 @@ def _require_unicode(text: str, place: str) -> None:
 
 
 def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> Any:
-    """The WordPiece tokeniser (library `tokenizers`) of a vocabulary: a file with a token a line,
-    or the number of every token.
+    """The WordPiece tokeniser (library `tokenizers`) of a vocabulary.
 
-    lower: lower case and no accents before anything else. Raises Unavailable without the library,
-    FileRefused where the file cannot be read or lacks [PAD], [UNK], [CLS] or [SEP].
+    vocabulary: a file with one token on each line, or the number of every token. lower: first
+    convert to lower case and remove accents. Raises Unavailable without the library, FileRefused if
+    the file cannot be read or lacks [PAD], [UNK], [CLS] or [SEP].
     """
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -164,7 +170,7 @@ def tokeniser(vocabulary: Path | Mapping[str, int], *, lower: bool = True) -> An
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    words = decoded(path, contents(path)).removesuffix("\n").split("\n")
+    words = bounded.text(path).removesuffix("\n").split("\n")
     numbers = {word.rstrip("\r"): number for number, word in enumerate(words)}
     missing = [token for token in SPECIAL if token not in numbers]
     if missing or len(numbers) != len(words):
@@ -185,8 +191,8 @@ def features(
 ) -> list[Feature]:
     """The features of questions: spans of their texts that begin `stride` tokens apart.
 
-    A question is cut to its first `query` tokens; a span has what then fits into `length`. The
-    first answer is marked, where its text stands at its place.
+    A question is cut to its first `query` tokens; a span takes the rest of `length`. The first
+    answer is marked if its text is at its place.
     """
     if length < query + 4 or stride < 1 or query < 1:
         raise Error(
@@ -197,11 +203,11 @@ def features(
     return [
         feature
         for number, question in enumerate(questions)
-        for feature in _of(question, number, tokenizer, (length, stride, query), contexts)
+        for feature in _features_of(question, number, tokenizer, (length, stride, query), contexts)
     ]
 
 
-def _of(
+def _features_of(
     question: Question,
     number: int,
     tokenizer: Any,
@@ -234,8 +240,7 @@ def _of(
 
 
 def _whole(context: str, past: int) -> int:
-    """The end of a token with the combining marks after it, which the tokeniser took away: they
-    belong to its last character."""
+    """The end of a token together with the combining marks that the tokeniser removed after it."""
     while past < len(context) and unicodedata.category(context[past]) == "Mn":
         past += 1
     return past
@@ -251,8 +256,10 @@ def _spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 def _best_span(spans: Sequence[tuple[int, int]], token: int) -> tuple[int, int]:
-    """The span with the most context around a token: the smaller side, longer spans a little
-    before others, the first of equals."""
+    """The span with the most context around a token, measured on the smaller side.
+
+    Longer spans win by a little; the first one wins a tie.
+    """
 
     def context(span: tuple[int, int]) -> float:
         first, past = span
@@ -266,8 +273,10 @@ def _best_span(spans: Sequence[tuple[int, int]], token: int) -> tuple[int, int]:
 def _answer_tokens(
     question: Question, offsets: Sequence[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """The first and last token that the first answer touches; None where the text at its place is
-    another (the script, too, then passes over the answer)."""
+    """The first and last token that the first answer touches.
+
+    None if the text at its place is another; the script also skips such an answer.
+    """
     text, start = question.answers[0]
     end = start + len(text)
     if question.context[start:end] != text:
@@ -277,8 +286,11 @@ def _answer_tokens(
 
 
 def arrays(found: Sequence[Feature], length: int = LENGTH) -> tuple[Any, Any]:
-    """x (features, 3, length) int32, tokens, types and mask, and y (features, 2) int64, the first
-    and last place of the answer."""
+    """The inputs and targets of BERT.
+
+    x: (features, 3, length) int32: tokens, types and mask. y: (features, 2) int64: the first and
+    last place of the answer.
+    """
     x = np.zeros((len(found), 3, length), np.int32)
     for row, feature in zip(x, found, strict=True):
         used = len(feature.tokens)
@@ -300,9 +312,9 @@ def answers(
 ) -> dict[str, str]:
     """The answer to every question, by id, from logits (features, 2, length).
 
-    Over the features of a question: the pair of one of the `best` starts and one of the `best`
-    ends with the largest sum of logits whose start has its most context in that feature and
-    which spans at most `longest` tokens; "" where there is none.
+    It is the pair of a start and an end with the largest sum of logits, over all features of the
+    question. A start is one of the `best` starts, and has its most context in that feature; an end
+    is one of the `best` ends; the pair spans at most `longest` tokens. "" if there is no such pair.
     """
     winners: dict[int, tuple[float, str]] = {}
     for feature, (starts, ends) in zip(found, logits, strict=True):
@@ -316,7 +328,7 @@ def answers(
 def _candidates(
     feature: Feature, starts: Scores, ends: Scores, best: int, longest: int
 ) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Sums of logits, and characters of the text, of the spans that are answers."""
+    """The sum of logits and the characters of the text, for every span that can be an answer."""
     for i in _largest(starts, best):
         for j in _largest(ends, best):
             known = i in feature.best and j in feature.offsets
@@ -340,7 +352,7 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(given: str, answer: str) -> float:
-    """1 where both are the same after `normalise_answer`, else 0."""
+    """1 if both are the same after `normalise_answer`, else 0."""
     return float(normalise_answer(given) == normalise_answer(answer))
 
 
@@ -355,8 +367,10 @@ def f1(given: str, answer: str) -> float:
 
 
 def score(questions: Iterable[Question], given: Mapping[str, str]) -> dict[str, float]:
-    """Exact match and F1 in percent, of every question the best over its answers; an answer that
-    is not given counts 0."""
+    """The means of exact match and F1 in percent; the best of a question's answers counts.
+
+    A question that is missing in `given` counts 0.
+    """
     every = list(questions)
 
     def mean(measure: Callable[[str, str], float]) -> float:
@@ -374,8 +388,11 @@ def score(questions: Iterable[Question], given: Mapping[str, str]) -> dict[str, 
 
 @dataclass(frozen=True, eq=False)
 class Squad(Dataset):
-    """Features of SQuAD v1.1: x (features, 3, length) int32 and y (features, 2), see `arrays`;
-    the test set is the development set. questions, found: of the test set, for `answers`."""
+    """Features of SQuAD v1.1: x (features, 3, length) int32 and y (features, 2), see `arrays`.
+
+    The test set is the development set. questions, found: its questions and features, for
+    `answers`.
+    """
 
     questions: Sequence[Question] = field(default=(), repr=False)
     found: Sequence[Feature] = field(default=(), repr=False)
@@ -394,36 +411,38 @@ def named(name: str) -> bool:
 def load(
     name: str, data_dir: str | Path | None = None, *, lower: bool = True, **sizes: int
 ) -> Squad:
-    """SQuAD v1.1 of a folder: train-v1.1.json, dev-v1.1.json (or .json.gz) and vocab.txt, the
-    vocabulary of the BERT that is fine-tuned.
+    """SQuAD v1.1 in a folder with train-v1.1.json, dev-v1.1.json and vocab.txt (or .gz).
 
-    name: "squad:FOLDER", or "squad", looked for in data_dir, $NPDRT_DATA and the user's cache; or
-    "sample-squad", questions that are made up.
-    lower: lower case, also with a cased vocabulary, as in the Fromage experiments. sizes: length,
-    stride and query of `features`. Raises Unavailable or Error where the folder or a library is
-    not there, FileRefused where a file is missing or malformed.
+    vocab.txt is the vocabulary of the BERT that you fine-tune. name: "squad:FOLDER"; "squad" looks
+    in data_dir, $NPDRT_DATA and the user's cache; "sample-squad" has made-up questions. lower:
+    convert to lower case, also with a cased vocabulary, as in the Fromage experiments. sizes:
+    length, stride and query of `features`. Raises Unavailable or Error if the folder or a library
+    is missing, FileRefused if a file is missing or malformed.
     """
     if name == SAMPLE:
         return _sample(SAMPLE_SIZES | sizes)
-    folder = Path(name.removeprefix(f"{NAMED}:")) if ":" in name else _place(data_dir)
+    if name == NAMED:
+        folder = locate_local(NAMED, data_dir, _files("train-v1.1.json"), REMEDY)
+    else:
+        folder = Path(name.removeprefix(f"{NAMED}:"))
     if not folder.is_dir():
         raise Error(f"no folder {folder}")
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
     vocabulary = _path(folder, "vocab.txt")
     files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}
-    digests = {what: hashlib.sha256(contents(path)).hexdigest() for what, path in files.items()}
+    digests = {what: bounded.digest(path) for what, path in files.items()}
     parts = {part: read(path) for part, path in paths.items()}
-    return of(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
+    return make_dataset(name, parts, tokeniser(vocabulary, lower=lower), digests, **sizes)
 
 
-def of(
+def make_dataset(
     name: str,
     parts: Mapping[str, Sequence[Question]],
     tokenizer: Any,
     digests: dict[str, str],
     **sizes: int,
 ) -> Squad:
-    """The data set of the questions in `parts`, "train" and "dev"."""
+    """The data set of the questions in parts["train"] and parts["dev"]."""
     found = {part: features(questions, tokenizer, **sizes) for part, questions in parts.items()}
     length = sizes.get("length", LENGTH)
     (x, y), (x_test, y_test) = (arrays(found[part], length) for part in ("train", "dev"))
@@ -434,9 +453,7 @@ def of(
         x_test=x_test,
         y_test=y_test,
         classes=length,
-        image_shape=None,
         digests=digests,
-        scale=None,
         notes=tuple(_notes(parts["train"])),
         vocabulary=tokenizer.get_vocab_size(),
         questions=parts["dev"],
@@ -447,11 +464,11 @@ def of(
 def _notes(questions: Sequence[Question]) -> Iterator[str]:
     lost = sum(q.context[s : s + len(t)] != t for q in questions for t, s in q.answers[:1])
     if lost:
-        yield f"{lost} of {len(questions):,} training answers are not at their places; passed over"
+        yield f"{lost} of {len(questions):,} training answers are not at their places; skipped"
 
 
 def _sample(sizes: Mapping[str, int]) -> Squad:
-    """The questions of `npdrt.data.sample`, and a token for each of its words."""
+    """The questions of `npdrt.data.sample`; each of its words is a token."""
     numbers = {token: i for i, token in enumerate((*SPECIAL, *sample.words()))}
     parts = {
         part: [
@@ -462,22 +479,15 @@ def _sample(sizes: Mapping[str, int]) -> Squad:
     }
     said = "\n".join((*numbers, *(f"{q}" for found in parts.values() for q in found)))
     digests = {"vocabulary": hashlib.sha256(said.encode()).hexdigest()}
-    return of(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
-
-
-def _place(data_dir: str | Path | None) -> Path:
-    places = folders(NAMED, data_dir)
-    for folder in places:
-        if folder.is_dir():
-            return folder
-    raise Unavailable(
-        f"data set {NAMED!r} is not on this machine; looked in {', '.join(map(str, places))}. Put "
-        "train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
-    )
+    return make_dataset(SAMPLE, parts, tokeniser(numbers, lower=False), digests, **sizes)
 
 
 def _path(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise FileRefused(f"{folder}: expected {name} or {name}.gz; found neither")
+    path = first_file(folder, *_files(name))
+    if path is None:
+        raise FileRefused(f"{folder}: expected {' or '.join(_files(name))}; found neither")
+    return path
+
+
+def _files(name: str) -> tuple[str, str]:
+    return name, f"{name}.gz"

@@ -1,8 +1,8 @@
-"""Text as tokens: WikiText-2 and the user's own files, read as PyTorch's word_language_model does.
+"""Text as tokens: WikiText-2 and your own files, read as PyTorch's word_language_model does.
 
-A folder holds train.txt, valid.txt and test.txt, or the same with .gz. Lines are split at
-whitespace and end with the word <eos>; words are numbered in the order in which they first appear
-in train, valid and test. The tokens are then cut into streams that run side by side:
+A folder has train.txt, valid.txt and test.txt, or the same with .gz. Lines are split at white
+space and end with the word <eos>; words are numbered in the order in which they first appear in
+train, valid and test. The tokens are then cut into parallel streams:
 
     tokens (n,) -> the first n // streams * streams, as (streams, rows), transposed: (rows, streams)
     batch k: x = rows [k L, k L + L), y = the rows after each of them; the last may be shorter
@@ -13,29 +13,30 @@ main.py.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
-from npdrt.data import sample
-from npdrt.data.bounded import FREE, RATIO, contents, decoded, opened, take
+from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import folders
+from npdrt.data.fetch import first_file, locate_local
 from npdrt.data.sampler import Sampler
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import Error, FileRefused
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
+REMEDY = (
+    "Its publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and test.txt "
+    "there (the word_language_model example of pytorch/examples has them), or use text:FOLDER"
+)
 SPLITS = ("train", "valid", "test")
 NAMED = "wikitext-2"
-SAMPLE = "sample-text"  # made up: `npdrt.data.sample`
+SAMPLE = "sample-text"  # made-up: `npdrt.data.sample`
 END = "<eos>"
 LENGTH = 35  # tokens of a sequence, unless the name says otherwise
 EVALUATION_STREAMS = 10  # of valid and test, as in the example
@@ -46,9 +47,9 @@ _FORM = re.compile(r"text(?:-(\d+))?:(.+)")
 class Text(Dataset):
     """Tokens in streams; see the module. classes and vocabulary: the number of words.
 
-    x, y: (rows, streams) int64, y the tokens after those of x; x_valid, x_test likewise. As read
-    there is one stream; `arranged` makes more. words: the vocabulary, word of every token.
-    tokens: the whole splits. length: rows of a batch, the sequence length.
+    x, y: (rows, streams) int64; y has the tokens after those of x. x_valid, x_test likewise. At
+    first there is one stream; `arranged` makes more. words: the word of every token. tokens: the
+    whole splits. length: rows of a batch, the sequence length.
     """
 
     words: tuple[str, ...] = field(default=(), repr=False)
@@ -59,54 +60,55 @@ class Text(Dataset):
 
     @property
     def evaluated(self) -> int:
-        """Rows that are evaluated at once: a sequence."""
+        """Rows that are evaluated at once: one sequence."""
         return self.length
 
     def arranged(self, batch_size: int) -> Text:
-        """The tokens in `batch_size` streams; those of valid and test in 10, or what they give."""
+        """The tokens in `batch_size` streams; valid and test in 10, or fewer if they are short."""
         counts = {split: most_streams(tokens) for split, tokens in self.tokens.items()}
         counts["train"] = batch_size
         pairs = {name: pair(self.tokens[name], count, name) for name, count in counts.items()}
         return replace(self, **_roles(pairs))
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """Sequences in order, in every epoch the same."""
+        """Sequences in order, the same in every epoch."""
         return Sampler(len(self.x), min(self.length, len(self.x)), seed, ordered=True)
 
 
 def named(name: str) -> bool:
-    """Whether a data set's name is one of text: wikitext-2, text:FOLDER or text-LENGTH:FOLDER, or
-    sample-text."""
+    """Whether a name is wikitext-2, text:FOLDER, text-LENGTH:FOLDER or sample-text."""
     return name in (NAMED, SAMPLE) or _FORM.fullmatch(name) is not None
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Text:
-    """The text of that name: "wikitext-2", looked for like every data set of a name in data_dir,
-    $NPDRT_DATA and the user's cache; "text:FOLDER"; "text-70:FOLDER", sequences of 70; or
-    "sample-text", 3,600 words that are made up.
+    """The text of a name.
 
-    digests: SHA-256 of every file's text, and of the vocabulary. Raises Unavailable where
-    WikiText-2 is not there, Error for a folder that is not, FileRefused for a missing split or
-    one that is empty or not UTF-8.
+    "wikitext-2" looks in data_dir, $NPDRT_DATA and the user's cache. "text:FOLDER" reads a folder,
+    "text-70:FOLDER" in sequences of 70. "sample-text" has 3,600 made-up words.
+
+    digests: SHA-256 of every file's text, and of the vocabulary. Raises Unavailable if WikiText-2
+    is not there, Error if the folder is not there, FileRefused if a split is missing, empty or not
+    UTF-8.
     """
     if name == SAMPLE:
-        return of({split: sample.text(split) for split in SPLITS}, name)
+        return make_dataset({split: sample.text(split) for split in SPLITS}, name)
     found = _FORM.fullmatch(name)
     length = int(found[1] or LENGTH) if found else LENGTH
     if length < 1:
         raise Error(f"{name}: a sequence has at least 1 token")
-    return read(Path(found[2]) if found else _place(data_dir), name, length)
+    folder = Path(found[2]) if found else locate_local(NAMED, data_dir, _files("train"), REMEDY)
+    return read(folder, name, length)
 
 
 def read(folder: Path, name: str, length: int = LENGTH) -> Text:
     """The text of a folder, in one stream."""
     if not folder.is_dir():
         raise Error(f"no folder {folder}")
-    return of({split: _text(folder, split) for split in SPLITS}, name, length)
+    return make_dataset({split: _text(folder, split) for split in SPLITS}, name, length)
 
 
-def of(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
-    """The three texts as tokens, in one stream each."""
+def make_dataset(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
+    """The data set of three texts, each as one stream of tokens."""
     numbers: dict[str, int] = {}
     tokens = {split: tokenised(text, numbers) for split, text in texts.items()}
     digests = {f"{split}.txt": _sha256(text) for split, text in texts.items()}
@@ -116,9 +118,7 @@ def of(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
         **_roles({split: pair(tokens[split], 1, split) for split in SPLITS}),
         classes=len(words),
         vocabulary=len(words),
-        image_shape=None,
         digests={**digests, "vocabulary": _sha256("\n".join(words))},
-        scale=None,
         words=words,
         tokens=tokens,
         length=length,
@@ -126,7 +126,7 @@ def of(texts: Mapping[str, str], name: str, length: int = LENGTH) -> Text:
 
 
 def tokenised(text: str, numbers: dict[str, int]) -> Tokens:
-    """The tokens of a text; words that are new are added to `numbers`.
+    """The tokens of a text; new words are added to `numbers`.
 
     >>> tokenised("the cat saw\\nthe dog\\n", {})
     array([0, 1, 2, 3, 0, 4, 3])
@@ -143,13 +143,14 @@ def _words(text: str) -> Iterable[str]:
 
 
 def in_streams(tokens: Tokens, streams: int) -> Tokens:
-    """Tokens cut into streams side by side: (n,) -> (n // streams, streams); a rest is left out."""
+    """Tokens cut into parallel streams; tokens left over at the end are dropped."""
     rows = len(tokens) // streams
-    return np.ascontiguousarray(tokens[: rows * streams].reshape(streams, rows).T)
+    cut = tokens[: rows * streams].reshape(streams, rows)  # (streams, rows)
+    return np.ascontiguousarray(cut.T)  # (rows, streams)
 
 
 def most_streams(tokens: Tokens) -> int:
-    """In how many streams a text is evaluated: 10, fewer where it is shorter than 20 tokens."""
+    """The number of streams for evaluation: 10, or fewer if there are less than 20 tokens."""
     return max(1, min(EVALUATION_STREAMS, len(tokens) // 2))
 
 
@@ -174,46 +175,18 @@ def _roles(pairs: Mapping[str, tuple[Tokens, Tokens]]) -> dict[str, Any]:
 # Reading
 
 
-def _place(data_dir: str | Path | None) -> Path:
-    """The first folder with WikiText-2."""
-    places = folders(NAMED, data_dir)
-    for folder in places:
-        if _path(folder, "train") is not None:
-            return folder
-    raise Unavailable(
-        f"data set {NAMED!r} is not on this machine; looked in {', '.join(map(str, places))}. Its "
-        "publisher's link is gone, so npdrt cannot fetch it: put train.txt, valid.txt and test.txt "
-        "there (the word_language_model example of pytorch/examples has them), or use text:FOLDER"
-    )
-
-
-def _path(folder: Path, split: str) -> Path | None:
-    both = (folder / f"{split}.txt", folder / f"{split}.txt.gz")
-    return next((path for path in both if path.is_file()), None)
+def _files(split: str) -> tuple[str, str]:
+    return f"{split}.txt", f"{split}.txt.gz"
 
 
 def _text(folder: Path, split: str) -> str:
-    path = _path(folder, split)
+    path = first_file(folder, *_files(split))
     if path is None:
-        raise FileRefused(f"{folder}: expected {split}.txt or {split}.txt.gz; found neither")
-    data = unzipped(path) if path.suffix == ".gz" else contents(path)
-    found = decoded(path, data).replace("\r\n", "\n").replace("\r", "\n")
+        raise FileRefused(f"{folder}: expected {' or '.join(_files(split))}; found neither")
+    found = bounded.text(path).replace("\r\n", "\n").replace("\r", "\n")
     if not found.strip():
         raise FileRefused(f"{path}: expected text; the file is empty")
     return found
-
-
-def unzipped(path: Path) -> bytes:
-    """The content of a .gz file, within bounds (`npdrt.data.bounded`)."""
-    try:
-        limit = max(FREE, RATIO * path.stat().st_size)
-        with opened(path) as packed, gzip.open(packed) as stream:
-            data = take(cast("IO[bytes]", stream), limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileRefused(f"{path}: not a whole gzip file: {error}") from error
-    if len(data) > limit:
-        raise FileRefused(f"{path}: unpacks to more than {limit} bytes")
-    return data
 
 
 def _sha256(text: str) -> str:

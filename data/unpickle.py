@@ -1,28 +1,29 @@
-"""The pickles of CIFAR's Python version, read without running them.
+"""Read the pickles of CIFAR's Python version without running them.
 
-A pickle is a program for a stack machine that may call any function. This machine knows the
-instructions of the published files and two calls: an array of unsigned bytes, and its dtype. It
-makes numbers, byte strings, tuples, lists, dicts with byte strings as keys, and such arrays; any
-other instruction, name or call is refused before anything happens. The standard library's
-`pickletools.genops` takes the file apart; it executes nothing.
+A pickle is a program for a stack machine that may call any function. The machine in this module
+knows the instructions of the published files and two calls: an array of unsigned bytes, and its
+dtype. It makes numbers, byte strings, tuples, lists, dicts whose keys are byte strings, and such
+arrays; it refuses any other instruction, name or call before anything happens. The standard
+library's `pickletools.genops` splits the file into instructions, and executes nothing.
 """
 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from npdrt.data.npz import Array
+from npdrt.data.scale import Array
 from npdrt.errors import FileRefused
 
 _ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _NAMES = (*_ARRAYS, "numpy ndarray", "numpy dtype")
 _DTYPE = (b"u1", 0, 1)
 _DTYPE_STATE = (3, b"|", None, None, None, -1, -1, 0)
-_DAMAGE = (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError, Warning)
+_DAMAGE = (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError)
 
 
 class _Mark:
@@ -30,7 +31,7 @@ class _Mark:
 
 
 class _Name(str):
-    """What GLOBAL names: one of _NAMES."""
+    """The name in a GLOBAL instruction: one of _NAMES."""
 
 
 class _Bytes:
@@ -44,27 +45,25 @@ class _Array:
 
 
 def read_pickle(raw: bytes, name: str) -> dict[bytes, Any]:
-    """The dict that a pickle holds, its arrays as NumPy arrays; `name` stands for it in messages.
+    """The dict in a pickle, with NumPy arrays; `name` is what messages call the file.
 
-    Raises FileRefused for any opcode, name or call that is not one of the published files', and
-    for a damaged pickle.
+    Raises FileRefused for any opcode, name or call that the published files do not have, and for a
+    damaged pickle.
     """
     machine = _Machine(name)
     try:
-        for opcode, argument, place in pickletools.genops(raw):
-            machine.step(opcode.name, argument, place or 0)
+        with warnings.catch_warnings():  # of escapes in strings, which Python reads nevertheless
+            warnings.simplefilter("ignore")
+            for opcode, argument, place in pickletools.genops(raw):
+                machine.step(opcode.name, argument, place or 0)
         found = machine.result()
     except _DAMAGE as error:
         raise FileRefused(f"{name}: damaged pickle: {error}") from error
-    return {key: _finished(value) for key, value in found.items()}
-
-
-def _finished(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
+    return {k: v.value if isinstance(v, _Array) else v for k, v in found.items()}
 
 
 class _Machine:
-    """The stack and the memo, and what each instruction does to them."""
+    """The stack, the memo, and the effect of each instruction on them."""
 
     def __init__(self, name: str) -> None:
         self.name, self.place = name, 0
@@ -80,21 +79,21 @@ class _Machine:
         action(self, argument)
 
     def refusal(self, what: str) -> FileRefused:
-        """Why the file is refused."""
+        """The error that refuses the file."""
         return FileRefused(
             f"{self.name}: {what} at byte {self.place}; the CIFAR files hold only numbers, names "
             "and arrays of bytes, and nothing of this file was run"
         )
 
     def result(self) -> dict[bytes, Any]:
-        """What is on the stack at the end."""
+        """The one value that is on the stack at the end."""
         (found,) = self.stack
         if type(found) is not dict:
             raise ValueError(f"expected a dict; found {type(found).__name__}")
         return found
 
     def since_mark(self) -> list[Any]:
-        """The values above the last mark, taken off with it."""
+        """Take the values above the last mark off the stack, and the mark."""
         for n in range(len(self.stack) - 1, -1, -1):
             if type(self.stack[n]) is _Mark:
                 taken = self.stack[n + 1 :]
@@ -103,7 +102,7 @@ class _Machine:
         raise ValueError("a mark is missing")
 
     def last(self, n: int) -> list[Any]:
-        """The last n values, taken off."""
+        """Take the last n values off the stack."""
         if len(self.stack) < n:
             raise ValueError("the stack is empty")
         taken = self.stack[len(self.stack) - n :]
@@ -113,14 +112,14 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         """Put items into the list on the stack."""
         if type(self.stack[-1]) is not list:
-            raise ValueError("items for what is no list")
+            raise ValueError("items for a value that is not a list")
         self.stack[-1].extend(items)
 
     def fill(self, items: list[Any]) -> None:
         """Put keys and values into the dict on the stack."""
         keys, values = items[::2], items[1::2]
         if type(self.stack[-1]) is not dict or any(type(key) is not bytes for key in keys):
-            raise ValueError("entries for what is no dict, or keys that are no byte strings")
+            raise ValueError("entries without a dict, or keys that are not byte strings")
         self.stack[-1].update(zip(keys, values, strict=True))
 
     def proto(self, version: int) -> None:
@@ -129,7 +128,7 @@ class _Machine:
             raise self.refusal(f"opcode PROTO {version}")
 
     def text(self, value: str) -> None:
-        """A byte string, which genops hands over as Latin-1."""
+        """A byte string, which genops decodes as Latin-1."""
         self.stack.append(value.encode("latin-1"))
 
     def named(self, value: str) -> None:
@@ -159,7 +158,7 @@ class _Machine:
 
 
 def _elements(state: Any) -> Array:
-    """The array that NumPy's state of an array describes."""
+    """The array of NumPy's pickled state."""
     version, shape, dtype, fortran, data = state
     whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
     if version != 1 or not whole or type(dtype) is not _Bytes or type(data) is not bytes:

@@ -1,15 +1,16 @@
-"""Open a regular file for reading. Every reader of files in npdrt opens them here.
+"""Open a regular file for reading. Every reader in npdrt opens its files with this module.
 
-A FIFO would wait for a writer, a device has no end, and a symbolic link may lead anywhere: each is
-refused, unless links are allowed.
+A FIFO would wait for a writer, a device has no end, and a symbolic link may lead anywhere: all are
+refused, but links can be allowed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
@@ -32,14 +33,24 @@ def opener(*, follow: bool = False) -> Callable[[str, int], int]:
 
 def contents(path: Path, *, follow: bool = False, limit: int | None = None) -> bytes:
     """All bytes of a regular file; `FileRefused` if it cannot be read or has more than `limit`."""
+    with refusing(path), open_file(path, follow=follow) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if limit is not None and size > limit:
+            raise FileRefused(f"has {size} bytes, more than the limit of {limit}")
+        return handle.read()
+
+
+@contextlib.contextmanager
+def refusing(path: object) -> Iterator[None]:
+    """Put the path before every `FileRefused`, and turn an `OSError` into one."""
     try:
-        with open_file(path, follow=follow) as handle:
-            size = os.fstat(handle.fileno()).st_size
-            if limit is not None and size > limit:
-                raise FileRefused(f"{path}: has {size} bytes, more than the limit of {limit}")
-            return handle.read()
+        yield
     except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise FileRefused(f"{path}: cannot be read: {reason}; check path and file") from error
+    except FileRefused as error:
+        named = str(error).startswith(f"{path}: ")
+        raise error if named else FileRefused(f"{path}: {error}") from error
 
 
 def _descriptor(name: str, flags: int, follow: bool) -> int:

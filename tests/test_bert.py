@@ -350,7 +350,7 @@ def test_a_tiny_bert_learns_real_paragraphs(tmp_path: Path) -> None:
     pieces = sorted(trained.get_vocab().keys() - set(squad.SPECIAL))
     tokenizer = squad.tokeniser({t: n for n, t in enumerate((*squad.SPECIAL, *pieces))})
     parts = {"train": chosen, "dev": chosen}
-    found = squad.of("ten", parts, tokenizer, {}, length=96, stride=48, query=24)
+    found = squad.make_dataset("ten", parts, tokenizer, {}, length=96, stride=48, query=24)
     model = BERT(found.vocabulary or 0, 32, 1, 2, 64, positions=96, dropout=0.0)
     before = scores(model, model.init(seed=0), found)
     losses, params = fit(found, model, 100, 3e-3)

@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npdrt import data
-from npdrt.data import bounded, catalogue, idx, npz, scale
+from npdrt.data import bounded, catalogue, idx, npz, scale, squad, text
 from npdrt.data.fetch import folders, locate, user_cache
+from npdrt.data.load import READERS
 from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.random import Random
 
@@ -117,10 +118,10 @@ def test_mnist(mnist: data.Dataset) -> None:
 
 @real_mnist
 def test_mnist_digests_are_the_published_ones(mnist: data.Dataset) -> None:
-    published = {file.name: file.hash for file in catalogue.find("mnist").files}
+    published = {file.name: file.hash for file in catalogue.find("mnist").forms[0].files}
     assert {name: f"sha256:{digest}" for name, digest in mnist.digests.items()} == published
     assert [check.status for check in data.verify("mnist", REAL)] == ["ok"] * 4
-    for file in catalogue.find("mnist").files:
+    for file in catalogue.find("mnist").forms[0].files:
         assert (REAL / "mnist" / file.name).stat().st_size == file.bytes
 
 
@@ -588,13 +589,31 @@ def test_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for ask in (data.fetch, data.verify, locate):
         with pytest.raises(Unavailable, match=r"NPDRT_DATA|none is set"):
             ask("mnist")
+    for name in ("wikitext-2", "squad"):
+        with pytest.raises(Unavailable, match=f"'{name}' is not .* looked in no folder: none is"):
+            data.load(name)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert user_cache() == Path("/cache/npdrt")
 
 
+@pytest.mark.parametrize("name", catalogue.LOCAL)
+def test_a_set_without_a_download_is_said_to_have_none(name: str) -> None:
+    for ask in (data.fetch, data.verify, locate):
+        with pytest.raises(Error, match=f"no download and no digests of '{name}'"):
+            ask(name)
+
+
+def test_the_catalogue_and_the_table_of_readers_agree() -> None:
+    forms = [form for source in catalogue.sources().values() for form in source.forms]
+    assert {form.reader for form in forms} == set(READERS)
+    for name in catalogue.LOCAL:
+        assert text.named(name) or squad.named(name)
+
+
 def test_listing(tmp_path: Path) -> None:
     entries = {entry.name: entry for entry in data.listing(small_mnist(tmp_path))}
-    assert list(entries) == ["digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"]
+    assert list(entries) == list(catalogue.sources())
+    assert {"digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"} <= entries.keys()
     assert entries["mnist"].where == tmp_path / "mnist"
     assert entries["fashion-mnist"].where is None
     assert entries["fashion-mnist"].licence == "MIT"

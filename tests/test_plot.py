@@ -184,7 +184,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "a.h5": "expected a trace, a study or slices; it holds a checkpoint or arrays, and no",
         "b.h5": "expected a trace, a study or slices; it holds 'study'",
         "c.h5": "the trace is not of the form that npdrt writes",
-        "d.h5": "this is no checkpoint or trace of npdrt",
+        "d.h5": "this is not a checkpoint or trace of npdrt",
     }
     for name, says in expected.items():
         with pytest.raises(FileRefused, match=f"{name}.*{says}"):

@@ -77,17 +77,20 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     [
         ("{", "not JSON in UTF-8"),
         ("[" * 100_000, "not JSON in UTF-8"),
-        ([], r"bad\.json: expected an object with data; found list"),
-        ({}, r"bad\.json: data: expected list; found nothing"),
-        ({"data": [3]}, r"data\[0\]: expected an object with paragraphs; found int"),
+        ([], r"bad\.json: Expected `object`, got `array`"),
+        ({}, r"bad\.json: Object missing required field `data`"),
+        ({"data": [3]}, r"Expected `object`, got `int` - at `\$\.data\[0\]`"),
         ({"data": []}, "no questions"),
-        (changed(*QUESTION[:4], "context", value=1), r"paragraphs\[0\]\.context: expected str"),
-        (changed(*QUESTION, "question", value=...), r"qas\[1\]\.question: expected str; found no"),
+        (
+            changed(*QUESTION[:4], "context", value=1),
+            r"`str`, .*paragraphs\[0\]\.context`",
+        ),
+        (changed(*QUESTION, "question", value=...), r"field `question` - at .*qas\[1\]`"),
         (
             changed(*QUESTION, "question", value="\ud83d"),
-            r"question: expected Unicode text: .*surr",
+            r"qas\[1\]: expected Unicode text: .*surr",
         ),
-        (changed(*QUESTION, "id", value=7), r"data\[0\]\.paragraphs\[0\]\.qas\[1\]\.id: expected"),
+        (changed(*QUESTION, "id", value=7), r"Expected `str`, got `int` - at .*qas\[1\]\.id"),
         (changed(*QUESTION, "id", value="1"), "the id '1' occurs twice"),
         (
             changed(*QUESTION, "answers", value=[]),
@@ -101,7 +104,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             changed(*QUESTION, "answers", 0, "answer_start", value=-1),
             "found 'Denver Broncos' at -1",
         ),
-        (changed(*QUESTION, "answers", 0, "answer_start", value=True), "expected int; found bool"),
+        (
+            changed(*QUESTION, "answers", 0, "answer_start", value=True),
+            "Expected `int`, got `bool`",
+        ),
         (changed(*QUESTION, "answers", 0, "text", value=""), "found '' at 57"),
     ],
 )
@@ -267,7 +273,7 @@ def test_an_answer_that_is_not_at_its_place_is_passed_over(tokenizer: Any) -> No
     (feature,) = features([question], tokenizer)
     assert (feature.start, feature.end) == (0, 0)
     assert list(squad._notes([question])) == [
-        "1 of 1 training answers are not at their places; passed over"
+        "1 of 1 training answers are not at their places; skipped"
     ]
 
 
@@ -361,6 +367,16 @@ def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
     assert found.vocabulary == len((tmp_path / "vocab.txt").read_text().splitlines())
     assert sorted(found.digests) == ["dev-v1.1.json.gz", "train-v1.1.json", "vocabulary"]
     assert [q.id for q in found.questions] == ["1", "2"]
+
+
+def test_a_packed_vocabulary_is_read(tmp_path: Path) -> None:
+    plain = data.load(f"squad:{folder(tmp_path)}")
+    words = tmp_path / "vocab.txt"
+    (tmp_path / "vocab.txt.gz").write_bytes(gzip.compress(words.read_bytes()))
+    words.unlink()
+    found = data.load(f"squad:{tmp_path}")
+    assert found.vocabulary == plain.vocabulary
+    np.testing.assert_array_equal(found.x, plain.x)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "train-v1.1.json", "dev-v1.1.json.gz"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from npdrt import Error, data
-from npdrt.data import Sampler, text
+from npdrt.data import Sampler, bounded, text
 from npdrt.errors import FileRefused, Unavailable
 
 SMALL = {
@@ -116,7 +116,9 @@ def test_bad_files_are_refused(tmp_path: Path, changes: Any, message: str) -> No
         data.load(f"text:{write(tmp_path, **changes)}")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"the cat\n" * 500)[:-9]], ids=["text", "cut"])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"the cat\n" * 500)[:-9]], ids=["text", "cut"]
+)
 def test_bad_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, train=None)
     (tmp_path / "train.txt.gz").write_bytes(content)
@@ -127,7 +129,7 @@ def test_bad_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_file_that_unpacks_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "FREE", 1000)
+    monkeypatch.setattr(bounded, "FREE", 1000)
     write(tmp_path, train=None)
     (tmp_path / "train.txt.gz").write_bytes(gzip.compress(b"a" * 1_000_000))
     with pytest.raises(FileRefused, match="unpacks to more than"):

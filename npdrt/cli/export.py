@@ -14,8 +14,8 @@ import numpy as np
 
 from npdrt import atomic, store
 from npdrt.cli.common import Name, echo
-from npdrt.errors import Error, Unavailable
-from npdrt.store import container, log
+from npdrt.errors import Error
+from npdrt.store import container, foreign, log
 from npdrt.store.trace import HISTORY
 
 APART = ("event", "seconds")  # of a record of the log, no columns of the history
@@ -57,12 +57,7 @@ def _parameters(run: Path, form: str) -> bytes:
     arrays = held.params | held.buffers
     if form == "npz":
         return _npz(arrays)
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise Unavailable(
-            'safetensors is not installed; install it with pip install "npdrt[text]"'
-        ) from error
+    save = foreign.safetensors("safetensors.numpy").save
     data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     return data
 

@@ -1,4 +1,4 @@
-"""Checkpoints: parameters, buffers, optimizer state and what else a run needs to go on."""
+"""Checkpoints: parameters, buffers, optimizer state and metadata, enough to resume a run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DESCRIPTION = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` returns; all arrays are on the host, in the order they were saved.
+    """The content of a checkpoint; all arrays are on the host, in the order of saving.
 
-    params, buffers, state: name -> array. meta: JSON values the writer chose; a training run
-    puts its resolved configuration, provenance and progress there.
+    params, buffers, state: name -> array. meta: the writer's JSON values; a training run stores
+    its resolved configuration, provenance and progress there.
     """
 
     params: Params
@@ -63,11 +63,11 @@ def save(
 ) -> str:
     """Write a checkpoint atomically; returns the SHA-256 of its HDF5 image.
 
-    params, buffers, state: dicts of arrays on any device (a GPU is waited for). meta: JSON
-    values. keep_previous: where the file that stood at `path` is kept, by hard link. See
-    `npdrt.store.container` for the format and docs/files.md for its contents.
+    params, buffers, state: dicts of arrays on any device (npdrt waits for a GPU). meta: JSON
+    values. keep_previous: a path that receives the old file at `path`, by hard link. See
+    `npdrt.store.container` for the format and docs/files.md for the content.
 
-    Raises `Error` for names or dtypes the container does not hold.
+    Raises `Error` for names or dtypes that the container cannot store.
     """
     groups = {"params": params, "buffers": buffers or {}, "state": state or {}}
     arrays = {
@@ -82,10 +82,10 @@ def save(
 def load(
     path: str | os.PathLike[str], *, allow_nonfinite: bool = False, expect_sha256: str | None = None
 ) -> Checkpoint:
-    """Read a checkpoint, or raise `FileRefused` with what is wrong with it.
+    """Read a checkpoint, or raise `FileRefused` with the reason.
 
-    Parameters that are not finite are refused unless `allow_nonfinite`. expect_sha256: a digest
-    the image must have; a digest inside the file shows integrity, not who wrote it.
+    Parameters that are not finite are refused unless `allow_nonfinite`. expect_sha256: the digest
+    that the file must have; the digest inside it shows that it is intact, not who wrote it.
 
     >>> import numpy as np, tempfile
     >>> path = Path(tempfile.mkdtemp()) / "weights.h5"
@@ -120,10 +120,10 @@ def _check_finite(params: Params, path: Path) -> None:
 
 
 def load_newest(directory: Path) -> tuple[Checkpoint, Path, str]:
-    """The checkpoint of a run directory, or its previous one where the newest is refused.
+    """The newest checkpoint of a run directory, or the previous one if the newest is refused.
 
-    Returns (checkpoint, path, warning); the warning is empty unless the previous one was taken.
-    Raises `Error` where there is none, `FileRefused` where none can be read.
+    Returns (checkpoint, path, warning); the warning is "" unless it is the previous one. Raises
+    `Error` if there is no checkpoint, `FileRefused` if none can be read.
     """
     newest, previous = directory / "checkpoint.h5", directory / "checkpoint.prev.h5"
     if not newest.exists() and not previous.exists():

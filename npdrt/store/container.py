@@ -19,16 +19,16 @@ An array is a contiguous dataset under its name ("params/layers/00/weight": grou
 
     {"arrays": [[name, dtype, shape, offset], ...], "format": 2, "meta": {...}}
 
-with the arrays in the order in which they were given; the offset of an array without elements is
-0. The same arrays and metadata give the same bytes.
+with the arrays in the caller's order; the offset of an array without elements is 0. The same arrays
+and metadata give the same bytes.
 
-Saving never changes a file in place: a temporary file next to it is written, forced to the disk
-and renamed, so that a reader sees the old file or the new one, whole. Reading trusts nothing, and
-libhdf5, which is not built for hostile files, sees no byte: the arrays are taken by offset, once
-every name, type and range of the index has been checked, and returned if length and digest agree.
-A digest shows that a file is intact, not who wrote it; for that, compare with one that came another
-way (`expect_sha256`). Nor does the digest show that h5py finds the same arrays as the index: a
-forger can make the two differ.
+Saving never changes a file in place: npdrt writes a temporary file next to it, forces it to the
+disk and renames it, so that a reader sees the whole old file or the whole new one. Reading trusts
+nothing. libhdf5, which is not built for hostile files, gets no byte: npdrt checks every name, type
+and range in the index, takes the arrays by their offsets, and returns them if length and digest are
+right. A digest shows that a file is intact, not who wrote it; for that, compare it with a digest
+that you got another way (`expect_sha256`). It does not show either that h5py finds the arrays of
+the index: a forger can make the two differ.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 class _Header(NamedTuple):
     length: int  # bytes of the image
     sha256: bytes
-    meta: range  # where the data of /meta lie in the file
+    meta: range  # of the data of /meta in the file
 
 
 class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Where an array lies."""
+    """An array's row in the index: its name, type and shape, and where its bytes are."""
 
     name: str
     dtype: Literal[tuple(_KINDS)]  # type: ignore[valid-type]  # those of DTYPES
@@ -102,7 +102,7 @@ class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     @property
     def span(self) -> range:
-        """Where its bytes lie in the file."""
+        """The range of its bytes in the file."""
         return range(self.offset, self.offset + self.size * _KINDS[self.dtype].itemsize)
 
 
@@ -119,17 +119,17 @@ def write(
     """Save `arrays` and `meta` at `path`, atomically; return the file's SHA-256 in hex.
 
     arrays: name -> array of any shape and memory layout, of a dtype in `DTYPES` in either byte
-    order. A name is at most 8 parts of 1 to 128 characters A-Z a-z 0-9 _ . - with "/" between;
-    no part is "." or ".."; the first is not "meta". meta: what JSON holds, keys strings, numbers
-    finite; at most 4 MiB. keep_previous: a path in the same directory that receives
-    the file now at `path`, by hard link; a damaged file is not kept, so that it cannot displace
-    a sound one.
+    order. A name has at most 8 parts of 1 to 128 characters A-Z a-z 0-9 _ . - with "/" between;
+    no part is "." or ".."; the first is not "meta". meta: JSON values with string keys and finite
+    numbers, at most 4 MiB. keep_previous: a path in the same directory that receives the old file
+    at `path`, by hard link. The old file is read and its digest checked first (about a quarter of
+    the time of a save): a damaged file is not kept, so that it cannot displace a sound one.
 
-    A file that was there keeps its mode; a new one obeys the umask. On any exception `path` is
-    as it was (unless only the last step failed, the sync of the directory) and no temporary file
-    is left; a killed process may leave one (`npdrt.atomic.remove_stale`). The arrays go straight
-    to the file, so that memory is needed only for one that must be converted. Raises
-    Error for what cannot be stored and DiskError for a failure of the file system.
+    An old file passes on its mode; a new one obeys the umask. After an exception `path` is as it
+    was (unless only the last step failed, the sync of the directory), and there is no temporary
+    file; a killed process may leave one (`npdrt.atomic.remove_stale`). The arrays go directly to
+    the file; only an array that must be converted takes memory. Raises Error for data that cannot
+    be stored, DiskError if the file system fails.
     """
     _check_storable(arrays)
     text = _encode(meta)
@@ -145,15 +145,15 @@ def read(
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read what `write` saved: the arrays, writable, in the order they were given, and `meta`.
 
-    max_bytes: a longer file is refused unread. expect_sha256: 64 hex digits that the file must
-    have. Takes memory for the arrays; the file is read once, and hashed as it is read.
+    max_bytes: a longer file is refused unread. expect_sha256: the digest that the file must have,
+    64 hex digits. Takes memory for the arrays; the file is read once, and hashed meanwhile.
 
-    Raises FileRefused, with path, reason and remedy, if the path is not a regular file (a
-    symbolic link is not followed), the header, length or digest is wrong, or `/meta` is not the
-    canonical JSON of an index whose names are allowed and unique, whose types are in `DTYPES`, and
-    whose ranges lie in the image and do not overlap. Values are not judged; NaN is a value.
+    Raises FileRefused, with path, reason and remedy, if the path is not a regular file (symbolic
+    links are not followed), the header, length or digest is wrong, or `/meta` is not the canonical
+    JSON of an index whose names are allowed and unique, whose types are in `DTYPES`, and whose
+    ranges are in the image and do not overlap. Any values are accepted, NaN too.
     """
-    with _refusing(path), regular.open_file(path) as handle:
+    with regular.refusing(path), regular.open_file(path) as handle:
         header = _checked_header(handle, max_bytes, expect_sha256)
         try:
             places, meta, text = _index(handle, header)
@@ -164,32 +164,35 @@ def read(
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 stated in the header, in hex; the data are not read (see `verify`)."""
-    with _refusing(path), regular.open_file(path) as handle:
+    """Return the SHA-256 in the header, in hex, without reading the data (see `verify`)."""
+    with regular.refusing(path), regular.open_file(path) as handle:
         return _header(handle).sha256.hex()
 
 
 def verify(path: Path) -> str:
     """Check header, length and digest in constant memory; return the SHA-256 in hex.
 
-    Raises FileRefused. What is inside is judged by `read` alone.
+    Raises FileRefused. Only `read` checks the content.
     """
-    with _refusing(path), regular.open_file(path) as handle:
+    with regular.refusing(path), regular.open_file(path) as handle:
         expected = _header(handle).sha256
         _check_digest(handle, expected)
         return expected.hex()
 
 
 def version(path: Path) -> int | None:
-    """The format version that a file states; None if it is no container."""
-    with _refusing(path), regular.open_file(path) as handle:
+    """The format version in a file's header; None if the file is not a container."""
+    with regular.refusing(path), regular.open_file(path) as handle:
         block = handle.read(BLOCK)
         container = len(block) == BLOCK and block.startswith(_MAGIC)
         return int(_HEADER.unpack_from(block)[3]) if container else None
 
 
 def within(path: Path, *names: str) -> Path:
-    """A file as it is; of a directory the first of those files that is there, or else the first."""
+    """`path` itself if it is a file; in a directory, the first of `names` that exists.
+
+    If none exists, the path of the first one.
+    """
     files = [path / name for name in names] if path.is_dir() else [path]
     return next(filter(Path.exists, files), files[0])
 
@@ -210,7 +213,7 @@ def _check_storable(arrays: Mapping[str, Array]) -> None:
 
 
 def _unusual_name(names: Collection[str]) -> str | None:
-    """Say which name is not allowed, if one is not."""
+    """Why one of the names is not allowed; None if all are."""
     for name in names:
         if not _NAME.fullmatch(name):
             return (
@@ -233,7 +236,7 @@ def _canonical(value: Any) -> bytes:
 def _encode(meta: Mapping[str, Any]) -> bytes:
     try:
         text = _canonical(dict(meta))
-        _decode(text)  # what could not be read is not written: too long, keys 1 and "1"
+        _decode(text)  # refuse now what `read` would refuse: too long, or keys 1 and "1"
     except (TypeError, ValueError, RecursionError) as error:
         raise Error(f"meta cannot be stored as JSON ({error}); give plain finite data") from error
     return text
@@ -243,8 +246,8 @@ def _encode(meta: Mapping[str, Any]) -> bytes:
 
 
 def _write(handle: io.BufferedRandom, arrays: Mapping[str, Array], meta: bytes) -> str:
-    """Write HDF5 behind the header's place, then the header, which needs the finished bytes."""
-    from npdrt.store import hdf5  # here: readers do without h5py
+    """Write HDF5 after the place of the header, then the header, which needs the finished bytes."""
+    from npdrt.store import hdf5  # not at the top: readers need no h5py
 
     with hdf5.writing(handle, BLOCK) as put:
         offsets = {name: put(name, arrays[name]) for name in sorted(arrays)}
@@ -282,19 +285,7 @@ def _keep(path: Path, previous: Path | None) -> None:
         atomic.keep(path, previous)
 
 
-# Reading: the file, its header and its digest
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Put the path before a refusal, and turn what the system raises into one."""
-    try:
-        yield
-    except FileRefused as refusal:
-        named = str(refusal).startswith(f"{path}: ")
-        raise refusal if named else FileRefused(f"{path}: {refusal}") from None
-    except (OSError, ValueError, MemoryError) as error:  # NumPy: a shape that cannot be
-        raise FileRefused(f"{path}: cannot be read ({error}); check path and file") from error
+# Reading: the header and the digest
 
 
 def _header(handle: io.BufferedReader) -> _Header:
@@ -303,7 +294,7 @@ def _header(handle: io.BufferedReader) -> _Header:
     block = handle.read(BLOCK)
     if not block.startswith(_MAGIC):
         raise FileRefused(
-            f"starts with {block[:8]!r}, not {_MAGIC!r}; this is no checkpoint or trace of npdrt"
+            f"starts with {block[:8]!r}, not {_MAGIC!r}; this is not a checkpoint or trace of npdrt"
         )
     if len(block) < BLOCK:
         raise FileRefused(f"has {size} bytes, fewer than the {BLOCK} of its header; {_DAMAGED}")
@@ -337,7 +328,7 @@ def _checked_header(
 
 
 def _without_holes(handle: io.BufferedReader, size: int) -> int:
-    """The bytes of a file that are stored. A hole takes no disk, and would fill the memory."""
+    """The stored bytes of a file. A hole takes no space on the disk, but would fill the memory."""
     descriptor, data, at = handle.fileno(), 0, 0
     try:
         while at < size:
@@ -368,7 +359,7 @@ def _compare(found: bytes, expected: bytes) -> None:
 def _index(
     handle: io.BufferedReader, header: _Header
 ) -> tuple[list[_Place], dict[str, Any], bytes]:
-    """The places of the arrays, all of them sound, the caller's part of /meta, and all of it."""
+    """The checked rows of the index, the caller's part of /meta, and the whole of /meta."""
     where = header.meta
     _check_spans([where], header.length)
     if len(where) > MAX_INDEX:
@@ -389,7 +380,7 @@ def _index(
 
 
 def _decode(text: bytes) -> dict[str, Any]:
-    """Return the meta; ValueError for any bytes but those `_canonical` makes of it."""
+    """Return the meta; ValueError unless the bytes are those of `_canonical`."""
     if len(text) > MAX_META:
         raise ValueError(f"{len(text)} bytes, more than {MAX_META}")
     meta = json.loads(text.decode())
@@ -410,7 +401,7 @@ def _check_names(names: list[str]) -> None:
 
 
 def _spans(places: Iterable[_Place]) -> Iterator[range]:
-    """The bytes of every array that has some."""
+    """The range of every array that has elements."""
     for place in places:
         if place.size:
             yield place.span
@@ -419,7 +410,7 @@ def _spans(places: Iterable[_Place]) -> Iterator[range]:
 
 
 def _check_spans(spans: Iterable[range], length: int) -> None:
-    """Each lies in the image, which has that length, and overlaps no other."""
+    """Check that each is in the image, which has that length, and overlaps no other."""
     free, end = BLOCK, BLOCK + length
     for span in sorted(spans, key=lambda span: span.start):
         if not free <= span.start <= span.stop <= end:
@@ -436,8 +427,11 @@ def _check_spans(spans: Iterable[range], length: int) -> None:
 def _arrays(
     handle: io.BufferedReader, header: _Header, places: list[_Place], text: bytes
 ) -> dict[str, Array]:
-    """The arrays, read in the order of the file; all that is covered goes through the digest."""
-    found = {place.name: np.empty(place.shape, _KINDS[place.dtype]) for place in places}
+    """The arrays, read in the order of the file; the digest covers every byte on the way."""
+    try:
+        found = {place.name: np.empty(place.shape, _KINDS[place.dtype]) for place in places}
+    except (ValueError, MemoryError) as error:  # of a shape that NumPy or the machine cannot hold
+        raise FileRefused(f"cannot be read: {error}; check path and file") from error
     pieces = [(place.offset, found[place.name]) for place in places if place.size]
     again = np.empty(len(text), np.uint8)
     sha, at = hashlib.sha256(), _COVERED

@@ -1,9 +1,9 @@
-"""Read arrays from files that others wrote: npz, safetensors, HDF5. The one reader of them.
+"""Read arrays from files of other programs: npz, safetensors, HDF5. npdrt has no other reader.
 
-What ends up in memory is bounded, whatever a file declares: a compressed file of a few kilobytes
-could fill it. npz and safetensors are read here, without pickles; of a zip only plain and deflated
-members are unpacked, piece by piece. HDF5 is read by `npdrt/store/child.py` in a process of its
-own, with limits of memory and time, since libhdf5 is not built for hostile files.
+The memory for them is bounded, whatever a file declares: a compressed file of a few kilobytes could
+fill the machine. npz and safetensors are read here, without pickles; only plain and deflated
+members of a zip are unpacked, piece by piece. `npdrt/store/child.py` reads HDF5 in a process of its
+own, with limits of memory and time, because libhdf5 is not built for hostile files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from npdrt import regular
 from npdrt.errors import FileRefused, Unavailable
 
 MAX_FILE = 1 << 30
-FREE = 1 << 25  # numbers that any file may hold, 256 MiB of float64; a larger file: one a byte
+FREE = 1 << 25  # numbers in any file, 256 MiB of float64; a larger file may have one for each byte
 MAX_DIRECTORY = 4 << 20  # bytes of a zip's list of members, and of a header of safetensors
 MAX_ANSWER = 64 << 20  # bytes of the child's header, besides those of the file
 PATIENCE = 10  # seconds by the clock for each of processor time that the child has
@@ -57,33 +57,21 @@ _SAFETENSORS = {
 
 
 def read(path: Path, fields: Collection[str] | None = None) -> dict[str, Numbers]:
-    """The arrays of an npz, safetensors or HDF5 file; the first bytes tell which it is.
+    """The arrays of an npz, safetensors or HDF5 file; its first bytes tell which kind it is.
 
-    fields: the last parts of the names that are wanted ("weights" of "a/weights"); all if None.
-    A symbolic link is followed. Raises FileRefused with path and reason; Unavailable if
-    safetensors is not installed.
+    fields: the wanted last parts of names ("weights" in "a/weights"); None for all. A symbolic
+    link is followed. Raises FileRefused with path and reason, Unavailable if safetensors is not
+    installed.
     """
-    with _naming(path), regular.open_file(path, follow=True) as handle:
+    with regular.refusing(path), regular.open_file(path, follow=True) as handle:
         size = os.fstat(handle.fileno()).st_size
         if size > MAX_FILE:
             raise FileRefused(f"{size} bytes; at most {MAX_FILE} are read")
         return _reader(handle, size)(handle, fields, max(FREE, size))
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path before a refusal; an error of the system becomes one."""
-    try:
-        yield
-    except OSError as error:
-        raise FileRefused(f"{path}: cannot be read: {error.strerror or error}") from error
-    except FileRefused as error:
-        named = str(error).startswith(f"{path}: ")
-        raise error if named else FileRefused(f"{path}: {error}") from error
-
-
 def _reader(handle: BinaryIO, size: int) -> Callable[..., dict[str, Numbers]]:
-    """The function that reads a file which begins so."""
+    """The function for a file with these first bytes."""
     start = handle.read(9)
     handle.seek(0)
     if start[:2] == b"PK":
@@ -107,10 +95,10 @@ def read_npz(
 ) -> dict[str, Array]:
     """Arrays of a seekable npz file, plain numbers only.
 
-    choose: which of the names (all of them, twice if a member is there twice) are wanted. limit:
-    the most numbers in all, as many as are needed for the arrays and no more are unpacked.
+    choose: returns the wanted names out of all names (a duplicate member has its name twice).
+    limit: the most numbers in all arrays together. No more bytes are unpacked than they need.
 
-    Raises FileRefused if the file is damaged or holds something else; `choose` may raise it.
+    Raises FileRefused if the file is damaged or has anything else; `choose` may raise it too.
     """
     try:
         with zipfile.ZipFile(_InPieces(stream)) as archive:
@@ -132,10 +120,10 @@ def _npz(handle: BinaryIO, fields: Collection[str] | None, limit: int) -> dict[s
 
 
 class _InPieces:
-    """A stream that reads no more than MAX_DIRECTORY bytes at once.
+    """A stream that reads at most MAX_DIRECTORY bytes at once.
 
-    zipfile reads the list of members in one piece and makes an object of every entry; members are
-    read here in small pieces.
+    zipfile reads the list of members in one piece and makes an object for every entry. Members are
+    read in small pieces.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -185,7 +173,7 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]
 
 
 def _fill(values: Array, *streams: IO[bytes]) -> int:
-    """Put the bytes of the streams, one after another, into an array; return how many fitted."""
+    """Fill an array with the bytes of the streams, one after another; return the bytes used."""
     target, filled = values.view(np.uint8).data, 0
     for stream in streams:
         while filled < len(target):
@@ -203,14 +191,14 @@ def _fill(values: Array, *streams: IO[bytes]) -> int:
 def read_safetensors(path: Path) -> dict[str, Numbers]:
     """All arrays of a safetensors file; FileRefused if it is another kind of file."""
     safetensors()
-    with _naming(path), regular.open_file(path, follow=True) as handle:
+    with regular.refusing(path), regular.open_file(path, follow=True) as handle:
         return _safetensors(handle, None, 0)
 
 
 def _safetensors(
     handle: BinaryIO, fields: Collection[str] | None, limit: int
 ) -> dict[str, Numbers]:
-    """Arrays by the library's parser of headers; they are no larger than the file."""
+    """Arrays by the library's parser; together they are not larger than the file."""
     deserialize = safetensors().deserialize
     header = int.from_bytes(handle.read(8), "little")
     handle.seek(0)
@@ -227,7 +215,7 @@ def _safetensors(
 
 
 def safetensors(module: str = "safetensors") -> Any:
-    """The library, or Unavailable with what to install."""
+    """The library; Unavailable, with the command to install it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -268,9 +256,9 @@ def _hdf5(handle: BinaryIO, fields: Collection[str] | None, limit: int) -> dict[
 def read_version_1(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """Arrays and metadata of a container of format version 1, in their order.
 
-    Raises FileRefused if it is none, is damaged or holds what npdrt did not write.
+    Raises FileRefused if it is another kind of file, is damaged, or was not written by npdrt.
     """
-    with _naming(path), regular.open_file(path) as handle:
+    with regular.refusing(path), regular.open_file(path) as handle:
         size = os.fstat(handle.fileno()).st_size
         found, meta = _in_child(handle, {"kind": "version 1"}, size)
         if not isinstance(meta, dict):

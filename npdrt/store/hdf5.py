@@ -24,8 +24,8 @@ def writing(handle: BufferedRandom, block: int) -> Iterator[Put]:
     """Yield `put(name, array)`, which writes an array and returns its offset in the file, bytes.
 
     block: bytes before the image, a power of two from 512. An array without elements has the
-    offset 0. Groups are made as names ask for them. (Neither aligned data nor groups that stay open
-    are possible: both make HDF5 slow, by the square of the number of arrays.)
+    offset 0. Groups are made as names need them. (Data are not aligned and groups do not stay open:
+    both would make HDF5 take time quadratic in the number of arrays.)
     """
     group_settings, settings = h5p.create(h5p.GROUP_CREATE), h5p.create(h5p.DATASET_CREATE)
     group_settings.set_obj_track_times(False)

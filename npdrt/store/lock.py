@@ -3,9 +3,9 @@
     with exclusive(directory, make=True):    # another process waits, or is refused
         ...                                  # look, clean and write
 
-The lock is the system's (flock on the directory): it ends with the process, however that ends, and
-leaves no file. Where the file system has no such locks, a file `npdrt.lock` that names the process
-takes its place. One that a killed process left is taken over by the next process of that machine.
+It is a lock of the operating system (flock on the directory): it ends when the process ends, in any
+way, and leaves no file. On a file system without such locks, a file `npdrt.lock` that names the
+process takes its place. If the process is dead, the next one on the same machine takes over.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class InUse(Error):
 def exclusive(
     directory: Path, *, make: bool = False, waiting: Callable[[], bool] | None = None
 ) -> Iterator[None]:
-    """Hold the directory; what killed processes left half-written in it is removed at once.
+    """Hold the directory; temporary files of killed processes in it are removed at once.
 
-    make: make it, and its parents, if it is missing; those that are still empty at the end are
-    removed again. waiting: asked while another process holds the directory, whether to wait on;
-    by default for PATIENCE seconds. Then `InUse`. `Error` if there is no directory, `DiskError` if
-    the system refuses.
+    make: make the directory and its parents if they are missing; those still empty at the end are
+    removed again. waiting: called while another process holds the directory; it says whether to
+    wait longer, by default for PATIENCE seconds. Raises `InUse` after that, `Error` if there is no
+    directory, `DiskError` if the system refuses.
     """
     waiting = waiting or _patience()
     made: list[Path] = []
@@ -58,7 +58,7 @@ def exclusive(
 
 @contextlib.contextmanager
 def numbered(parent: Path, stem: str) -> Iterator[Path]:
-    """Make the directory PARENT/STEM-N with the first N that is free, which no other process gets.
+    """Make the directory PARENT/STEM-N with the first free N; no other process gets the same.
 
     It is removed again if it is empty at the end.
     """
@@ -77,7 +77,7 @@ def _patience() -> Callable[[], bool]:
 
 
 def _acquired(directory: Path, make: bool, made: list[Path], held: contextlib.ExitStack) -> bool:
-    """Whether this process got the directory; if so, `held` gives it back."""
+    """Whether this process got the directory; if so, closing `held` gives it back."""
     made += _make(directory) if make else []
     if make and not directory.exists():
         return False  # another process removed it
@@ -100,7 +100,7 @@ def _acquired(directory: Path, make: bool, made: list[Path], held: contextlib.Ex
 
 
 def _flock(directory: Path, held: contextlib.ExitStack) -> bool | None:
-    """`atomic.lock` of a directory; False too if the path leads elsewhere once it is locked."""
+    """`atomic.lock` of a directory; also False if the path no longer leads to it."""
     if not directory.is_dir():
         raise Error(f"{directory} is not a directory")
     if os.name == "nt":  # directories cannot be opened
@@ -113,26 +113,26 @@ def _flock(directory: Path, held: contextlib.ExitStack) -> bool | None:
 
 
 def _make(directory: Path) -> list[Path]:
-    """Make a directory that is missing; the directories made, the innermost first."""
+    """Make a directory if it is missing; return those that were made, the innermost first."""
     made: list[Path] = []
     with atomic.reporting(directory):
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another is at it
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process made it
                 path.mkdir()
                 made.insert(0, path)
     return made
 
 
 def _remove_empty(directories: list[Path]) -> None:
-    """Remove those that are empty, from the innermost on."""
+    """Remove the empty ones, beginning with the innermost."""
     with contextlib.suppress(OSError):
         for directory in directories:
             directory.rmdir()
 
 
 def _is_still(directory: Path, handle: int) -> bool:
-    """Whether the path still leads to the open directory, which may have been removed."""
+    """Whether the path still leads to the open directory, which another process may remove."""
     try:
         return os.path.samestat(directory.stat(), os.fstat(handle))
     except FileNotFoundError:
@@ -152,10 +152,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def _claimed(path: Path) -> bool:
-    """Whether this process got the lock file; `InUse` if a process that cannot be looked up has it.
+    """Whether this process got the lock file; `InUse` if an unknown process has it.
 
-    Who removes the file of a dead process must hold PATH.stale, a lock of the same kind, and look
-    again; so no process removes the file of one that was faster.
+    To remove the file of a dead process, a process must hold PATH.stale, a lock of the same kind,
+    and look again. So no process removes the file of a faster one.
     """
     mine = json.dumps(dataclasses.asdict(owner.this())).encode()
     while not atomic.create(path, mine):
@@ -168,7 +168,7 @@ def _claimed(path: Path) -> bool:
 
 
 def _removed(path: Path, holder: Owner) -> bool:
-    """Whether the lock file of a dead process could be looked at and removed."""
+    """Whether the lock file of a dead process was dealt with; False if another process is at it."""
     stale = path.with_name(path.name + ".stale")
     if not _claimed(stale):
         return False
@@ -179,7 +179,7 @@ def _removed(path: Path, holder: Owner) -> bool:
 
 
 def _wait_for(holder: Owner, path: Path) -> bool:
-    """False if the holder is a process of this machine, whose end will be seen; else `InUse`."""
+    """False if the holder runs on this machine, so that npdrt sees its end; else raise `InUse`."""
     if owner.here(holder):
         return False
     raise InUse(
@@ -194,7 +194,7 @@ def _release(path: Path) -> None:
 
 
 def _holder(path: Path) -> Owner | None:
-    """The process that a lock file names, None if there is no file."""
+    """The process that is named in a lock file, None if there is no file."""
     try:
         with regular.open_file(path) as handle:
             found = json.loads(handle.read(4096))

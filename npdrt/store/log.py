@@ -1,9 +1,8 @@
-"""The log of a run: one JSON object a line, handed to the system at once, so that a crash loses
-nothing.
+"""The log of a run: one JSON object on each line, written at once, so that a crash loses nothing.
 
 Every line has "event" and "step". Numbers that are not finite are written as null. A checkpoint
-holds the `Tally` of the records that it covers, so that a log that was cut, emptied or exchanged
-is seen when the run is resumed.
+holds the `Tally` of the records that it covers, so that a resumed run sees whether its log was cut,
+emptied or exchanged.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,7 +42,10 @@ class Tally:
 
 
 def _without_own(line: bytes) -> bytes:
-    record = _parsed(line) if OWN.encode() in line else None
+    try:
+        record = json.loads(line) if OWN.encode() in line else None
+    except (ValueError, RecursionError):
+        return line
     if not isinstance(record, dict):
         return line
     return json.dumps({name: value for name, value in record.items() if name != OWN}).encode()
@@ -52,7 +54,7 @@ def _without_own(line: bytes) -> bytes:
 class Log:
     """An append-only log file; use it as a context manager.
 
-    tally: of the lines in it, kept up to date. size: bytes written to it and found in it.
+    tally: the tally of its lines, kept up to date. size: its size in bytes.
     """
 
     def __init__(self, path: Path, tally: Tally | None = None):
@@ -62,7 +64,7 @@ class Log:
             self.size = self._file.tell()
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the operating system; `DiskError` if it has no room."""
+        """Append one line and pass it to the operating system; `DiskError` if it has no room."""
         line = json.dumps(finite(record), allow_nan=False).encode()
         left = memoryview(line + b"\n")
         with atomic.reporting(self.path):
@@ -99,14 +101,9 @@ def finite(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a log; an unfinished last line, as a crash leaves it, is dropped."""
-    lines = regular.contents(path).split(b"\n")[:-1]
-    return [schema.log_record(line, f"{path}: line {n}") for n, line in enumerate(lines, 1)]
-
-
-def _records(path: Path) -> Iterator[Record | None]:
-    """The record of every finished line, None for a line that holds none."""
-    return (_record(line, path) for line in lines(path))
+    """The records of a log, without the unfinished last line that a crash may leave."""
+    numbered = enumerate(lines(path), 1)
+    return [schema.log_record(line, f"{path}: line {n}") for n, line in numbered]
 
 
 def lines(path: Path) -> list[bytes]:
@@ -115,6 +112,7 @@ def lines(path: Path) -> list[bytes]:
 
 
 def _record(line: bytes, path: Path) -> Record | None:
+    """The record on a line, None if the line is damaged."""
     try:
         found: Record = schema.log_record(line, path)
     except FileRefused:
@@ -122,29 +120,22 @@ def _record(line: bytes, path: Path) -> Record | None:
     return found
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
 def sound(path: Path) -> list[Record]:
-    """The records before the first line that is damaged, as a power cut leaves it."""
-    found = []
-    for record in _records(path):
-        if record is None:
+    """The records before the first damaged line; a power cut may damage the end of a log."""
+    found: list[Record] = []
+    for line in lines(path):
+        if (record := _record(line, path)) is None:
             break
         found.append(record)
     return found
 
 
 def rewind(path: Path, covered: Mapping[str, Any]) -> tuple[Tally, float]:
-    """Take a log back to the records that a checkpoint covers; return their tally, and `seconds`.
+    """Cut a log back to the records that a checkpoint covers; return their tally and `seconds`.
 
     covered: `Tally.as_dict` at the checkpoint. Raises `FileRefused`, and changes nothing, unless
-    the log begins with exactly these records. The file is replaced, so that one with which it
-    shared its content (a hard link) stays as it is.
+    the log begins with exactly these records. The file is replaced, so that other hard links to it
+    keep its old content.
     """
     kept = lines(path)[: covered["records"]]
     tally = Tally(kept)
@@ -160,7 +151,7 @@ def rewind(path: Path, covered: Mapping[str, Any]) -> tuple[Tally, float]:
 
 
 def until(path: Path, step: int) -> dict[str, Any]:
-    """The tally of the records up to a step, for a checkpoint that has none (of an older npdrt).
+    """The tally of the records up to a step, for a checkpoint of an older npdrt, which has none.
 
     Raises `FileRefused` if a line between them is damaged.
     """

@@ -44,11 +44,6 @@ CONDITIONING = {
 }
 
 
-# where the rows of a group are counted
-ROWS = {"history": "history", "layers": "layers", "network": "layers",
-        "conditioning": "conditioning"}  # fmt: skip
-
-
 def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> None:
     """Write trace.h5 from the records of the log, atomically; see `tables`."""
     container.write(path, *tables(records, parameters))
@@ -60,10 +55,10 @@ def tables(
     """The arrays and the metadata of a trace, from the records of a log.
 
     history/<column>: (epochs,). layers/step: (T,). layers/<quantity>: (T, parameters), columns in
-    the order of meta["parameters"]. network/<quantity>: (T,). Where the log has records of it,
+    the order of meta["parameters"]. network/<quantity>: (T,). If the log has such records,
     conditioning/step: (C,), conditioning/<quantity>: (C, weights), columns in the order of
-    meta["weights"]. float64, NaN where a value is missing; the units and the meaning of every
-    dataset are in /meta, with the number of records they were made of.
+    meta["weights"]. float64, NaN for missing values. /meta has the unit and meaning of every
+    dataset, and the number of records.
     """
     epochs = [r for r in records if r["event"] == "epoch"]
     traces = [r for r in records if r["event"] == "trace"]
@@ -87,15 +82,16 @@ def tables(
 
 def _about(conditioning: bool) -> dict[str, dict[str, str]]:
     """Shape and meaning of every dataset."""
-    groups = [("history", HISTORY, "(epochs,)")]
-    groups += [("layers", {"step": "the step measured, counting from 1"}, "(measurements,)")]
-    groups += [("layers", LAYERS, "(measurements, parameters)")]
-    groups += [("network", NETWORK, "(measurements,)")]
+    step, *measured = CONDITIONING.items()
+    groups = [
+        ("history", HISTORY, "(epochs,)"),
+        ("layers", {"step": "the step measured, counting from 1"}, "(measurements,)"),
+        ("layers", LAYERS, "(measurements, parameters)"),
+        ("network", NETWORK, "(measurements,)"),
+    ]
     if conditioning:
-        shapes = {
-            name: "(checks,)" if name == "step" else "(checks, weights)" for name in CONDITIONING
-        }
-        groups += [("conditioning", {n: CONDITIONING[n]}, shape) for n, shape in shapes.items()]
+        groups.append(("conditioning", dict([step]), "(checks,)"))
+        groups.append(("conditioning", dict(measured), "(checks, weights)"))
     return {
         f"{group}/{name}": {"shape": shape, "what": what}
         for group, members, shape in groups
@@ -129,17 +125,18 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> None:
-    """Raise `FileRefused` unless these are the tables that `write` makes, of equal lengths."""
+    """Raise `FileRefused` unless these are the tables that `write` makes, in matching shapes."""
     schema.check(meta, schema.TraceMeta, path)
     columns = {"layers": len(meta["parameters"]), "conditioning": len(meta.get("weights", ()))}
     for name in _about("weights" in meta):
         group, _, column = name.partition("/")
-        found, first = arrays.get(name), arrays.get(f"{ROWS[group]}/step")
+        counted = "layers" if group == "network" else group  # the group whose steps count its rows
+        found, first = arrays.get(name), arrays.get(f"{counted}/step")
         rows = first.shape[:1] if first is not None else ()
         wide = group in columns and column != "step"
         expected = (*rows, columns[group]) if wide else rows
         if found is None or first is None:
-            raise FileRefused(f"{path}: it lacks {name if found is None else ROWS[group]}")
+            raise FileRefused(f"{path}: it lacks {name if found is None else counted}")
         if found.shape != expected or len(rows) != 1:
             raise FileRefused(f"{path}: expected {name} of shape {expected}; found {found.shape}")
 
@@ -147,10 +144,10 @@ def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> N
 def newest(
     path: Path, arrays: dict[str, Any], meta: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `read` found in a trace file, or what the log next to it gives if it has more records.
+    """The result of `read`, or the tables of the log next to the file if it has more records.
 
-    A run rewrites trace.h5 only now and then. Of a log whose end is damaged, as a power cut leaves
-    it, the records before the damage count. Raises `FileRefused` if they are of another run.
+    A run rewrites trace.h5 only now and then. If a power cut damaged the end of the log, the
+    records before the damage count. Raises `FileRefused` if the log belongs to another run.
     """
     log_path, made_of = path.with_name("log.jsonl"), meta.get("records")
     made_of = made_of if type(made_of) is int else 0
