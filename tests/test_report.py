@@ -17,7 +17,8 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 import pytest
 
-from npdrt.conform import report, report_html, vectors
+from npdrt.conform import report, vectors
+from npdrt.conform.report import html as report_html
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.case import Answer, Failure, Outcome
 from npdrt.conform.dialects import RULES, run

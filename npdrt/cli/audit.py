@@ -12,11 +12,12 @@ import click
 
 from npdrt import atomic
 from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
-from npdrt.conform import recorded, report, report_html, targets
+from npdrt.conform import recorded, report, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.report import html as report_html
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
 

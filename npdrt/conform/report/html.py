@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from npdrt.conform import report
+from npdrt.conform.report import verdict as report
 from npdrt.conform.audit import Audit
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.judge import Judged

@@ -1,0 +1,3 @@
+"""Reports of audits and verifications."""
+
+from npdrt.conform.report.verdict import *  # noqa: F403
