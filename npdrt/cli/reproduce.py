@@ -18,11 +18,11 @@ from npdrt.cli.common import (
     print_json,
     printable,
     signals,
-    table,
     warn,
 )
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
+from npdrt.plain import table
 from npdrt.train import recipe as recipes
 from npdrt.train.draw import draw
 from npdrt.train.studies import Report, Stopped, reproduce, summary
