@@ -188,6 +188,15 @@ def test_text(audits: dict[str, Audit]) -> None:
     assert lines[-1].startswith("lib 1.2, npdrt ")
 
 
+def test_the_dialect_that_was_asked_for(audits: dict[str, Audit]) -> None:
+    for render in (report.text, lambda *found: Page(report.html(*found)).text):
+        accepted, refused = (render(audits["optax"], name) for name in ("optax", "nfnets"))
+        assert "accepted as the dialect that was asked for: optax" in accepted
+        assert "it is not the dialect that was asked for: nfnets" in refused
+        assert "accepted as" not in refused
+        assert "asked for" not in render(audits["optax"])
+
+
 def test_the_smallest_test_in_full(audits: dict[str, Audit]) -> None:
     judged = smallest(audits["optax"])
     assert judged is not None

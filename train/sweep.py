@@ -169,7 +169,7 @@ def _working(
     stop: Callable[[], int],
     futures: list[Future[None]],
 ) -> Iterator[None]:
-    """Work on all runs in a pool; yields now and then, until the futures, one a run, are done."""
+    """Make all runs in a pool; yields now and then until all futures, one for each, are done."""
     context = multiprocessing.get_context("spawn")  # BLAS threads do not survive a fork
     signalled = context.Value("i", 0, lock=False)
     begin = partial(_begin, steps, signalled)

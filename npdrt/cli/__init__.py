@@ -15,7 +15,6 @@ import click
 
 from npdrt import __version__, blas
 from npdrt.errors import WRONG_PATH, DiskError, Error, Unavailable
-from npdrt.plain import printable
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
@@ -42,6 +41,8 @@ class Failure(click.ClickException):
     """An npdrt error as the command line shows it: one message, and the error's exit code."""
 
     def __init__(self, error: Error):
+        from npdrt.cli.common import printable  # here: it imports NumPy
+
         super().__init__(printable(error))
         self.exit_code = error.exit_code  # type: ignore[misc]  # Click's is a class variable
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json
+from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
 from npdrt.conform import recorded, report, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
@@ -19,7 +19,6 @@ from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
-from npdrt.plain import table
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")

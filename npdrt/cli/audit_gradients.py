@@ -10,12 +10,11 @@ import click
 
 from npdrt import data
 from npdrt.cli import train
-from npdrt.cli.common import Name, echo, json_option, print_json
+from npdrt.cli.common import Name, echo, json_option, print_json, table
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Audit, Comparison, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
-from npdrt.plain import table
 from npdrt.train.config import Config, build_model, example_shape, resolve
 
 # The options of `train` that decide the loss; its batch size and dtype have other defaults here.

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from npdrt import optim
-from npdrt.cli.common import Name, echo, json_option, notice, on_terminal, print_json
-from npdrt.plain import table
+from npdrt.cli.common import Name, echo, json_option, notice, on_terminal, print_json, table
 from npdrt.train.bench import QUICK, Case, measure
 
 DEFAULTS = Case()

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 import click
 
-from npdrt.plain import printable
+from npdrt.plain import printable as printable
+from npdrt.plain import table as table
 from npdrt.store.log import finite
 
 

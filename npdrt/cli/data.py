@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from npdrt import data
-from npdrt.cli.common import echo, json_option, print_json
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Diverged
-from npdrt.plain import table
 
 folder = click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
 

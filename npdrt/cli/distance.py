@@ -13,9 +13,8 @@ import click
 from msgspec import Struct
 
 from npdrt import data, schema, store
-from npdrt.cli.common import echo, json_option, print_json
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Error, FileRefused
-from npdrt.plain import table
 from npdrt.store import Checkpoint, container
 from npdrt.trust import compare, distances
 from npdrt.trust.bounds import Pair

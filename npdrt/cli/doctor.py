@@ -13,9 +13,8 @@ import click
 
 from npdrt import __version__, arrays, data
 from npdrt.blas import NARROW, VARIABLE, WIDE, suited_here
-from npdrt.cli.common import echo, json_option, print_json
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Unavailable
-from npdrt.plain import table
 from npdrt.train import provenance
 
 EXTRAS = {  # extra -> the package it brings

@@ -18,9 +18,9 @@ from npdrt.cli.common import (
     on_terminal,
     print_json,
     signals,
+    table,
     unbroken,
 )
-from npdrt.plain import table
 from npdrt.train import perturb
 from npdrt.train.perturb import Slices
 

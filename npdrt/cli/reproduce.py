@@ -16,12 +16,13 @@ from npdrt.cli.common import (
     notice,
     on_terminal,
     print_json,
+    printable,
     signals,
+    table,
     warn,
 )
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
-from npdrt.plain import printable, table
 from npdrt.train import recipe as recipes
 from npdrt.train.draw import draw
 from npdrt.train.studies import Report, Stopped, reproduce, summary

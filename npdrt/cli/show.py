@@ -11,9 +11,8 @@ import numpy as np
 
 from npdrt import schema
 from npdrt.arrays import quiet
-from npdrt.cli.common import echo, json_option, print_json
+from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Error
-from npdrt.plain import table
 from npdrt.store import container, trace
 
 RUN = {"run", "config", "progress", "provenance"}  # what a training run writes

@@ -20,9 +20,9 @@ from npdrt.cli.common import (
     on_terminal,
     print_json,
     signals,
+    table,
     unbroken,
 )
-from npdrt.plain import table
 from npdrt.train import recipe as recipes
 from npdrt.train import sweep as sweeps
 from npdrt.train.recipe import SCALES, Recipe

@@ -12,12 +12,11 @@ import click
 
 from npdrt import atomic
 from npdrt.cli.audit import html_option, junit_option, outputs, write
-from npdrt.cli.common import Name, echo, json_option, print_json
+from npdrt.cli.common import Name, echo, json_option, print_json, table
 from npdrt.conform import report, vectors, verify
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error
-from npdrt.plain import table
 
 KINDS = ("OptimizerStep", "Norm", "Primitive", "TrainingStep")
 rule_option = click.option("--rule", type=Name(list(RULES)), help="Updates of this rule alone.")

@@ -101,7 +101,7 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def load(connection: Connection[Any, Any]) -> Adapter | None:
-    """The adapter that the first request names; None, and the reason sent, where it cannot be."""
+    """The adapter that the first request names; None, after sending the reason, if it fails."""
     kind, source, overrides = connection.recv()
     try:
         adapter = ADAPTERS[kind](source, overrides)

@@ -212,9 +212,10 @@ def answers(
 ) -> list[Outcome]:
     """The outcome of every case, in order.
 
-    limit: seconds for a case, which is run twice; one of more than `UNIT` steps has as many times
-    more. A child that hangs or dies is replaced; after three, the cases that are left get the last
-    failure. progress(done, total) is called after every case. Never raises what a target does.
+    limit: seconds for a case, which is run twice; a case of more than `UNIT` steps has as many
+    times more. A child that hangs or dies is replaced; after three, the remaining cases get the
+    last failure. progress(done, total) is called after every case. Never raises an error of a
+    target.
     """
     outcomes: list[Outcome] = []
     with closing(_Children(target, limit)) as children:
@@ -226,7 +227,7 @@ def answers(
 
 
 class _Children:
-    """The child of the moment; `close` leaves none behind."""
+    """One child after another: a child that hangs or dies is replaced."""
 
     def __init__(self, target: Target, limit: float):
         self._target, self._limit = target, limit
@@ -234,7 +235,7 @@ class _Children:
         self._lost: list[Failure] = []
 
     def ask(self, case: Case) -> Outcome:
-        """The outcome of a case; that of the last lost child, where there were too many."""
+        """The outcome of a case; after too many lost children, the failure of the last."""
         if len(self._lost) >= LOSSES:
             last = self._lost[-1]
             return Failure("not run", f"not run after {LOSSES} lost processes: {last.message}")

@@ -27,10 +27,7 @@ MANY = 256  # elements of a value
 def as_json(found: Found, dialect: str | None = None) -> dict[str, Any]:
     """The report as one object. A number that is not finite is the text "inf", "-inf" or "nan";
     null stands for something that does not exist."""
-    if isinstance(found, Verification):
-        report = _of_response(found)
-    else:
-        report = _of_audit(found, dialect)
+    report = _of_response(found) if isinstance(found, Verification) else _of_audit(found, dialect)
     return {key: _spelt(value) for key, value in report.items()}
 
 

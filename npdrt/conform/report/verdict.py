@@ -174,7 +174,7 @@ def _unknown(audit: Audit) -> str:
         )
     worst = list(audit.failing_flags().items())[:3]
     flags = ", ".join(f"{flag} ({odd} of {total})" for flag, (odd, total) in worst)
-    flags = f"it fails most at {flags}" if flags else "no single step follows the rule"
+    flags = f"it fails most at {flags}" if flags else "single steps do not follow the rule"
     bad = sum(not_finite(j) for j in audit.gated)
     note = f"; {counted(bad, 'answer')} not finite where finite ones are expected" if bad else ""
     hint = audit.hint()
