@@ -46,11 +46,7 @@ def _of_audit(audit: Audit, dialect: str | None) -> dict[str, Any]:
         "clauses": [vars(clause) for clause in clauses(audit)],
         "also": list(finding.also),
         "levels": [
-            {
-                "level": row.level, "format": row.format, "passed": row.passed, "total": row.total,
-                "worst": row.worst and _worst_json(row.worst),
-            }
-            for row in audit.levels()
+            {**vars(row), "worst": row.worst and _worst_json(row.worst)} for row in audit.levels()
         ],
         "smallest": _smallest_json(audit),
         "failing_flags": {f: list(pair) for f, pair in audit.failing_flags().items()},
