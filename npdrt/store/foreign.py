@@ -19,7 +19,7 @@ import subprocess
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
