@@ -300,16 +300,17 @@ def recordings(count: int, seed: int, folder: Path) -> Iterator[str]:
         except Error as error:
             if str(path) not in str(error):
                 raise AssertionError("the refusal does not name the file") from error
-            signalled = re.search(r"reader ended with (signal \d+)", str(error))
+            signalled = re.search(r"gave no answer \((killed by \w+)\)", str(error))
             yield f"{kind}: {signalled[1] + ' in the child' if signalled else 'refused'}"
 
 
 class Forked:
-    """The part of subprocess.Popen that `npdrt.store.foreign` uses, by fork."""
+    """The part of subprocess.Popen that `npdrt.workers` uses, by fork."""
 
     def __init__(self, words: list[str], stdin: Any, **_: Any) -> None:
         reading, writing = os.pipe()
-        self.pid, self.returncode = os.fork(), None
+        self.pid = os.fork()
+        self.returncode: int | None = None
         if self.pid == 0:
             os.dup2(stdin.fileno(), 0)
             os.dup2(writing, 1)
@@ -326,7 +327,13 @@ class Forked:
 
     def __exit__(self, *_: object) -> None:
         self.stdout.close()
-        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.wait()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
 
     def kill(self) -> None:
         """End it, at the end of its answer or after a time; there may be nothing left to end."""

@@ -44,7 +44,7 @@ def test_the_whole_package_is_read() -> None:
 # --- who may import whom ---------------------------------------------------------------------
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
-    ("blas", "errors"),
+    ("blas", "errors", "plain", "workers"),
     ("owner", "regular", "schema"),
     ("atomic",),
     ("arrays", "random"),

@@ -15,6 +15,7 @@ NEEDED = [
     "npdrt/py.typed",
     "npdrt/ops/loss.py",
     "npdrt/models/mlp.py",
+    "npdrt/conform/report/page.html",
     "npdrt/train/loop.py",
     "npdrt/train/studies/depth.py",
     "npdrt/train/recipes/fromage/figure-1.toml",

@@ -533,6 +533,28 @@ def test_files_that_do_not_load(source: str, words: str, write: Callable[[str], 
     assert len(str(caught.value)) < 800
 
 
+def test_a_case_that_is_not_read(write: Callable[[str], str], tmp_path: Path) -> None:
+    """The time limit holds while a case is sent to a process that has stopped reading."""
+    source = f"""
+    import os
+    open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+    def update(w, g, state, *, lr): return w - g, {{}}
+    """
+    target = targets.find(write(source))
+    large = case("sgd", w=np.ones(1 << 20), g=np.ones(1 << 20))
+
+    def stop(done: int, total: int) -> None:
+        if done == 1:
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGSTOP)
+
+    first, second, third = targets.answers(
+        target, [case("sgd"), large, case("sgd")], limit=5.0, progress=stop
+    )
+    assert isinstance(first, tuple)
+    assert second == Failure("hung", "no answer within 5 s")
+    assert isinstance(third, tuple)
+
+
 def test_import_that_hangs(write: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "START", 1.0)
     with pytest.raises(Error, match="does not load: no answer within 1 s"):

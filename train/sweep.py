@@ -169,10 +169,10 @@ def _working(
     stop: Callable[[], int],
     futures: list[Future[None]],
 ) -> Iterator[None]:
-    """Work on all runs in a pool; yields now and then, until the futures, one a run, are done."""
+    """Make all runs in a pool; yields now and then until all futures, one for each, are done."""
     context = multiprocessing.get_context("spawn")  # BLAS threads do not survive a fork
     signalled = context.Value("i", 0, lock=False)
-    begin = partial(_begin, steps, signalled, os.getpid())
+    begin = partial(_begin, steps, signalled)
     with ProcessPoolExecutor(max(1, min(options.jobs, len(todo))), context, begin) as pool:
         futures += [pool.submit(_work, i, run, options) for i, run in enumerate(todo)]
         while not all(future.done() for future in futures):
@@ -191,26 +191,27 @@ _shared: dict[str, Any] = {}
 _busy = threading.Lock()  # held while a run is being made
 
 
-def _begin(steps: Any, signalled: Any, parent: int) -> None:
-    """Set a worker up: signals are the parent's affair, which tells through `signalled`."""
+def _begin(steps: Any, signalled: Any) -> None:
+    """Set a worker up: it ignores signals, of which the parent tells it through `signalled`."""
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
         signal.signal(number, signal.SIG_IGN)
-    _shared.update(steps=steps, signalled=signalled, parent=parent)
-    threading.Thread(target=_watch, daemon=True).start()
+    _shared.update(steps=steps, signalled=signalled)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _watch() -> None:
-    """End the worker once its parent is gone and its run is saved: the pool would wait for ever."""
-    while os.getppid() == _shared["parent"]:
-        time.sleep(1)
-    with _busy:
+def _end_with_parent() -> None:
+    """Stop once the parent has gone, as after SIGTERM: the pool would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    _shared["signalled"].value = signal.SIGTERM
+    with _busy:  # until the run is saved
         os._exit(128 + signal.SIGTERM)
 
 
 def _stop() -> int:
-    """The signal that the parent got, or SIGTERM where the parent is gone; else 0."""
-    orphaned = os.getppid() != _shared["parent"]
-    return signal.SIGTERM if orphaned else int(_shared["signalled"].value)
+    """The number of the signal that the parent got; 0 if there is none."""
+    return int(_shared["signalled"].value)
 
 
 class _Count(Reporter):

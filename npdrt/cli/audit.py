@@ -12,7 +12,7 @@ import click
 
 from npdrt import atomic
 from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
-from npdrt.conform import recorded, report, report_html, targets
+from npdrt.conform import recorded, report, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
 from npdrt.conform.dialects import RULES
@@ -103,15 +103,13 @@ def command(
     else:
         found = _asked(target, rule, given, formats or DEFAULT, limit, dialect, lr, parameter)
     known_dialect(dialect, found.rule)
-    write(html, lambda: report_html.html(found, dialect))
+    write(html, lambda: report.html(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
     if as_json:
         print_json(report.as_json(found, dialect))
     else:
-        echo(report.text(found))
+        echo(report.text(found, dialect))
     if not report.passes(found, dialect):
-        if dialect is not None and not as_json:
-            echo(f"It is not the {dialect} dialect of {found.rule}, which --dialect asks for.")
         raise SystemExit(1)
 
 

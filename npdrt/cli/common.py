@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import click
 
+from npdrt.plain import printable as printable
+from npdrt.plain import table as table
 from npdrt.store.log import finite
 
 
@@ -72,22 +74,6 @@ def echo(text: object, *, err: bool = False, **style: Any) -> None:
     click.secho(printable(text), err=err, **colour(**style))
 
 
-def printable(text: object, keep: str = "\n") -> str:
-    """`text` with every character that is not printable, but for those in `keep`, as an escape.
-
-    An escape sequence could rewrite what stands on a terminal; a path may hold bytes that no
-    encoding has.
-
-    >>> printable("a name\\x1b[2J")
-    'a name\\\\x1b[2J'
-    """
-    return "".join(c if c in keep or c.isprintable() else _escape(c) for c in str(text))
-
-
-def _escape(c: str) -> str:
-    return c.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
 def notice(text: str) -> None:
     """A line on stderr."""
     with telling():
@@ -139,14 +125,6 @@ def colour(**style: Any) -> dict[str, Any]:
 def on_terminal() -> bool:
     """Whether stderr is a terminal, where progress may be drawn."""
     return sys.stderr is not None and sys.stderr.isatty()
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as lines with aligned columns; a cell is one line, whatever is in it."""
-    rows = [tuple(printable(cell, keep="") for cell in row) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import click
 from npdrt import atomic
 from npdrt.cli.audit import html_option, junit_option, outputs, write
 from npdrt.cli.common import Name, echo, json_option, print_json, table
-from npdrt.conform import report, report_html, vectors, verify
+from npdrt.conform import report, vectors, verify
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error
@@ -189,11 +189,11 @@ def verify_response(
     """
     outputs(force, html, junit)
     found = verify.verify(response, rule, formats)
-    write(html, lambda: report_html.verification_html(found))
-    write(junit, lambda: report.verification_junit(found))
+    write(html, lambda: report.html(found))
+    write(junit, lambda: report.junit(found))
     if as_json:
-        print_json(report.verification_json(found))
+        print_json(report.as_json(found))
     else:
-        echo(report.verification_text(found))
+        echo(report.text(found))
     if not found.passes:
         raise SystemExit(1)

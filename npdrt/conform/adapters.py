@@ -12,8 +12,6 @@ import inspect
 import os
 import signal
 import sys
-import threading
-import time
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +37,7 @@ from npdrt.conform.case import (
 from npdrt.conform.formats import FORMATS, Values
 from npdrt.errors import Error
 from npdrt.regular import contents
+from npdrt.workers import end_with
 
 ARRAY_SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
 NUMPY_FORMATS = ("float16", "float32", "float64")
@@ -90,7 +89,7 @@ def serve(descriptor: int, parent: int) -> None:
     message). Every other is (number, Case), and its reply (number, Outcome).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     connection: Connection[Any, Any] = Connection(descriptor)
     adapter = load(connection)
     while adapter is not None:
@@ -101,15 +100,8 @@ def serve(descriptor: int, parent: int) -> None:
         connection.send((number, outcome(adapter, case)))
 
 
-def end_with(parent: int) -> None:
-    """Kill this process and those that it started once `parent` is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.killpg(0, signal.SIGKILL)
-
-
 def load(connection: Connection[Any, Any]) -> Adapter | None:
-    """The adapter that the first request names; None, and the reason sent, where it cannot be."""
+    """The adapter that the first request names; None, after sending the reason, if it fails."""
     kind, source, overrides = connection.recv()
     try:
         adapter = ADAPTERS[kind](source, overrides)

@@ -1,19 +1,19 @@
 """Asking somebody else's optimizer: finding it, and running cases through it in a child process.
 
 All code of a target runs in one child (`npdrt.conform.adapters`), with a time limit for every
-case, away from this process's output, and ended with it. That keeps mistakes away, not malice: a
-target may do whatever the user who runs it may do.
+case. The child writes nothing to this process's output and ends with it. That guards against
+mistakes, not against malice: a target may do whatever the user who runs it may do.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import signal
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import metadata
@@ -28,6 +28,7 @@ from npdrt.conform.adapters import KNOWN, Info, Unanswered
 from npdrt.conform.case import Case, Failure, Outcome
 from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error, Unavailable
+from npdrt.workers import Worker
 
 START = 120.0  # seconds to import a target
 UNIT = 500  # steps to which the limit of a case is meant
@@ -211,9 +212,10 @@ def answers(
 ) -> list[Outcome]:
     """The outcome of every case, in order.
 
-    limit: seconds for a case, which is run twice; one of more than `UNIT` steps has as many times
-    more. A child that hangs or dies is replaced; after three, the cases that are left get the last
-    failure. progress(done, total) is called after every case. Never raises what a target does.
+    limit: seconds for a case, which is run twice; a case of more than `UNIT` steps has as many
+    times more. A child that hangs or dies is replaced; after three, the remaining cases get the
+    last failure. progress(done, total) is called after every case. Never raises an error of a
+    target.
     """
     outcomes: list[Outcome] = []
     with closing(_Children(target, limit)) as children:
@@ -225,7 +227,7 @@ def answers(
 
 
 class _Children:
-    """The child of the moment; `close` leaves none behind."""
+    """One child after another: a child that hangs or dies is replaced."""
 
     def __init__(self, target: Target, limit: float):
         self._target, self._limit = target, limit
@@ -233,7 +235,7 @@ class _Children:
         self._lost: list[Failure] = []
 
     def ask(self, case: Case) -> Outcome:
-        """The outcome of a case; that of the last lost child, where there were too many."""
+        """The outcome of a case; after too many lost children, the failure of the last."""
         if len(self._lost) >= LOSSES:
             last = self._lost[-1]
             return Failure("not run", f"not run after {LOSSES} lost processes: {last.message}")
@@ -257,11 +259,10 @@ class _Children:
         self._child = None
 
 
-class _Child:
-    """A process that has loaded a target, until `close`.
+class _Child(Worker):
+    """A worker that has loaded a target.
 
-    It is started with `python -c`, so that the main module is not run again, in a session of its
-    own, so that Ctrl-C does not reach it and what it starts ends with it.
+    It is started with `python -c`, so that the main module is not run again.
     """
 
     def __init__(self, target: Target):
@@ -269,14 +270,8 @@ class _Child:
         self._connection: Connection[Any, Any] = ours
         self._number = 0
         code = _BOOT.format(sys.path) + _CALL.format(theirs.fileno(), os.getpid())
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
+        nowhere = subprocess.DEVNULL
+        super().__init__("-c", code, stdin=nowhere, stdout=nowhere, pass_fds=[theirs.fileno()])
         theirs.close()
         try:
             self.info: Info = self._load(target)
@@ -295,7 +290,7 @@ class _Child:
         return content
 
     def ask(self, case: Case, limit: float) -> Outcome:
-        """The outcome of a case. Raises `Unanswered` where the child is of no more use."""
+        """The outcome of a case. Raises `Unanswered` if the child can answer nothing more."""
         self._number += 1
         plain = replace(case, settings=dict(case.settings))
         outcome: Outcome
@@ -306,40 +301,24 @@ class _Child:
         return outcome
 
     def _exchange(self, request: Any, limit: float) -> tuple[Any, Any]:
+        """The answer to a request; the limit is that of sending both."""
+        content = pickle.dumps(request)
         try:
-            self._connection.send(request)
-            arrived = self._connection.poll(limit)
-        except OSError as error:  # nobody is there
-            raise Unanswered("died", self._how_it_ended()) from error
-        if not arrived:
-            raise Unanswered("hung", f"no answer within {limit:g} s")
-        try:
-            first, second = self._connection.recv()
+            with self.within(limit):
+                self._connection.send_bytes(content)
+                first, second = self._connection.recv()
         except Exception as error:  # the connection is closed, or holds no answer of `serve`
-            raise Unanswered("died", self._how_it_ended()) from error
+            if not self.late:
+                how = self.ending() or "it closed its connection"
+                raise Unanswered("died", how) from error
+        if self.late:
+            raise Unanswered("hung", f"no answer within {limit:g} s")
         return first, second
 
-    def _how_it_ended(self) -> str:
-        try:
-            code = self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            return "it closed its connection"
-        return f"exit code {code}" if code >= 0 else f"killed by {_signal(-code)}"
-
     def close(self) -> None:
-        """End the process, and those it has started."""
+        """End the process and those that it has started."""
         self._connection.close()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        super().close()
 
 
 __all__ = ["Target", "answers", "find", "lacks"]

@@ -1,13 +1,14 @@
 """Read an untrusted HDF5 file in a process of its own: a script, run by `npdrt.store.foreign`.
 
-libhdf5 is not built for hostile files: they make it crash, hang or fill the memory. Here that ends
-this process and nothing else. The limits are no sandbox: open files of unknown origin as a user who
-owns nothing.
+libhdf5 is not built for hostile files: they can make it crash, hang or fill the memory. In this
+script that ends this process and nothing else. Its limit of processor time ends it even if its
+parent has gone. The limits are not a sandbox: open files of unknown origin as a user who owns
+nothing.
 
     python -P child.py JOB < FILE > ANSWER
 
-JOB: {"kind": "datasets" or "version 1", "fields": the last parts of the names that are wanted, or
-null for all, "bytes": the most that the arrays may hold, "seconds": of the processor}. ANSWER: the
+JOB: {"kind": "datasets" or "version 1", "fields": the wanted last parts of names, or null for all,
+"bytes": the limit for all arrays together, "seconds": the limit of processor time}. ANSWER: the
 length of a header (u64, little-endian), the header, then the bytes of the arrays one after another.
 The header is JSON: {"arrays": [[name, dtype, shape], ...], "meta": {...}}, or {"refused": why}.
 """
@@ -53,7 +54,7 @@ def main() -> None:
         read = {"datasets": datasets, "version 1": version_1}[job["kind"]]
         found, meta = read(data.read(size), job)
         header = {"arrays": [[n, v.dtype.name, v.shape] for n, v in found.items()], "meta": meta}
-    except Exception as error:  # damaged metadata make h5py raise many things
+    except Exception as error:  # damaged metadata makes h5py raise many kinds
         reason = str(error) if isinstance(error, Refused) else f"damaged HDF5 file: {_line(error)}"
         found, header = {}, {"refused": reason}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -86,7 +87,7 @@ def _line(error: Exception) -> str:
 
 
 def datasets(data: bytes, job: dict[str, Any]) -> tuple[Found, None]:
-    """Numbers that are stored in the file itself, below hard links, plain or packed by gzip."""
+    """Arrays of numbers that the file itself holds, below hard links, plain or packed by gzip."""
     with h5py.File(io.BytesIO(data), "r") as file:
         chosen = dict(_datasets(file, "", job["fields"], [0]))
         wanted = {name: _plain(name, d, job["bytes"]) for name, d in chosen.items()}
@@ -137,8 +138,8 @@ def _little(value: Any) -> Any:
 
 # --- the container of version 1 -----------------------------------------------------------------
 #
-# npdrt wrote it until 0.1. The header is that of version 2 without the place of /meta, the digest
-# is of the image, /meta has the order of the arrays, and the arrays are found by HDF5.
+# npdrt wrote it until 0.1. It has the header of version 2 without the place of /meta. The digest is
+# that of the image, /meta has the order of the arrays, and HDF5 finds the arrays.
 
 _TYPES = [
     (h5t.py_create(np.dtype(name)), np.dtype(name))

@@ -16,12 +16,10 @@ import math
 import os
 import struct
 import subprocess
-import sys
-import threading
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -31,6 +29,7 @@ import numpy.typing as npt
 
 from npdrt import regular
 from npdrt.errors import FileRefused, Unavailable
+from npdrt.workers import Worker
 
 MAX_FILE = 1 << 30
 FREE = 1 << 25  # numbers in any file, 256 MiB of float64; a larger file may have one for each byte
@@ -271,24 +270,18 @@ def _in_child(handle: BinaryIO, job: dict[str, Any], limit: int) -> tuple[dict[s
     os.lseek(handle.fileno(), 0, os.SEEK_SET)  # the child has no part in the handle's buffer
     seconds = min(5 + (os.fstat(handle.fileno()).st_size >> 20), 600)  # 1 MiB a second and more
     words = json.dumps({**job, "bytes": limit, "seconds": seconds})
-    with (
-        subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD), words],
-            stdin=handle,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-        ) as process,
-        _killed(process, 10 * seconds),
-    ):  # by the clock; its limit counts processor time
-        assert process.stdout is not None
-        found = _answer(process.stdout, limit)
-    if found is None:
-        raise FileRefused(
-            f"its reader ended with {_ending(process.returncode)}: the file is damaged or hostile, "
-            "or there is too little memory"
-        )
-    return found
+    worker = Worker(
+        *("-P", str(_CHILD), words), stdin=handle, stdout=subprocess.PIPE, env=_environment()
+    )
+    with contextlib.closing(worker):
+        with worker.within(PATIENCE * seconds):  # by the clock; its own limit is of processor time
+            found = _answer(worker.process.stdout, limit)
+        if found is None:
+            raise FileRefused(
+                f"its reader gave no answer ({worker.ending() or 'it runs on'}): the file is "
+                "damaged or hostile, or there is too little memory"
+            )
+        return found
 
 
 def _environment() -> dict[str, str]:
@@ -298,20 +291,7 @@ def _environment() -> dict[str, str]:
     return {**kept, **threads, "HDF5_PLUGIN_PRELOAD": "::"}
 
 
-@contextlib.contextmanager
-def _killed(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
-    """Kill the process at the end, or after some time."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        process.kill()
-
-
-def _answer(stream: IO[bytes], limit: int) -> tuple[dict[str, Array], Any] | None:
+def _answer(stream: Any, limit: int) -> tuple[dict[str, Array], Any] | None:
     """The child's answer, believed no more than the file; None if it is not whole."""
     length = int.from_bytes(stream.read(8), "little")
     text = stream.read(min(length, limit + MAX_ANSWER))
@@ -333,10 +313,6 @@ def _answer(stream: IO[bytes], limit: int) -> tuple[dict[str, Array], Any] | Non
         return found, answer.meta
     except (msgspec.MsgspecError, TypeError, ValueError):
         return None
-
-
-def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _line(error: Exception) -> str:
