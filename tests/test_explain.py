@@ -307,7 +307,7 @@ def test_names_of_every_rule_are_unique(rule: str) -> None:
     program = recorded(rule)
     names = listing.names(program)
     assert len(set(names.values())) == len(names) == len(program.values)
-    for replaced in program.plan.landed.values():
+    for replaced in program.plan.in_place.values():
         assert f"{names[replaced]}'" in names.values()
 
 

@@ -10,7 +10,7 @@ import base64
 import json
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +19,14 @@ from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
 from npdrt.program.decode import FORMAT, KIND, MAX_BYTES, decode
 from npdrt.program.listing import encoded
+from npdrt.program.recording import Recording
 from npdrt.program.tree import Leaf
 from npdrt.program.tree import Path as Place
-
-if TYPE_CHECKING:
-    from npdrt.program.program import Program
-
 
 # --- writing ----------------------------------------------------------------------------------
 
 
-def write(program: Program, path: Path) -> None:
+def write(program: Recording, path: Path) -> None:
     """Save a program at `path`, atomically; an old file is there until the new one is whole.
 
     Raises `Error` where the program has a part that is no plain data, and for a failure of the
@@ -43,7 +40,7 @@ def write(program: Program, path: Path) -> None:
     atomic.replace(path, data)
 
 
-def encode(program: Program) -> bytes:
+def encode(program: Recording) -> bytes:
     """The bytes of a program's file: JSON in UTF-8, a value or call a line."""
     try:
         return _lines(

@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Value, flops, traffic
+from npdrt.program.recording import Recording
 from npdrt.program.tree import leaves
-
-if TYPE_CHECKING:
-    from npdrt.program.program import Program
 
 FORMAT = 1  # of `as_json`
 DERIVED = {"norm": "|{}|", "matrix_transpose": "{}.T"}  # names of results with none of their own
@@ -28,15 +26,10 @@ CALL_WIDTH = 72  # columns of a call, before the numbers move to the right
 # --- names ------------------------------------------------------------------------------------
 
 
-def replaced(program: Program) -> dict[int, int]:
-    """Output -> input whose memory it takes over, by value index: `w'` and `w`."""
-    return program.plan.returned
-
-
-def names(program: Program) -> dict[int, str]:
+def names(program: Recording) -> dict[int, str]:
     """A name for every value, by index; no two are equal."""
     found = _given_names(program)
-    used, homes = set(found.values()), replaced(program)
+    used, homes = set(found.values()), program.replaced
     wanted = {i: f"{found[home]}'" for i, home in homes.items()}
     for call in program.calls:
         if program.values[call.result].name:
@@ -56,7 +49,7 @@ def names(program: Program) -> dict[int, str]:
     return found
 
 
-def _given_names(program: Program) -> dict[int, str]:
+def _given_names(program: Recording) -> dict[int, str]:
     """Names of inputs, draws and constants: the whole path where the last key is not enough."""
     values, found = program.values, {}
     count = Counter(values[i].name for i in (*program.inputs.values(), *program.draws))
@@ -119,7 +112,7 @@ class Total:
         return Total(*sums)
 
 
-def totals(program: Program) -> dict[str, Total]:
+def totals(program: Recording) -> dict[str, Total]:
     """By phase, in order of appearance; see `npdrt.program.calls.flops` and `traffic`."""
     found: dict[str, Total] = {}
     for call in program.calls:
@@ -131,7 +124,7 @@ def totals(program: Program) -> dict[str, Total]:
 # --- text -------------------------------------------------------------------------------------
 
 
-def listing(program: Program) -> str:
+def listing(program: Recording) -> str:
     """The program as text: inputs, numbered calls by phase, outputs, totals.
 
     A call reads `name  dtype[shape]  call(arguments)  FLOP  bytes  source`. A view has 0 bytes.
@@ -142,7 +135,7 @@ def listing(program: Program) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def _inputs(program: Program, name: dict[int, str]) -> str:
+def _inputs(program: Recording, name: dict[int, str]) -> str:
     """Inputs, draws and constants, and what is fixed."""
     values = program.values
     rows = [(name[i], form(values[i]), "") for i in program.inputs.values()]
@@ -156,7 +149,7 @@ def _inputs(program: Program, name: dict[int, str]) -> str:
     return "inputs\n" + _table(rows)
 
 
-def _phases(program: Program, name: dict[int, str]) -> Iterator[str]:
+def _phases(program: Recording, name: dict[int, str]) -> Iterator[str]:
     """A block of calls for every run of calls of one phase."""
     rows = [_row(program, name, number) for number in range(len(program.calls))]
     widths = [min(max(map(len, column)), CALL_WIDTH) for column in zip(*rows, strict=True)]
@@ -168,7 +161,7 @@ def _phases(program: Program, name: dict[int, str]) -> Iterator[str]:
             start = number
 
 
-def _row(program: Program, name: dict[int, str], number: int) -> tuple[str, ...]:
+def _row(program: Recording, name: dict[int, str], number: int) -> tuple[str, ...]:
     call, values = program.calls[number], program.values
     return (
         str(number),
@@ -181,7 +174,7 @@ def _row(program: Program, name: dict[int, str], number: int) -> tuple[str, ...]
     )
 
 
-def _outputs(program: Program, name: dict[int, str]) -> str:
+def _outputs(program: Recording, name: dict[int, str]) -> str:
     """Path in the result, value, form; what is no array as it is."""
     rows = []
     for path, x in leaves(program.result):
@@ -192,11 +185,11 @@ def _outputs(program: Program, name: dict[int, str]) -> str:
     return "outputs\n" + _table(rows) if rows else ""
 
 
-def _form(program: Program, x: Ref) -> str:
+def _form(program: Recording, x: Ref) -> str:
     return form(program.values[x.index])
 
 
-def _totals(program: Program) -> str:
+def _totals(program: Recording) -> str:
     by_phase = totals(program)
     rows = [("totals", "calls", "FLOP", "bytes")]
     for phase, t in {**by_phase, "all": sum(by_phase.values(), Total())}.items():
@@ -239,11 +232,11 @@ def encoded(item: Any, reference: Callable[[int], Any] = lambda i: i) -> Any:
     return item
 
 
-def as_json(program: Program) -> dict[str, Any]:
+def as_json(program: Recording) -> dict[str, Any]:
     """What `listing` says, as JSON values; docs/programs.md describes them."""
     name, by_phase = names(program), totals(program)
     everything = {**by_phase, "all": sum(by_phase.values(), Total())}
-    homes = replaced(program)
+    homes = program.replaced
     return {
         "listing": FORMAT,
         "inputs": list(_json_inputs(program, name)),
@@ -260,12 +253,12 @@ def as_json(program: Program) -> dict[str, Any]:
     }
 
 
-def _json_value(program: Program, name: dict[int, str], i: int) -> dict[str, Any]:
+def _json_value(program: Recording, name: dict[int, str], i: int) -> dict[str, Any]:
     value = program.values[i]
     return {"name": name[i], "dtype": value.dtype, "shape": list(value.shape)}
 
 
-def _json_inputs(program: Program, name: dict[int, str]) -> Iterator[dict[str, Any]]:
+def _json_inputs(program: Recording, name: dict[int, str]) -> Iterator[dict[str, Any]]:
     for path, i in program.inputs.items():
         yield {**_json_value(program, name, i), "origin": "input", "path": list(path)}
     for i, draw in program.draws.items():
@@ -275,7 +268,7 @@ def _json_inputs(program: Program, name: dict[int, str]) -> Iterator[dict[str, A
         yield {**_json_value(program, name, i), "origin": "constant"}
 
 
-def _json_call(program: Program, name: dict[int, str], number: int) -> dict[str, Any]:
+def _json_call(program: Recording, name: dict[int, str], number: int) -> dict[str, Any]:
     call, values = program.calls[number], program.values
     base = values[call.result].base
     return {
@@ -314,7 +307,7 @@ class Difference:
         return self.text
 
 
-def compare(a: Program, b: Program, *, context: int = 3) -> Difference | None:
+def compare(a: Recording, b: Recording, *, context: int = 3) -> Difference | None:
     """The first call in which two programs differ, else the first input, draw or output; None
     where they are the same.
 
@@ -333,7 +326,7 @@ def compare(a: Program, b: Program, *, context: int = 3) -> Difference | None:
     return None
 
 
-def _identities(program: Program) -> dict[int, str]:
+def _identities(program: Recording) -> dict[int, str]:
     """What a value is, in words that mean the same in another program."""
     place = {name: str(k) for k, name in enumerate(program.parameters)}
     found = {i: "/".join((place[p[0]], *p[1:])) for p, i in program.inputs.items()}
@@ -343,7 +336,7 @@ def _identities(program: Program) -> dict[int, str]:
     return found | {call.result: f"%{number}" for number, call in enumerate(program.calls)}
 
 
-def _facts(program: Program, call: Call | None, same: dict[int, str]) -> dict[str, str]:
+def _facts(program: Recording, call: Call | None, same: dict[int, str]) -> dict[str, str]:
     """Everything about a call that counts, in the order in which differences are reported."""
     if call is None:
         return {}
@@ -371,7 +364,7 @@ def _call_difference(x: dict[str, str], y: dict[str, str]) -> tuple[str, str, st
     return next((found for found in _paired(x, y) if found[1] != found[2]), None)
 
 
-def _frame(program: Program, same: dict[int, str]) -> dict[str, str]:
+def _frame(program: Recording, same: dict[int, str]) -> dict[str, str]:
     """What counts beside the calls: arguments, draws, results."""
     facts = {}
     place = {name: str(k) for k, name in enumerate(program.parameters)}
@@ -388,7 +381,7 @@ def _frame(program: Program, same: dict[int, str]) -> dict[str, str]:
 
 
 def _explained(
-    a: Program, b: Program, number: int, found: tuple[str, str, str], context: int
+    a: Recording, b: Recording, number: int, found: tuple[str, str, str], context: int
 ) -> Difference:
     """A difference of calls with the calls before it, as A names them."""
     start = max(number - context, 0)

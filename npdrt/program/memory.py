@@ -19,24 +19,13 @@ import numpy as np
 
 from npdrt.errors import Error
 from npdrt.program import fused
+from npdrt.program.arena import Arena, Array, Lease
 from npdrt.program.calls import EXACT, ROUNDED, Value
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves
 
-Array = Any
 POOLED = 2  # arrays kept for a result: a loop that assigns it to one name needs two
-
-
-class Lease:
-    """Keeps an array of the memory for whoever holds an array over this lease, and tells, by
-    being alive, that somebody does. NumPy makes such an array from `__array_interface__`."""
-
-    __slots__ = ("__array_interface__", "__weakref__", "base")
-
-    def __init__(self, base: Array):
-        self.base = base
-        self.__array_interface__ = getattr(base, "__array_interface__", None)
 
 
 def _nobody() -> None:
@@ -62,20 +51,18 @@ class Home:
         return x is self.array or (self.lease() is not None and x is self.handed())
 
 
-class Memory:
+class Memory(Arena):
     """The memory of one program, or of several that take turns, such as those of a training loop.
 
-    homes: arrays that last, of inputs and outputs, by name and form. scratch: bytes that every
-    replay uses anew. version: changes when a home moves. lock: held by the thread whose call uses
-    the memory. A copy or pickle is new, empty memory.
+    homes: arrays that persist, of inputs and outputs, by name and form. version: changes when a
+    home moves. lock: held by the thread whose call uses the memory. A copy or pickle is new, empty
+    memory.
     """
 
-    xp: Any = np
-
     def __init__(self) -> None:
+        super().__init__()
         self.homes: dict[tuple[Any, ...], Home] = {}
         self.pools: dict[tuple[Any, ...], list[Home]] = {}
-        self.scratch = self.xp.empty(0, dtype=np.uint8)
         self.version = 0
         self.lock = threading.RLock()
         self._consumed: list[tuple[Callable[[], Lease | None], str, int]] = []
@@ -89,7 +76,7 @@ class Memory:
         """The home of that name and form."""
         key = _key(name, value)
         if key not in self.homes:
-            self.homes[key] = Home(self.made(value))
+            self.homes[key] = Home(self.new(value))
         return self.homes[key]
 
     def adopt(self, tree: Any) -> None:
@@ -154,35 +141,13 @@ class Memory:
         """A copy of a result for the caller, in pooled memory that nobody holds, or in new."""
         free = next((home for home in pool if home.lease() is None), None)
         if free is None:
-            free = Home(self.made(value))
+            free = Home(self.new(value))
             pool.append(free)
             del pool[:-POOLED]
         self.put(free.array, source)
         return self.give(free)
 
-    # --- arrays ----------------------------------------------------------------------------
-
-    def made(self, value: Value) -> Array:
-        """A new array in the layout of a value."""
-        low, size = value.extent
-        return self.seen(self.xp.empty(max(size, 1), dtype=np.uint8), value, -low)
-
-    def seen(self, owner: Array, value: Value, offset: int) -> Array:
-        """A value in the memory of an array of bytes."""
-        return np.ndarray(value.shape, value.dtype, owner.data, offset, value.strides)
-
-    def over(self, lease: Lease) -> Array:
-        """A fresh array over a lease."""
-        return np.asarray(lease)
-
-    def reserve(self, nbytes: int) -> None:
-        """At least so many bytes of scratch memory."""
-        if nbytes > self.scratch.nbytes:
-            self.scratch = self.xp.empty(nbytes, dtype=np.uint8)
-
-    def put(self, home: Array, x: Any) -> None:
-        """Copy an array or number into an array of this memory."""
-        home[...] = x
+    # --- what is in it -----------------------------------------------------------------------
 
     def holds(self, x: Any) -> bool:
         """Whether an array lies in what calls write to, also as a view."""
@@ -205,10 +170,10 @@ class Memory:
         return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
 
     def bind(
-        self, values: list[Value], plan: Plan, lasting: dict[int, Array], fast: bool
+        self, values: list[Value], plan: Plan, persistent: dict[int, Array], fast: bool
     ) -> Binding:
         """A plan in this memory."""
-        return Binding(values, plan, lasting, self, fast)
+        return Binding(values, plan, persistent, self, fast)
 
 
 def _key(name: Path, value: Value) -> tuple[Any, ...]:

@@ -16,11 +16,12 @@ from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
 from npdrt.program import file, fused
 from npdrt.program import listing as text
-from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.calls import Fixed, Ref, Stream, Value
 from npdrt.program.memory import Home, Memory
 from npdrt.program.once import cached
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
+from npdrt.program.recording import Recording
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
@@ -124,40 +125,25 @@ def _kept(x: Any, path: Path) -> Ref | Stream | Fixed:
     return Stream(path) if isinstance(x, RecordedRandom) else Fixed(x)
 
 
-class Program:
-    """The straight-line list of array calls of one step.
+class Program(Recording):
+    """The straight-line list of array calls of one step, which can be called.
 
-    values, calls: see `npdrt.program.calls`. parameters: the names of the step's arguments.
-    signature: path of every leaf of the arguments -> `Ref` of an input, `Stream`, or `Fixed`.
-    draws: the inputs that are drawn, by value index. constants: arrays that never change, by value
-    index. result: the step's result with `Ref`s for arrays.
-
-    Calling it replays the step: `program(*args)` gives what `step(*args)` gives, to the bit. What
-    it returns keeps its numbers as long as it, or a view of it, is held; with one exception: a
-    result that replaces an input, passed back in its place, is not copied but consumed, and the
-    next result is written over it. Other arrays are copied in, and never written.
+    `program(*args)` replays the step: it gives what `step(*args)` gives, to the bit. A result keeps
+    its numbers as long as you hold it, or a view of it, with one exception: a result that replaces
+    an input, passed back in its place, is not copied but consumed, and the next result is written
+    over it. Other arrays are copied in, and never written.
 
     Threads may share a program: they take turns. A copy or pickle of it has memory of its own.
+
+    memory: shared with other programs that take turns with this one; None for its own, on the
+    device of the arguments of the first call. fast: replay with compiled loops.
+    The rest: see `Recording`.
     """
 
     memory: Memory | None = None  # until the first call, unless one is given
 
-    def __init__(
-        self,
-        *,
-        values: list[Value],
-        calls: list[Call],
-        parameters: tuple[str, ...],
-        signature: dict[Path, Ref | Stream | Fixed],
-        draws: dict[int, Draw],
-        constants: dict[int, Array],
-        result: Any,
-        memory: Memory | None = None,
-        fast: bool = False,
-    ):
-        self.values, self.calls = values, calls
-        self.parameters, self.signature, self.draws = parameters, signature, draws
-        self.constants, self.result = constants, result
+    def __init__(self, *, memory: Memory | None = None, fast: bool = False, **recording: Any):
+        super().__init__(**recording)
         if fast:
             fused.numba()  # `Unavailable` now rather than in the first replay
         self.fast = fast
@@ -171,20 +157,9 @@ class Program:
         return self.__dict__ | {"_homes": {}, "_bound": None}
 
     @cached
-    def inputs(self) -> dict[Path, int]:
-        """Path in the arguments -> value index, of every array and float."""
-        return {path: x.index for path, x in self.signature.items() if isinstance(x, Ref)}
-
-    @cached
-    def outputs(self) -> dict[Path, int]:
-        """Path in the result -> value index."""
-        return {path: x.index for path, x in leaves(self.result) if isinstance(x, Ref)}
-
-    @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        fusable = (self.memory or Memory()).fusable(self.fast)
-        return make_plan(self.values, self.calls, self.inputs, self.outputs, fusable)
+        return make_plan(self, (self.memory or Memory()).fusable(self.fast))
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
@@ -222,7 +197,7 @@ class Program:
         def leaf(x: Any) -> Any:
             if not isinstance(x, Ref):
                 return x
-            return bound.array(self.plan.returned.get(x.index, x.index)).copy()
+            return bound.array(self.replaced.get(x.index, x.index)).copy()
 
         return rebuild(self.result, leaf)
 
@@ -232,7 +207,7 @@ class Program:
         given: dict[int, Array] = {}
         for path, i in self.outputs.items():
             if i not in given:
-                place, value = self.plan.returned.get(i, i), self.values[i]
+                place, value = self.replaced.get(i, i), self.values[i]
                 home = self._homes.get(place)
                 if home is not None and home.lands:
                     given[i] = memory.give(home)
@@ -258,29 +233,28 @@ class Program:
         the scratch memory."""
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
-            lasting = self._lasting(memory)
-            self._bound = memory.bind(self.values, self.plan, lasting, self.fast)
+            persistent = self._persistent(memory)
+            self._bound = memory.bind(self.values, self.plan, persistent, self.fast)
             self._version = memory.version
         return self._bound
 
-    def _lasting(self, memory: Memory) -> dict[int, Array]:
+    def _persistent(self, memory: Memory) -> dict[int, Array]:
         """The arrays that outlive a replay: constants, inputs and outputs, by value index."""
-        plan, lasting = self.plan, dict(self.constants)
+        plan, found = self.plan, dict(self.constants)
 
         def home(path: Path, value: Value) -> Array:
             return memory.home(path, value).array
 
-        lasting |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
+        found |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
         for number, i in enumerate(self.draws):
-            lasting[i] = home(("", "random", str(number)), self.values[i])
-        lasting |= {output: lasting[i] for output, i in plan.landed.items()}
-        made = {plan.calls[c].result for c in plan.constants}
+            found[i] = home(("", "random", str(number)), self.values[i])
+        found |= {output: found[i] for output, i in plan.in_place.items()}
+        constant = {plan.calls[c].result for c in plan.constants}
         for path, i in self.outputs.items():
-            base = self.values[i].base
-            root = i if base is None else base
-            if i not in plan.returned and root not in lasting and root not in made:
-                lasting[root] = home(("", "result", *path), self.values[root])
-        return lasting
+            root = self.roots[i]
+            if i not in self.replaced and root not in found and root not in constant:
+                found[root] = home(("", "result", *path), self.values[root])
+        return found
 
     # --- arguments ---------------------------------------------------------------------------
 
@@ -317,7 +291,7 @@ class Program:
 
     def _claim(self, memory: Memory, moving: dict[int, Any]) -> None:
         """The homes that this call writes to, taken from whoever holds what they show."""
-        replaced = set(self.plan.returned.values())
+        replaced = set(self.replaced.values())
         for path, i in self.inputs.items():
             if i in moving or i in replaced:
                 memory.overwrite(self._homes[i], path, passed=i not in moving)
