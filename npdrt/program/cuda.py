@@ -29,7 +29,8 @@ from npdrt.ops import convolution
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.arena import Lease
 from npdrt.program.calls import CONVOLUTIONS, Call, Value
-from npdrt.program.fused import FUSABLE, read_by
+from npdrt.program.chain import read_by
+from npdrt.program.fused import FUSABLE
 from npdrt.program.kernels import (
     ARITHMETIC,
     NORM_FOLD,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import atomic
+from npdrt import atomic, regular
 from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
 from npdrt.program.decode import FORMAT, KIND, MAX_BYTES, decode
@@ -138,18 +138,8 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises `FileRefused`, with path and reason, for anything that `write` does not make.
     """
+    data = regular.contents(path, follow=True, limit=MAX_BYTES)
     try:
-        return decode(_bytes(path))
+        return decode(data)
     except FileRefused as refusal:
         raise FileRefused(f"{path}: {refusal}") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        if not path.exists():
-            raise FileRefused("the file does not exist")
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise FileRefused(f"not a regular file of at most {MAX_BYTES:,} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileRefused(f"cannot be read ({error}); check path and file") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from npdrt.errors import Error
 from npdrt.ops.window import output_size
-from npdrt.program.calls import CONVOLUTIONS, KINDS, Ref, c_strides
+from npdrt.program.calls import CONVOLUTIONS, KINDS, Ref, Value, c_strides
 
 _ORIGIN = np.zeros(16, dtype=np.uint8)  # what stand-ins point to; never read through them
 
@@ -68,6 +68,12 @@ def with_forms(item: Any, forms: list[Form]) -> Any:
     if isinstance(item, Ref):
         return forms[item.index]
     return tuple(with_forms(part, forms) for part in item) if isinstance(item, tuple) else item
+
+
+def place(values: list[Value], viewed: int, form: Form) -> tuple[int, int]:
+    """The value that owns the memory of a view of the value `viewed`, and the offset in it."""
+    parent = values[viewed]
+    return (viewed if parent.base is None else parent.base), parent.offset + form.offset
 
 
 def result(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:

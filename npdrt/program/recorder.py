@@ -317,7 +317,10 @@ class Recorder:
             source = args[0]
             copied = self.call("copy", (Recorded(self, source.index),))
             return self.call(function, (copied, *args[1:]), settings)
-        base, offset = self._place(args[0], form) if form.base is not None else (None, 0)
+        base: int | None = None
+        offset = 0
+        if form.base is not None:
+            base, offset = infer.place(self.values, args[0].index, form)
         result = self._new(form, base, offset)
         phase = current_phase()
         self.calls.append(Call(function, args, result.index, settings, phase, self.source()))
@@ -361,12 +364,6 @@ class Recorder:
                 f"{self.source()}: the step writes into {what.get(kind, f'a {kind} array')}; only "
                 "an array that it has made, and of which no view is left, can be written to"
             )
-
-    def _place(self, viewed: Ref, form: Form) -> tuple[int, int]:
-        """The value that owns the memory of a view, and the offset in it."""
-        parent = self.values[viewed.index]
-        owner = viewed.index if parent.base is None else parent.base
-        return owner, parent.offset + form.offset
 
     def _new(
         self, form: Form, base: int | None = None, offset: int = 0, origin: str = "call"
