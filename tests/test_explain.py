@@ -414,7 +414,9 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(Error, match="keys that are no strings"):
         numbered.save(tmp_path / "f.json")
     complex_ = record(lambda x: x + 1.0, np.ones(2, complex))
-    with pytest.raises(Error, match=r"Invalid enum value \'complex128\' - at `\$.values\[0\].dtype`"):
+    with pytest.raises(
+        Error, match=r"Invalid enum value \'complex128\' - at `\$.values\[0\].dtype`"
+    ):
         complex_.save(tmp_path / "f.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -440,7 +442,11 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("calls", 1, "args"), [{"value": 0}] * 20_000, "call 1: reads more than 16384 values"),
     (("values", 0, "shape"), [1 << 30, 1 << 30], "value 0 is too large"),
     (("signature", 0), [], "malformed: Expected `object`, got `array` - at `$.signature[0]`"),
-    (("signature", 0, "path"), {"x": 1}, "malformed: Expected `array`, got `object` - at `$.signature[0].path`"),
+    (
+        ("signature", 0, "path"),
+        {"x": 1},
+        "malformed: Expected `array`, got `object` - at `$.signature[0].path`",
+    ),
     (("values", 1), None, "Expected `object`, got `null` - at `$.values[1]`"),
     (("values", 1, "name"), ["w"], "Expected `str`, got `array` - at `$.values[1].name`"),
     (("calls", 13, "args"), [0, 1 << 63], "OverflowError"),
@@ -460,7 +466,11 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     ),
     (("calls", 1, "result"), 9, "value 8: no call produces it"),
     (("calls", 1, "args", 0), {"code": "x"}, "call 1: an argument is not an integer"),
-    (("calls", 1, "settings"), {"out": {"value": 0}}, "Invalid enum value 'out' - at `key` in `$.calls[1].settings`"),
+    (
+        ("calls", 1, "settings"),
+        {"out": {"value": 0}},
+        "Invalid enum value 'out' - at `key` in `$.calls[1].settings`",
+    ),
     (("calls", 1, "settings"), {"axis": {"value": 0}}, "call 1: a value is not an integer"),
     (("calls", 1, "args"), [], "call 1: matmul of no value"),
     (("calls", 3, "args", 1), [1.0, 2.0], "call 3: a list as argument"),
@@ -483,7 +493,11 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("values", 8, "origin"), "input", "value 9: no call produces it"),
     (("signature", 0, "value"), 1, "the values of origin input are not those"),
     (("signature", 0, "path"), ["other", "w"], "signature: path"),
-    (("signature", 0), {"path": ["x"], "eval": 1}, "Object contains unknown field `eval` - at `$.signature[0]`"),
+    (
+        ("signature", 0),
+        {"path": ["x"], "eval": 1},
+        "Object contains unknown field `eval` - at `$.signature[0]`",
+    ),
     (("signature", 0), {"path": ["x"]}, "signature: x is not one of value, stream and fixed"),
     (("signature", 0), {"path": ["x"], "stream": False}, "signature: x: stream is not true"),
     (("signature", 0, "path", 1), "w\x07", "a text that is not printable - at `$.signature[0]`"),
@@ -514,7 +528,11 @@ ODD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("draws", 0, "lineage"), [["__getattribute__", "x"]], "lineage is made of"),
     (("draws", 0, "args", 0), [2, 4], "is not what is drawn"),
     (("draws", 0, "stream"), ["x"], "something that is not a stream"),
-    (("draws", 0, "settings"), {"__x": 1}, "Invalid enum value '__x' - at `key` in `$.draws[0].settings`"),
+    (
+        ("draws", 0, "settings"),
+        {"__x": 1},
+        "Invalid enum value '__x' - at `key` in `$.draws[0].settings`",
+    ),
     (("draws",), [], "the values of origin random are not those"),
     (("constants", 0, "base64"), "!!", "not base64"),
     (("constants",), [], "the values of origin constant are not those"),
@@ -634,7 +652,10 @@ def test_ranges_that_are_none_are_refused(args: list[int], tmp_path: Path) -> No
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path, reason in {tmp_path: "not a regular file", tmp_path / "missing": "No such file"}.items():
+    for path, reason in {
+        tmp_path: "not a regular file",
+        tmp_path / "missing": "No such file",
+    }.items():
         with pytest.raises(FileRefused, match=reason):
             load(path)
 
@@ -864,27 +885,29 @@ def test_explain_takes_every_option_of_the_step() -> None:
         assert run(*SMALL, *words) != plain
 
 
-def test_explain_as_json() -> None:
-    found = json.loads(run(*SMALL, "--optimizer", "adam", "--format", "json"))
-    assert list(found) == ["listing", "inputs", "calls", "outputs", "totals"]
-    assert found == json.loads(run(*SMALL, "--optimizer", "adam", "--json"))
-    assert [call["number"] for call in found["calls"]] == list(range(len(found["calls"])))
-    first = found["calls"][0]
-    assert {k: first[k] for k in ("name", "dtype", "shape", "function", "view_of", "bytes")} == {
-        "name": "layers/00/weight.T",
-        "dtype": "float32",
-        "shape": [64, 4],
-        "function": "matrix_transpose",
-        "view_of": "layers/00/weight",
-        "bytes": 0,
+def test_explain_as_json(tmp_path: Path) -> None:
+    """The object of the file, with unique names, costs, replaced inputs and totals."""
+    words = (*SMALL, "--optimizer", "adam")
+    found = json.loads(run(*words, "--format", "json"))
+    assert found == json.loads(run(*words, "--json"))
+    run(*words, "--save", str(tmp_path / "step.json"))
+    stored = json.loads((tmp_path / "step.json").read_text())
+    assert list(found) == ["listing", *stored, "replaced", "totals"]
+    program = load(tmp_path / "step.json")
+    for k, name in listing.names(program).items():
+        assert found["values"][k] == {**stored["values"][k], "name": name}
+    costs = [{key: call.pop(key) for key in ("flops", "bytes")} for call in found["calls"]]
+    assert {key: found[key] for key in stored if key != "values"} == {
+        key: stored[key] for key in stored if key != "values"
     }
-    assert first["arguments"] == [{"value": "layers/00/weight"}]
     assert found["totals"]["all"]["calls"] == len(found["calls"])
-    assert sum(call["flops"] for call in found["calls"]) == found["totals"]["all"]["flops"]
-    replaced = {tuple(out["path"]): out["replaces"] for out in found["outputs"]}
+    assert sum(cost["flops"] for cost in costs) == found["totals"]["all"]["flops"]
+    assert costs[0]["bytes"] == 0  # a transpose
+    names = [value["name"] for value in found["values"]]
+    replaced = {names[new]: names[old] for new, old in found["replaced"]}
     slot = "layers/00/weight/exp_avg"
-    assert replaced["state", "optimizer", slot] == slot
-    assert replaced["loss",] is None
+    assert replaced[f"{slot}'"] == slot
+    assert "loss" not in replaced.values()
 
 
 def test_explain_compares_runs_and_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from npdrt import atomic, regular
 from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
 from npdrt.program.decode import FORMAT, KIND, MAX_BYTES, decode
-from npdrt.program.listing import encoded
 from npdrt.program.recording import Recording
 from npdrt.program.tree import Leaf
 from npdrt.program.tree import Path as Place
@@ -43,21 +43,24 @@ def write(program: Recording, path: Path) -> None:
 def encode(program: Recording) -> bytes:
     """The bytes of a program's file: JSON in UTF-8, a value or call a line."""
     try:
-        return _lines(
-            {
-                "kind": KIND,
-                "format": FORMAT,
-                "parameters": list(program.parameters),
-                "signature": [_signed(path, x) for path, x in program.signature.items()],
-                "draws": [_drawn(i, draw) for i, draw in program.draws.items()],
-                "constants": [_constant(i, x) for i, x in program.constants.items()],
-                "values": [asdict(value) for value in program.values],
-                "calls": [_called(call) for call in program.calls],
-                "result": _tree(program.result),
-            }
-        ).encode()
+        return _lines(content(program)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise Error(f"the program cannot be saved: {error}") from error
+
+
+def content(program: Recording) -> dict[str, Any]:
+    """A program as JSON values; docs/programs.md describes them."""
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "parameters": list(program.parameters),
+        "signature": [_signed(path, x) for path, x in program.signature.items()],
+        "draws": [_drawn(i, draw) for i, draw in program.draws.items()],
+        "constants": [_constant(i, x) for i, x in program.constants.items()],
+        "values": [asdict(value) for value in program.values],
+        "calls": [_called(call) for call in program.calls],
+        "result": _tree(program.result),
+    }
 
 
 def _lines(content: dict[str, Any]) -> str:
@@ -89,7 +92,7 @@ def _drawn(i: int, draw: Draw) -> dict[str, Any]:
         "lineage": [list(step) for step in draw.lineage],
         "method": draw.method,
         "args": encoded(draw.args),
-        "settings": encoded_settings(draw.settings),
+        "settings": {name: encoded(x) for name, x in draw.settings.items()},
     }
 
 
@@ -98,20 +101,31 @@ def _constant(i: int, x: Any) -> dict[str, Any]:
     return {"value": i, "base64": base64.b64encode(little.tobytes()).decode()}
 
 
+def encoded(item: Any, reference: Callable[[int], Any] = lambda i: i) -> Any:
+    """An argument as JSON: {"value": ...} for a value, {"slice": [start, stop, step]},
+    {"ellipsis": true}, {"float": "inf"}; a tuple is a list, anything else itself."""
+    if isinstance(item, Ref):
+        return {"value": reference(item.index)}
+    if isinstance(item, tuple | list):
+        return [encoded(part, reference) for part in item]
+    if isinstance(item, slice):
+        return {"slice": [item.start, item.stop, item.step]}
+    if item is ...:
+        return {"ellipsis": True}
+    if isinstance(item, float) and (item != item or item in (float("inf"), float("-inf"))):
+        return {"float": repr(item)}
+    return item
+
+
 def _called(call: Call) -> dict[str, Any]:
     return {
         "function": call.function,
         "args": encoded(call.args),
-        "settings": encoded_settings(call.settings),
+        "settings": {name: encoded(x) for name, x in call.settings.items()},
         "result": call.result,
         "phase": call.phase,
         "source": call.source,
     }
-
-
-def encoded_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON values."""
-    return {name: encoded(x) for name, x in settings.items()}
 
 
 def _tree(x: Any) -> Any:
