@@ -26,26 +26,32 @@ CALL_WIDTH = 72  # columns of a call, before the numbers move to the right
 
 
 def names(program: Recording) -> dict[int, str]:
-    """A name for every value, by index; no two are equal."""
+    """A name for every value, by index; no two are equal.
+
+    The result of a call has the first name of these: "w'" if it replaces the input w, the label
+    that the source gave it, what its call makes of a named value ("|w|"), none. If another value
+    has that name too, or there is none, the number of the call is added.
+    """
     found = _given_names(program)
-    used, homes = set(found.values()), program.replaced
-    wanted = {i: f"{found[home]}'" for i, home in homes.items()}
-    for call in program.calls:
-        if program.values[call.result].name:
-            wanted.setdefault(call.result, program.values[call.result].name)
-    shared = Counter([*used, *wanted.values()])
+    labels = {call.result: program.values[call.result].name for call in program.calls}
+    labels |= {new: f"{found[old]}'" for new, old in program.replaced.items()}
+    count = Counter([*found.values(), *labels.values()])
+    used = set(found.values())
     for number, call in enumerate(program.calls):
-        name = wanted.get(call.result, "")
-        if name and shared[name] > 1:
+        name = labels[call.result] or _derived_name(call, found)
+        if count[name] > 1:
             name += f"%{number}"
-        elif not name and call.function in DERIVED:
-            of = found[call.refs[0]]
-            name = "" if "%" in of else DERIVED[call.function].format(of)
         while not name or name in used:  # the second time only where a label looks like a number
             name += f"%{number}"
         used.add(name)
         found[call.result] = name
     return found
+
+
+def _derived_name(call: Call, found: dict[int, str]) -> str:
+    """The name of a norm or transpose of a named value, or ""."""
+    of = found[call.refs[0]] if call.function in DERIVED else "%"
+    return "" if "%" in of else DERIVED[call.function].format(of)
 
 
 def _given_names(program: Recording) -> dict[int, str]:
