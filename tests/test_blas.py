@@ -120,7 +120,8 @@ print(json.dumps([os.environ.get(blas.VARIABLE), blas.kernels_chosen_by(), "nump
         # a child process of the command, and one in which the user chose again
         (SUITED, "", {blas.VARIABLE: "SkylakeX", blas.OUR_CHOICE: "SkylakeX"},
          ["SkylakeX", "npdrt", False]),
-        (SUITED, "", {blas.VARIABLE: "Haswell", blas.OUR_CHOICE: "SkylakeX"}, ["Haswell", "user", False]),
+        (SUITED, "", {blas.VARIABLE: "Haswell", blas.OUR_CHOICE: "SkylakeX"},
+         ["Haswell", "user", False]),
         (PLAIN, "", {blas.OUR_CHOICE: "SkylakeX"}, [None, "library", False]),
     ],
 )  # fmt: skip

@@ -411,7 +411,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(Error, match="cannot be saved: Object of type function"):
         strange.save(tmp_path / "f.json")
     numbered = record(lambda x: {1: x + 1.0}, np.ones(2))
-    with pytest.raises(Error, match="keys that are no strings"):
+    with pytest.raises(Error, match="keys that are not strings"):
         numbered.save(tmp_path / "f.json")
     complex_ = record(lambda x: x + 1.0, np.ones(2, complex))
     with pytest.raises(
@@ -475,7 +475,7 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("calls", 1, "args"), [], "call 1: matmul of no value"),
     (("calls", 3, "args", 1), [1.0, 2.0], "call 3: a list as argument"),
     (("calls", 3, "args", 1), 10**400, "call 3: an argument is not an integer"),
-    (("calls", 0, "source"), "a\x1b[2J", "a text that is not printable - at `$.calls[0]`"),
+    (("calls", 0, "source"), "a\x1b[2J", "a text that is not printable"),
     (("calls", 13, "args"), [1 << 40], "call 13: arange"),
     (("values", 8, "shape"), [2, 5], "value 8: its shape, dtype or place"),
     (("values", 8, "dtype"), "float64", "value 8: its shape, dtype or place"),
@@ -500,7 +500,7 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     ),
     (("signature", 0), {"path": ["x"]}, "signature: x is not one of value, stream and fixed"),
     (("signature", 0), {"path": ["x"], "stream": False}, "signature: x: stream is not true"),
-    (("signature", 0, "path", 1), "w\x07", "a text that is not printable - at `$.signature[0]`"),
+    (("signature", 0, "path", 1), "w\x07", "a text that is not printable"),
     (("signature", 4, "path"), ["y"], "signature: path"),
     (("constants",), [{"value": 0, "base64": "AAAA"}], "constant 0: wrong length"),
     (("draws",), [{"value": 0}], "Object missing required field `stream` - at `$.draws[0]`"),

@@ -12,8 +12,8 @@ Array = Any
 
 
 class Lease:
-    """Keeps an array of the memory for whoever holds an array over this lease, and tells, by
-    being alive, that somebody does. NumPy makes such an array from `__array_interface__`."""
+    """The owner of an array that a caller was given: it keeps the memory of `base`, and as long as
+    it is alive, somebody holds the array. NumPy makes the array from `__array_interface__`."""
 
     __slots__ = ("__array_interface__", "__weakref__", "base")
 

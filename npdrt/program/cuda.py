@@ -6,11 +6,11 @@ comparisons, selections and casts between floats; everything else is the CuPy ca
 step makes, with `out`. The first `WARM_UPS` replays run call by call and put kernels, handles and
 workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
 one launch, and a copy for every result that replaces no input. No replay waits for the device.
-Memory that the caller lets go of is used again in the order of the streams that replays run on, as
-CuPy's own pools do: drop an array that another stream reads once that stream is done.
+Memory that you let go of is used again in the order of the streams that replays run on, as in
+CuPy's own pools: if another stream reads an array, drop the array when that stream is done.
 
-Bits. What the kernels compute (`npdrt.program.kernels`) has the bits of the CPU; of a NaN, that it
-is one. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
+The kernels (`npdrt.program.kernels`) give the bits of the CPU, except for the sign and payload of a
+NaN. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
 sums, maxima, exp, log and tanh are CuPy's, which in float32 take subnormal numbers for zero.
 """
 
@@ -55,7 +55,7 @@ class CudaMemory(Memory):
     """The memory of programs on a GPU: the current device.
 
     library: a stand-in for CuPy. side: the stream on which calls run one by one and are captured.
-    Raises `Error` where float32 products would round their factors (`CUPY_TF32`).
+    Raises `Error` if float32 products would round their factors (`CUPY_TF32`).
     """
 
     def __init__(self, library: Any = None) -> None:
@@ -88,7 +88,7 @@ class CudaMemory(Memory):
     def put(self, home: Array, x: Any) -> None:
         """Copy an array of host or device, or a number, into a home, on the current stream.
 
-        A host array may be written to again at once: CUDA takes pageable memory before it returns.
+        You may write to a host array again at once: CUDA copies pageable memory before it returns.
         """
         self.enter()
         if on_gpu(x):
@@ -113,14 +113,14 @@ class CudaMemory(Memory):
         return self.xp.ndarray(x.shape, x.dtype, memptr=pointer, strides=x.strides)
 
     def holds(self, x: Any) -> bool:
-        """Whether an array lies in what calls write to, also as a view."""
+        """Whether an array, or what it is a view of, is memory that calls write to."""
         if not on_gpu(x):
             return False
         owners = (self.scratch, *(home.array for home in self.homes.values()))
         return any(o.data.ptr <= x.data.ptr < o.data.ptr + o.nbytes for o in owners)
 
     def enter(self) -> Any:
-        """The current stream, which now comes after all that was done to this memory."""
+        """The current stream, which from now on waits for all that was done to this memory."""
         stream = self.xp.cuda.get_current_stream()
         if self._user is not None and self._user != stream:
             stream.wait_event(self._used)
@@ -128,7 +128,7 @@ class CudaMemory(Memory):
         return stream
 
     def leave(self) -> None:
-        """What was done since `enter` is on its way."""
+        """Note that the work since `enter` has been given to the stream."""
         self._used.record(self._user)
 
     def kernel(self, loop: Loop) -> Any:
@@ -228,7 +228,7 @@ class CudaBinding(Binding):
 
     @contextmanager
     def _aside(self) -> Iterator[Any]:
-        """The side stream, after what the current stream has to do and before what it gets next.
+        """The side stream: it waits for the current stream's work so far, which then waits for it.
 
         CuPy's pools keep free blocks by stream: calls that warm up for a capture must run on the
         stream of the capture.
@@ -243,10 +243,10 @@ class CudaBinding(Binding):
             caller.wait_event(side.record())
 
     def _capture(self) -> None:
-        """Capture the operations; nothing runs, so that the homes keep what they have.
+        """Capture the operations. Nothing runs, so the homes keep their numbers.
 
-        In the thread-local mode CUDA refuses what would not be in the graph: to allocate, to wait.
-        So does a program with calls of `NOT_CAPTURED`.
+        In the thread-local mode CUDA refuses calls that cannot be part of a graph (to allocate, to
+        wait). Calls of `NOT_CAPTURED` are refused here.
         """
         barred = {self.plan.calls[c].function for g in self.plan.groups for c in g.calls}
         barred &= set(NOT_CAPTURED)
@@ -333,7 +333,7 @@ class CudaBinding(Binding):
         return self.values[i].shape == () != self.values[calls[0].result].shape
 
     def _place(self, i: int) -> tuple[Any, ...]:
-        """What two values have in common that are the same array."""
+        """Equal for two values that are the same array."""
         x, value = self.arrays[i], self.values[i]
         return x.data.ptr, value.dtype, value.shape, value.strides
 

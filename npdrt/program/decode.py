@@ -2,8 +2,8 @@
 
 The types below declare what a file holds. Every function is one of `npdrt.program.calls.KINDS`, and
 the form of every result (shape, dtype, memory layout, and for a view its place in its owner's
-memory) is worked out anew from the call and must be the one in the file. What a file makes this
-process hold or do is bounded before it is done: its bytes, its items, how deep they nest, and the
+memory) is worked out anew from the call and must be the one in the file. The work and
+memory that a file can cost are bounded first: its bytes, its items, how deep they nest, and the
 dtypes that NumPy is asked for.
 """
 
@@ -48,21 +48,11 @@ Stride = Annotated[int, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
 
 
 class _Record(Struct, forbid_unknown_fields=True):
-    """An object of a file, whose texts a terminal can show."""
-
-    def __post_init__(self) -> None:
-        texts = [x for name in self.__struct_fields__ for x in _texts(getattr(self, name))]
-        if not all(text.isprintable() for text in texts):
-            raise ValueError("a text that is not printable")
-
-
-def _texts(x: Any) -> list[str]:
-    """A text, or those of a list."""
-    return [part for part in (x if isinstance(x, list) else [x]) if isinstance(part, str)]
+    """An object of a file: these fields and no other."""
 
 
 class _Leaf(_Record):
-    """A leaf of the arguments: an input's number, a `Random`, or what it must be."""
+    """A leaf of the arguments: the number of an input, a `Random`, or a fixed value."""
 
     path: Annotated[list[str], Meta(min_length=1)]
     value: Size | UnsetType = UNSET
@@ -119,7 +109,7 @@ class _Program(_Record):
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The arguments of `Program` in the bytes of a file; `FileRefused` says what is wrong."""
+    """The arguments of `Program` in the bytes of a file; `FileRefused` names the fault."""
     try:
         return _decoded(_content(data))
     except FileRefused:
@@ -140,8 +130,17 @@ def _content(data: bytes) -> dict[str, Any]:
         found = content.get("format")
         found = found if type(found) is int and 0 < found < MAX_NUMBER else "unknown"
         _refuse(f"format {found}; this npdrt reads format {FORMAT}: record and save the step again")
+    _need(_printable(content), "a text that is not printable")
     checked: dict[str, Any] = schema.check(content, _Program, "malformed")
     return checked
+
+
+def _printable(x: Any) -> bool:
+    """Whether a terminal can show all texts of a JSON value."""
+    if isinstance(x, str):
+        return x.isprintable()
+    parts = (*x, *x.values()) if isinstance(x, dict) else x if isinstance(x, list) else ()
+    return all(map(_printable, parts))
 
 
 def _decoded(content: dict[str, Any]) -> dict[str, Any]:
@@ -174,12 +173,6 @@ def _integer(x: Any, what: str, least: int = 0, below: int = MAX_NUMBER) -> int:
     if type(x) is not int or not least <= x < below:
         _refuse(f"{what} is not an integer from {least} to {below - 1}: {x!r}"[:200])
     return int(x)
-
-
-def _text(x: Any, what: str) -> str:
-    """A string that a terminal can show."""
-    _need(isinstance(x, str) and x.isprintable(), f"{what} is not printable text")
-    return str(x)
 
 
 def _value(x: dict[str, Any], i: int) -> Value:
@@ -220,7 +213,7 @@ def _argument(x: Any, what: str, count: int, depth: int = 0) -> Any:
 
 def _scalar(x: Any, what: str) -> Any:
     if x is None or type(x) in (bool, str) or (type(x) is float and x - x == 0):
-        return _text(x, what) if isinstance(x, str) else x
+        return x
     return _bound(x, f"{what}: an argument")
 
 
@@ -253,7 +246,7 @@ def _check_forms(values: list[Value], calls: list[Call]) -> None:
 
 
 def _form(call: Call, what: str, forms: list[infer.Form], values: list[Value]) -> infer.Form:
-    """The form of a call's result; `FileRefused` where the call cannot be made."""
+    """The form of a call's result; `FileRefused` if the call cannot be made."""
     _check_arguments(call, what, values)
     try:
         form = infer.result(call.function, infer.with_forms(call.args, forms), call.settings)
@@ -264,12 +257,12 @@ def _form(call: Call, what: str, forms: list[infer.Form], values: list[Value]) -
 
 
 def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
-    """What NumPy would accept, but a recorded call never has."""
+    """Refuse arguments that NumPy would accept but no recorded call has."""
     args = call.args
     if call.function != "arange" and call.kind != "creation" and not call.refs:
         _refuse(f"{what}: {call.function} of no value")
     if call.kind == "view" or call.function in ("norm", "assign"):
-        _need(isinstance(args[0], Ref), f"{what}: the first argument is no value")
+        _need(isinstance(args[0], Ref), f"{what}: the first argument is not a value")
     if call.kind == "elementwise":
         _need(not any(isinstance(x, tuple | slice) for x in args), f"{what}: a list as argument")
     if call.kind == "convolution":
@@ -291,7 +284,7 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
 
 
 def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
-    """Two whole values, and the settings of that function, of which there are no others."""
+    """Refuse other arguments than two whole values, and other settings than the function has."""
     names = {"stride", "padding", "groups", "form"}
     names |= {"size"} if call.function != "convolve" else set()
     whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
@@ -318,7 +311,7 @@ def _inside(view: Value, owner: Value) -> bool:
 def _signature(
     entries: list[dict[str, Any]], parameters: tuple[str, ...], values: list[Value]
 ) -> dict[Path, Ref | Stream | Fixed]:
-    """Path in the arguments -> what stands there; every input once."""
+    """Path in the arguments -> its leaf; every input occurs once."""
     found: dict[Path, Ref | Stream | Fixed] = {}
     for entry in entries:
         path = tuple(entry["path"])
@@ -376,7 +369,7 @@ def _draw(
 def _narrowed(step: Any) -> tuple[str, Any]:
     match step:
         case ["of", str(purpose)]:
-            return "of", _text(purpose, "a draw: a purpose")
+            return "of", purpose
         case ["at", int(number)]:
             return "at", _integer(number, "a draw: a step", 0, 1 << 64)
     _refuse("a draw: lineage is made of [of, text] and [at, number]")
@@ -404,9 +397,7 @@ def _result(x: Any, count: int, depth: int = 0) -> Any:
         _refuse("result: expected one of dict, tuple, list, value, fixed")
     ((kind, item),) = x.items()
     if kind == "dict" and isinstance(item, dict):
-        return {
-            _text(k, "result: a key"): _result(part, count, depth + 1) for k, part in item.items()
-        }
+        return {key: _result(part, count, depth + 1) for key, part in item.items()}
     if kind in ("tuple", "list") and isinstance(item, list):
         parts = (_result(part, count, depth + 1) for part in item)
         return tuple(parts) if kind == "tuple" else list(parts)

@@ -10,7 +10,7 @@ from typing import Any
 
 from npdrt.program.calls import Call, Fixed, Ref
 from npdrt.program.file import encoded
-from npdrt.program.listing import aligned, form, names, row, written_draw
+from npdrt.program.listing import form, names, row, table, written_draw
 from npdrt.program.recording import Recording
 from npdrt.program.tree import Path, leaves
 
@@ -22,7 +22,7 @@ NO_CALL = {"length": "no more calls"}
 class Difference:
     """The first difference of two programs.
 
-    number: of the call, None where the calls are the same and something else differs. what: as in
+    number: of the call; None if the calls are the same and something else differs. what: such as
     "function", "argument 1", "setting axis", "shape", "dtype", "length", "input x", "output 0".
     a, b: what each has there. text: for a person, with the calls before it.
     """
@@ -38,8 +38,8 @@ class Difference:
 
 
 def compare(a: Recording, b: Recording, *, context: int = 3) -> Difference | None:
-    """The first call in which two programs differ, else the first input, draw or output; None
-    where they are the same.
+    """The first call in which two programs differ, else the first input, draw or output; None if
+    they are the same.
 
     Sources, phases and names of values do not count: an input is known by its place in the
     arguments, the result of a call by the call's number. context: calls shown before it.
@@ -67,7 +67,7 @@ def _first(x: Facts, y: Facts) -> tuple[str, str, str] | None:
 
 
 def _identities(program: Recording) -> dict[int, str]:
-    """What a value is, in words that mean the same in another program."""
+    """A name for each value that means the same in another program."""
     found = {i: _place(program, path) for path, i in program.inputs.items()}
     found |= {i: f"draw {k}" for k, i in enumerate(program.draws)}
     for i, x in program.constants.items():
@@ -99,7 +99,7 @@ def _facts(program: Recording, call: Call, same: dict[int, str]) -> Facts:
 
 
 def _frame(program: Recording, same: dict[int, str]) -> Facts:
-    """What counts next to the calls: arguments, draws, results."""
+    """The facts that count apart from the calls: arguments, draws, results."""
     facts = {}
     for path, kept in program.signature.items():
         shown = form(program.values[kept.index]) if isinstance(kept, Ref) else "a stream"
@@ -117,8 +117,7 @@ def _context(a: Recording, b: Recording, number: int, count: int) -> list[str]:
     names_a = names(a)
     rows = [_shown(" ", a, names_a, n) for n in range(max(number - count, 0), number)]
     rows += [_shown("A", a, names_a, number), _shown("B", b, names(b), number)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [aligned(cells, widths, right=(1,), indent="") for cells in rows]
+    return table(rows, right=(1,), indent="")
 
 
 def _shown(mark: str, program: Recording, name: dict[int, str], number: int) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A program as a file: one JSON object, described in docs/programs.md.
 
-Writing is atomic, and the same program gives the same bytes. `npdrt.program.decode` says what is
+Writing is atomic, and the same program gives the same bytes. `npdrt.program.decode` checks what is
 read.
 """
 
@@ -29,12 +29,12 @@ from npdrt.program.tree import Path as Place
 def write(program: Recording, path: Path) -> None:
     """Save a program at `path`, atomically; an old file is there until the new one is whole.
 
-    Raises `Error` where the program has a part that is no plain data, and for a failure of the
+    Raises `Error` if a part of the program is not plain data, and `DiskError` for a failure of the
     file system.
     """
     data = encode(program)
     try:
-        decode(data)  # what could not be read is not written
+        decode(data)  # a file that could not be read is not written
     except FileRefused as error:
         raise Error(f"the program cannot be saved: {error}") from error
     atomic.replace(path, data)
@@ -134,7 +134,7 @@ def _tree(x: Any) -> Any:
         return {"value": x.index}
     if isinstance(x, dict):
         if not all(isinstance(key, str) for key in x):
-            raise TypeError("a dict in its result has keys that are no strings")
+            raise TypeError("a dict in its result has keys that are not strings")
         return {"dict": {key: _tree(item) for key, item in x.items()}}
     if isinstance(x, tuple | list):
         kind = "tuple" if isinstance(x, tuple) else "list"

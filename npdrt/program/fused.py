@@ -2,9 +2,9 @@
 
 Only `+ - * / sqrt`, comparisons and selections are compiled, in the order and the dtypes of the
 plain calls, without contraction or reassociation: the bits are those of NumPy, which stays the
-definition (`npdrt.program.replay`) and the oracle of the tests. Not among them: `maximum` and
-`minimum`, whose sign of zero is NumPy's affair, and casts to integers. One thread: one loop nearly
-fills the memory's bandwidth (benchmarks/README.md).
+definition (`npdrt.program.replay`) and the oracle of the tests. `maximum` and `minimum` are not
+compiled, because only NumPy knows which zero it returns for 0.0 and -0.0; nor are casts to
+integers. Loops run on one thread, which nearly fills the memory's bandwidth (benchmarks/README.md).
 """
 
 from __future__ import annotations

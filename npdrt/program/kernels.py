@@ -128,8 +128,7 @@ class Loop(NamedTuple):
 
 
 def can_compile(call: Call, values: list[Value]) -> bool:
-    """Whether a call is a kernel of its own or in a chain: one whose bits NumPy defines, on
-    float32, float64 and bool."""
+    """Whether a call can be in a kernel: on float32, float64 and bool, with NumPy's bits."""
     if not can_fuse(call, values):
         return False
     if call.function in ("astype", "where"):
@@ -180,7 +179,7 @@ def _cast(name: str, given: str, wanted: str) -> str:
 
 
 def _literal(x: float, dtype: str) -> str:
-    """A Python number rounded to a dtype, in C; by its bits where a compiler might lose some."""
+    """A Python number rounded to a dtype, in C; by its bits if a compiler might lose some."""
     if dtype == "bool":
         return "true" if x else "false"
     with np.errstate(all="ignore"):

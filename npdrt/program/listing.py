@@ -1,15 +1,16 @@
 """A program as text and as JSON values.
 
-Every value has a name that is its alone: the one it was given, `w'` for what replaces `w`, `|w|`
-and `w.T` for a norm and a transpose, `s%68` for the `s` that call 68 makes where several are
-called so, else `%68`.
+Every value has a unique name: the one it was given, `w'` for the value that replaces `w`, `|w|` and
+`w.T` for a norm and a transpose, `s%68` for the `s` that call 68 makes if several values are called
+`s`, else `%68`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Value, flops, traffic
@@ -41,7 +42,7 @@ def names(program: Recording) -> dict[int, str]:
         name = labels[call.result] or _derived_name(call, found)
         if count[name] > 1:
             name += f"%{number}"
-        while not name or name in used:  # the second time only where a label looks like a number
+        while not name or name in used:  # a second time only if a label looks like a number
             name += f"%{number}"
         used.add(name)
         found[call.result] = name
@@ -55,7 +56,7 @@ def _derived_name(call: Call, found: dict[int, str]) -> str:
 
 
 def _given_names(program: Recording) -> dict[int, str]:
-    """Names of inputs, draws and constants: the whole path where the last key is not enough."""
+    """Names of inputs, draws and constants: the whole path if the last key is not unique."""
     values, found = program.values, {}
     count = Counter(values[i].name for i in (*program.inputs.values(), *program.draws))
     for path, i in program.inputs.items():
@@ -95,6 +96,7 @@ def _written_call(call: Call, name: Callable[[int], str]) -> str:
 
 
 def written_draw(draw: Draw) -> str:
+    """A draw as the listing shows it: "random.of(dropout).bernoulli((2, 3), 0.5)"."""
     parts = [written(x, str) for x in draw.args]
     parts += [f"{key}={written(x, str)}" for key, x in draw.settings.items()]
     steps = [f"{method}({argument})" for method, argument in draw.lineage]
@@ -106,7 +108,7 @@ def written_draw(draw: Draw) -> str:
 
 @dataclass(frozen=True)
 class Total:
-    """What some calls come to: how many, floating-point operations, bytes read and written."""
+    """The cost of some calls: their number, floating-point operations, bytes read and written."""
 
     calls: int = 0
     flops: int = 0
@@ -118,12 +120,12 @@ class Total:
 
 
 def totals(program: Recording) -> dict[str, Total]:
-    """By phase, in order of appearance; see `npdrt.program.calls.flops` and `traffic`."""
+    """By phase, in order of appearance, then of "all"; see `npdrt.program.calls`."""
     found: dict[str, Total] = {}
     for call in program.calls:
         one = Total(1, flops(call, program.values), traffic(call, program.values))
         found[call.phase] = found.get(call.phase, Total()) + one
-    return found
+    return {**found, "all": sum(found.values(), Total())}
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def listing(program: Recording) -> str:
 
 
 def _inputs(program: Recording, name: dict[int, str]) -> str:
-    """Inputs, draws and constants, and what is fixed."""
+    """Inputs, draws, constants and fixed leaves."""
     values = program.values
     rows = [(name[i], form(values[i]), "") for i in program.inputs.values()]
     rows += [(name[i], form(values[i]), written_draw(d)) for i, d in program.draws.items()]
@@ -151,22 +153,19 @@ def _inputs(program: Recording, name: dict[int, str]) -> str:
     for path, kept in program.signature.items():
         if isinstance(kept, Fixed):
             rows.append(("/".join(path), "fixed", repr(kept.value)))
-    return "inputs\n" + _table(rows)
+    return "inputs\n" + "\n".join(table(rows))
 
 
 def _phases(program: Recording, name: dict[int, str]) -> Iterator[str]:
     """A block of calls for every run of calls of one phase."""
     rows = [row(program, name, number) for number in range(len(program.calls))]
-    widths = [min(max(map(len, column)), CALL_WIDTH) for column in zip(*rows, strict=True)]
-    start = 0
-    for number, call in enumerate(program.calls, 1):
-        if number == len(program.calls) or program.calls[number].phase != call.phase:
-            lines = [aligned(row, widths, right=(0, 4, 5)) for row in rows[start:number]]
-            yield "\n".join([call.phase, *lines])
-            start = number
+    lines = iter(table(rows, right=(0, 4, 5), limit=CALL_WIDTH))
+    for phase, calls in groupby(program.calls, key=lambda call: call.phase):
+        yield "\n".join([phase, *(next(lines) for _ in calls)])
 
 
 def row(program: Recording, name: dict[int, str], number: int) -> tuple[str, ...]:
+    """The cells of a call: number, name, form, call, FLOP, bytes, source."""
     call, values = program.calls[number], program.values
     return (
         str(number),
@@ -180,63 +179,63 @@ def row(program: Recording, name: dict[int, str], number: int) -> tuple[str, ...
 
 
 def _outputs(program: Recording, name: dict[int, str]) -> str:
-    """Path in the result, value, form; what is no array as it is."""
+    """Path in the result, value, form; a leaf that is not an array as it is."""
     rows = []
     for path, x in leaves(program.result):
         if isinstance(x, Ref):
-            rows.append(("/".join(path) or "result", f"= {name[x.index]}", _form(program, x)))
+            cells = f"= {name[x.index]}", form(program.values[x.index])
         else:
-            rows.append(("/".join(path) or "result", f"= {x!r}", "fixed"))
-    return "outputs\n" + _table(rows) if rows else ""
-
-
-def _form(program: Recording, x: Ref) -> str:
-    return form(program.values[x.index])
+            cells = f"= {x!r}", "fixed"
+        rows.append(("/".join(path) or "result", *cells))
+    return "outputs\n" + "\n".join(table(rows)) if rows else ""
 
 
 def _totals(program: Recording) -> str:
-    by_phase = totals(program)
     rows = [("totals", "calls", "FLOP", "bytes")]
-    for phase, t in {**by_phase, "all": sum(by_phase.values(), Total())}.items():
+    for phase, t in totals(program).items():
         rows.append((f"  {phase}", f"{t.calls:,}", f"{t.flops:,}", f"{t.bytes:,}"))
+    return "\n".join(table(rows, right=(1, 2, 3), indent=""))
+
+
+def table(
+    rows: Sequence[tuple[str, ...]],
+    right: tuple[int, ...] = (),
+    indent: str = "  ",
+    limit: int | None = None,
+) -> list[str]:
+    """Rows of cells as lines of aligned columns.
+
+    right: the columns that end at the right. limit: the largest width of a column; a longer cell
+    moves the rest of its line to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(aligned(row, widths, (1, 2, 3), indent="") for row in rows)
-
-
-def _table(rows: list[tuple[str, str, str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(aligned(row, widths) for row in rows)
-
-
-def aligned(
-    row: tuple[str, ...], widths: list[int], right: tuple[int, ...] = (), indent: str = "  "
-) -> str:
-    cells = [
-        cell.rjust(width) if i in right else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return (indent + "  ".join(cells)).rstrip()
+    lines = []
+    for row in rows:
+        sides = (str.rjust if k in right else str.ljust for k in range(len(row)))
+        cells = (side(cell, min(width, limit or width))
+                 for side, cell, width in zip(sides, row, widths, strict=True))  # fmt: skip
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
 
 
 # --- JSON -------------------------------------------------------------------------------------
 
 
 def as_json(program: Recording) -> dict[str, Any]:
-    """What `listing` says, as JSON values: those of the program's file, and what a listing adds.
+    """The listing as JSON values: those of the program's file, with names and costs.
 
     Every value has its unique name, a call its costs; `replaced` pairs outputs with the inputs that
     they replace. docs/programs.md describes them.
     """
-    found, name, by_phase = content(program), names(program), totals(program)
+    found, name = content(program), names(program)
     for i, value in enumerate(found["values"]):
         value["name"] = name[i]
     for call, stored in zip(program.calls, found["calls"], strict=True):
         stored["flops"] = flops(call, program.values)
         stored["bytes"] = traffic(call, program.values)
-    everything = {**by_phase, "all": sum(by_phase.values(), Total())}
     return {
         "listing": FORMAT,
         **found,
         "replaced": [list(pair) for pair in program.replaced.items()],
-        "totals": {phase: vars(total) for phase, total in everything.items()},
+        "totals": {phase: vars(total) for phase, total in totals(program).items()},
     }

@@ -1,10 +1,10 @@
-"""The memory of programs, and whose numbers are in it: nothing that a caller holds is overwritten.
+"""The memory of programs, and who holds it: nothing that a caller holds is overwritten.
 
 An input has a home, memory that lasts. A result that replaces an input stays in that home; any
 other is copied into pooled memory. Either way the caller gets a fresh array over a `Lease`, of
 which the memory keeps a weak reference: as long as the array, a view, a memoryview or a DLPack
 capsule of it is alive, so is the lease, and its memory is not used again. The exception is an array
-that is passed back in where it came from: it is consumed, and its memory gets the next result.
+that is passed back in its place: it is consumed, and its memory gets the next result.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _nobody() -> None:
 class Home:
     """Memory for one array.
 
-    lease: of what the caller was last given of it. handed: a weak reference to the array that the
-    caller was last given, here or in pooled memory. lands: whether a result that replaces the input
-    is left here for the caller; if not, it is copied into `pool`.
+    lease: of the array over it that the caller was last given. handed: a weak reference to the last
+    array that the caller was given, here or in pooled memory. lands: whether a result that replaces
+    the input is left here for the caller; if not, it is copied into `pool`.
     """
 
     def __init__(self, array: Array):
@@ -91,9 +91,8 @@ class Memory(Arena):
                 self.homes[key] = Home(x)
 
     def overwrite(self, home: Home, name: Path, passed: bool) -> None:
-        """Make sure that what a call will write to a home is not written over what the caller
-        holds: an array that is passed back in is consumed; any other keeps the memory, and the
-        home moves."""
+        """Prepare a home for a call that writes to it. If the caller holds the array there, it is
+        consumed if it was passed back in; otherwise it keeps the memory, and the home moves."""
         lease = home.lease()
         if lease is None:
             return
@@ -106,9 +105,9 @@ class Memory(Arena):
         home.lease = _nobody
 
     def refuse_consumed(self) -> None:
-        """Raise `Error` where this thread still holds an array that an earlier call consumed."""
+        """Raise `Error` if this thread still holds an array that an earlier call consumed."""
         if self._held():
-            gc.collect()  # what only a circle of references holds is held by nobody
+            gc.collect()  # arrays that only a circle of references holds are held by nobody
         if held := self._held():
             raise Error(
                 f"{', '.join(held[:5])}: an earlier result, which was passed back to the program, "
@@ -147,10 +146,10 @@ class Memory(Arena):
         self.put(free.array, source)
         return self.give(free)
 
-    # --- what is in it -----------------------------------------------------------------------
+    # --- contents ----------------------------------------------------------------------------
 
     def holds(self, x: Any) -> bool:
-        """Whether an array lies in what calls write to, also as a view."""
+        """Whether an array, or what it is a view of, is memory that calls write to."""
         owners = [self.scratch, *(home.array for home in self.homes.values())]
         if getattr(x, "base", None) is None:
             return any(x is owner for owner in owners)

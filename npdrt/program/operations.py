@@ -24,7 +24,7 @@ def operations(
 ) -> list[Operation]:
     """The calls of the library `library`, writing into `out`, that give the bits of `call`.
 
-    args: those of the call, with arrays. own: what this library makes in another way.
+    args: those of the call, with arrays. own: the functions that this library makes in another way.
     """
     make = own.get(call.function) or SHARED.get(call.function) or _plain
     return make(library, call, args, out)
@@ -60,7 +60,7 @@ def _round(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[
 
 
 def where(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """The second choice everywhere, then the first where the condition holds."""
+    """Write the second choice everywhere, then the first under the condition."""
     condition, a, b = args
     first = (library.copyto, (out, a), {"casting": "unsafe", "where": condition})
     return [(library.copyto, (out, b), {"casting": "unsafe"}), first]

@@ -91,7 +91,7 @@ def make_plan(recording: Recording, fusable: Iterable[str]) -> Plan:
 
 
 class _Planner:
-    """The decisions of `make_plan`, a method each, and what they know of the calls.
+    """The decisions of `make_plan`, a method each.
 
     running: the calls that run in every replay, in recorded order. readers: root -> the running
     calls that read it. output_roots: the roots that must outlive a replay, so have no buffer.
@@ -272,8 +272,8 @@ class _Planner:
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
-        """Whether a call may be in a chain: whole contiguous arrays of one shape, and scalars; no
-        element of an array, which an earlier block may have overwritten."""
+        """Whether a call may be in a chain: it computes on whole contiguous arrays of one shape and
+        on scalars; not on an element of an array, which an earlier block may have overwritten."""
         call = self.calls[c]
         result = self.values[call.result]
         if call.function not in self.fusable or result.size < LARGE or not result.contiguous:

@@ -39,7 +39,7 @@ def record(
     that take turns with this one.
     fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
-    Raises `Error` where the step looks at a value on the host, uses an array that is not among
+    Raises `Error` if the step looks at a value on the host, uses an array that is not among
     its arguments, or calls something that cannot be recorded; the message names the line.
 
     >>> import numpy as np
@@ -95,7 +95,7 @@ def memory_on(device: arrays.Device) -> Memory:
 
 
 def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
-    """The names of the first `count` parameters; numbers where there are none."""
+    """The names of the first `count` parameters; numbers if there are fewer."""
     try:
         names = list(inspect.signature(step).parameters)[:count]
     except (TypeError, ValueError):
@@ -104,7 +104,7 @@ def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
 
 
 def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
-    """What the step is given in place of a leaf of its arguments."""
+    """The object that stands for a leaf of the arguments while the step is recorded."""
     if isinstance(leaf, Random):
         return RecordedRandom(recorder, Stream(path))
     if isinstance(leaf, float) or hasattr(leaf, "dtype"):
@@ -115,7 +115,7 @@ def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
 
 
 def _name(path: Path) -> str:
-    """A leaf's name in the listing: its last key where that is a path of its own, else all."""
+    """A leaf's name in the listing: its last key if that is a path of its own, else its path."""
     return path[-1] if "/" in path[-1] else "/".join(path)
 
 
@@ -164,8 +164,8 @@ class Program(Recording):
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
 
-        Raises `Error` where an argument has another shape, dtype or fixed value than recorded, and
-        where a result that an earlier call consumed is still held.
+        Raises `Error` if an argument has another shape, dtype or fixed value than recorded, or if
+        you still hold a result that an earlier call consumed.
         """
         given = self._given(args)
         memory = self._chosen(given)
@@ -181,10 +181,11 @@ class Program(Recording):
             return self._results(memory, binding)
 
     def _chosen(self, given: dict[Path, Any]) -> Memory:
-        """The memory; where none was given, that of the device of the arguments."""
+        """The memory; if none was given, new memory on the device of the arguments."""
         if self.memory is None:
             device = "cuda" if any(map(arrays.on_gpu, given.values())) else "cpu"
-            vars(self).setdefault("memory", memory_on(arrays.Device(device)))  # of threads, one's
+            memory = memory_on(arrays.Device(device))
+            vars(self).setdefault("memory", memory)  # another thread may have set it
         assert self.memory is not None
         return self.memory
 
@@ -202,8 +203,7 @@ class Program(Recording):
         return rebuild(self.result, leaf)
 
     def _results(self, memory: Memory, binding: Binding) -> Any:
-        """The result of a replay, for the caller; the same array where the step returns one
-        twice."""
+        """The result of a replay, for the caller; one array if the step returns it twice."""
         given: dict[int, Array] = {}
         for path, i in self.outputs.items():
             if i not in given:
@@ -229,7 +229,7 @@ class Program(Recording):
     # --- memory ------------------------------------------------------------------------------
 
     def _binding(self, memory: Memory) -> Binding:
-        """The plan bound to memory; anew where a home has moved, or another program has enlarged
+        """The plan bound to memory; bound again if a home has moved or another program has enlarged
         the scratch memory."""
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
@@ -259,7 +259,7 @@ class Program(Recording):
     # --- arguments ---------------------------------------------------------------------------
 
     def _given(self, args: tuple[Any, ...]) -> dict[Path, Any]:
-        """The leaves of the arguments, in the places they were recorded in."""
+        """The leaves of the arguments by path; the paths are those recorded."""
         if len(args) != len(self.parameters):
             raise Error(
                 f"the program takes {len(self.parameters)} arguments "
@@ -290,7 +290,7 @@ class Program(Recording):
         return moving
 
     def _claim(self, memory: Memory, moving: dict[int, Any]) -> None:
-        """The homes that this call writes to, taken from whoever holds what they show."""
+        """Prepare the homes that this call writes to: see `Memory.overwrite`."""
         replaced = set(self.replaced.values())
         for path, i in self.inputs.items():
             if i in moving or i in replaced:

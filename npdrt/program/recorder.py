@@ -37,7 +37,12 @@ _SPELLED = {  # NumPy's name -> the standard's
     **{"absolute": "abs", "invert": "bitwise_invert"},
     **{"concatenate": "concat", "transpose": "permute_dims"},
 }
-_ASKED = ("edges", "flags", "get", "real")  # what code asks an array in order to tell its kind
+_ASKED = (
+    "edges",
+    "flags",
+    "get",
+    "real",
+)  # attributes that code asks for to tell the kind of an array
 _BINARY = {
     **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"},
     **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "mod": "remainder"},
@@ -50,7 +55,7 @@ _COMPARISONS = {
 
 
 class NoAttribute(Error, AttributeError):
-    """A recorded array was asked for something that arrays of a library have, and it has not."""
+    """A recorded array was asked for an attribute that it does not have."""
 
 
 class Recorded:
@@ -239,8 +244,8 @@ class Namespace:
         return self._recorder.call("astype", (x, np.dtype(dtype).name))
 
     def record_composite(self, name: str, *arrays: Any, **settings: Any) -> Any:
-        """A function that a program replays with a kernel of its own; of the same values it is
-        called once, and the same result serves whoever asks again."""
+        """A function that a program replays with a kernel of its own. Asked for again with the
+        same values, it gives the first result."""
         known = self._recorder.composites
         key = (name, *(x.index for x in arrays), *sorted(settings.items()))
         if key not in known:
@@ -354,7 +359,7 @@ class Recorder:
         )
 
     def check_writable(self, x: Recorded) -> None:
-        """Refuse to write where other arrays of the step would have to see it."""
+        """Refuse to write into memory that other arrays of the step show."""
         value = self.values[x.index]
         shown = any(view() is not None for view in self.views[x.index])
         if value.origin != "call" or value.base is not None or shown:

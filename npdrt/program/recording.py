@@ -1,4 +1,4 @@
-"""A recorded step as data: what the listing shows, a file holds and a plan puts in order."""
+"""A recorded step as data: listings show it, files hold it, plans order it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recording(Leaf):
 
     @cached
     def roots(self) -> list[int]:
-        """For every value the one that owns its memory: itself, or what it is a view of."""
+        """For every value the one that owns its memory: itself, or for a view its base."""
         return [i if v.base is None else v.base for i, v in enumerate(self.values)]
 
     @cached

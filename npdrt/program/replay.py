@@ -56,7 +56,7 @@ def _where(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[
 
 
 def _same_bits(array: Any, out: Array) -> bool:
-    """Whether it is an array of the result's dtype, whose size an integer has too."""
+    """Whether it is an array of the result's dtype, and an integer of that size exists."""
     return hasattr(array, "dtype") and bool(array.dtype == out.dtype) and out.itemsize <= 8
 
 
@@ -71,7 +71,7 @@ def _sort(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[O
 NUMPY: dict[str, Maker] = {
     **dict.fromkeys(_REDUCERS, _reduce),
     **dict.fromkeys(CONVOLUTIONS, _convolve),
-    # The default mode checks the indices and allocates; they are checked where data enters.
+    # The default mode checks the indices and allocates. The readers of data have checked them.
     "take": partial(take, mode="wrap"),
     **{"where": _where, "sort": _sort},
 }
