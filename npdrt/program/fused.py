@@ -165,5 +165,6 @@ def norm(x: Any, out: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[st
     whole = x.size // LANES * LANES
     kind, lanes = x.dtype, np.empty((2, LANES))
     types = f"{kind}[:, ::1], {kind}[::1], float64[::1], float64[::1], Array(float64, 0, 'C')"
-    arrays = (x[:whole].reshape(-1, LANES), x[whole:], lanes[0], lanes[1], out)
+    rows = x[:whole].reshape(-1, LANES)  # (rows, LANES); the rest of x is shorter than a row
+    arrays = (rows, x[whole:], lanes[0], lanes[1], out)
     return _compiled(_NORM, f"void({types})"), arrays, {}

@@ -36,12 +36,12 @@ class Home:
     """Memory for one array.
 
     lease: of the array over it that the caller was last given. handed: a weak reference to the last
-    array that the caller was given, here or in pooled memory. lands: whether a result that replaces
-    the input is left here for the caller; if not, it is copied into `pool`.
+    array that the caller was given, here or in pooled memory. in_place: whether a result that
+    replaces the input is left here for the caller; if not, it is copied into `pool`.
     """
 
     def __init__(self, array: Array):
-        self.array, self.lands = array, True
+        self.array, self.in_place = array, True
         self.lease: Callable[[], Lease | None] = _nobody
         self.handed: Callable[[], Array] = _nobody
         self.pool: list[Home] = []
@@ -100,7 +100,7 @@ class Memory(Arena):
             self._consumed.append((home.lease, "/".join(name), threading.get_ident()))
         else:
             home.array = self.xp.empty(home.array.shape, dtype=home.array.dtype)
-            home.lands = False
+            home.in_place = False
             self.version += 1
         home.lease = _nobody
 

@@ -209,7 +209,7 @@ class Program(Recording):
             if i not in given:
                 place, value = self.replaced.get(i, i), self.values[i]
                 home = self._homes.get(place)
-                if home is not None and home.lands:
+                if home is not None and home.in_place:
                     given[i] = memory.give(home)
                     continue
                 pool = memory.pool(path, value) if home is None else home.pool
@@ -280,8 +280,8 @@ class Program(Recording):
                 home = self._homes[kept.index]
                 if not home.has(x):
                     moving[kept.index] = self._fitting(path, self.values[kept.index], x)
-                if not home.lands and x is home.handed():
-                    home.lands, home.pool = True, []  # it is passed back in from now on
+                if not home.in_place and x is home.handed():
+                    home.in_place, home.pool = True, []  # it is passed back in from now on
             elif isinstance(kept, Fixed) and not _same(x, kept.value):
                 raise Error(
                     f"{'/'.join(path)}: recorded with {kept.value!r}, which is part of the "

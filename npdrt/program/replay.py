@@ -231,4 +231,4 @@ class Norm:
         squares = wide[: part.size]
         np.copyto(squares, part)
         np.multiply(squares, squares, out=squares)
-        np.add.reduce(wide.reshape(-1, LANES), axis=0, out=lanes)
+        np.add.reduce(wide.reshape(-1, LANES), axis=0, out=lanes)  # (rows, LANES) -> (LANES,)
