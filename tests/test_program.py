@@ -1132,9 +1132,9 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
     "condition": (
         lambda x: namespace(x).where(x, x, x), "where.*: expected a boolean condition; got float64"
     ),
-    "concat": (lambda x: namespace(x).concat((x, x[:, :2])), "concat.*: the shapes differ beside"),
+    "concat": (lambda x: namespace(x).concat((x, x[:, :2])), "concat.*: the shapes differ on other axes"),
     "take": (
-        lambda x: namespace(x).take(x, namespace(x).arange(2)), "take.*: take needs an axis where"
+        lambda x: namespace(x).take(x, namespace(x).arange(2)), "take.*: take needs an axis if"
     ),
     "norm of integers": (
         lambda x: norm(namespace(x).astype(x, "int64")), "norm.*expected a real floating-point"

@@ -190,8 +190,10 @@ class _Planner:
     def order(self, before: dict[int, set[int]]) -> list[int]:
         """The running calls in the order of a replay.
 
-        From the first call of the update on, a call runs right after the forward or backward call
-        that `behind` names, in recorded order with others behind the same one.
+        The forward and backward calls, those before the first call of the update, stay as they are.
+        Every later call runs directly behind one of them: a call whose result no other call needs
+        as soon as it can, behind the last of those that it depends on; any other as late as the
+        calls that need its result allow, so that no result lives longer than it must.
         """
         maker = {self.calls[c].result: c for c in self.running if self._makes(c)}
         needs = {
@@ -201,13 +203,13 @@ class _Planner:
         update = (c for c in self.running if self.calls[c].phase == "update")
         first = next(update, len(self.calls))
 
-        soonest: dict[int, int] = {}  # the last forward or backward call that it needs, or -1
+        soonest: dict[int, int] = {}  # the last forward or backward call that it needs; -1: none
         for c in self.running:
             soonest[c] = c if c < first else max((soonest[d] for d in needs[c]), default=-1)
-        behind: dict[int, int] = {}  # as late as the first call that needs its result allows
+        behind: dict[int, int] = {}  # the call behind which it runs
         for c in reversed(self.running):
-            behind.setdefault(c, soonest[c])
-            for d in needs[c]:
+            behind.setdefault(c, soonest[c])  # if no later call needs its result
+            for d in needs[c]:  # as late as the first call that needs it allows
                 behind[d] = min(behind.get(d, len(self.calls)), behind[c])
         return sorted(self.running, key=lambda c: (c, 0, c) if c < first else (behind[c], 1, c))
 
