@@ -226,18 +226,16 @@ def _check_forms(values: list[Value], calls: list[Call]) -> None:
     forms: list[infer.Form] = []
     made = iter(enumerate(calls))
     for i, value in enumerate(values):
-        place: tuple[int | None, int] = (None, 0)
+        args: tuple[Any, ...] = ()
         form = infer.empty(value.shape, value.dtype)
         if value.origin == "call":
             number, call = next(made, (0, None))
             if call is None or call.result != i or any(r >= i for r in call.refs):
                 _refuse(f"value {i}: no call produces it, or its call reads a later value")
-            form = _form(call, f"call {number}", forms, values)
-            if form.base is not None:
-                place = infer.place(values, call.args[0].index, form)
-        expected = Value(
-            form.shape, form.dtype.name, form.strides, *place, value.name, value.origin
-        )
+            args, form = call.args, _form(call, f"call {number}", forms, values)
+        base, offset = infer.place(values, args, form)
+        labels = value.name, value.origin
+        expected = Value(form.shape, form.dtype.name, form.strides, base, offset, *labels)
         _need(value == expected, f"value {i}: its shape, dtype or place is not what its call makes")
         whole = value.base is None or _inside(value, values[value.base])
         _need(whole, f"value {i} leaves its owner's memory")

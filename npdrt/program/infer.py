@@ -70,10 +70,12 @@ def with_forms(item: Any, forms: list[Form]) -> Any:
     return tuple(with_forms(part, forms) for part in item) if isinstance(item, tuple) else item
 
 
-def place(values: list[Value], viewed: int, form: Form) -> tuple[int, int]:
-    """The value that owns the memory of a view of the value `viewed`, and the offset in it."""
-    parent = values[viewed]
-    return (viewed if parent.base is None else parent.base), parent.offset + form.offset
+def place(values: list[Value], args: tuple[Any, ...], form: Form) -> tuple[int | None, int]:
+    """The value that owns the memory of a call's result, and the offset in it: for a view."""
+    if form.base is None:
+        return None, 0
+    viewed = values[args[0].index]
+    return (args[0].index if viewed.base is None else viewed.base), viewed.offset + form.offset
 
 
 def result(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:

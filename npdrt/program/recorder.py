@@ -322,10 +322,7 @@ class Recorder:
             source = args[0]
             copied = self.call("copy", (Recorded(self, source.index),))
             return self.call(function, (copied, *args[1:]), settings)
-        base: int | None = None
-        offset = 0
-        if form.base is not None:
-            base, offset = infer.place(self.values, args[0].index, form)
+        base, offset = infer.place(self.values, args, form)
         result = self._new(form, base, offset)
         phase = current_phase()
         self.calls.append(Call(function, args, result.index, settings, phase, self.source()))
