@@ -25,7 +25,7 @@ from step import machine
 from npdrt import ops, record, value_and_grad
 from npdrt.errors import Unavailable
 from npdrt.models import MLP
-from npdrt.program.replay import run
+from npdrt.program.operations import run
 from npdrt.train.bench import batch, products, take_turns, together, typical
 from npdrt.train.limits import sgemm_rate
 

@@ -31,14 +31,14 @@ def processor(vendor: str = "AuthenticAMD", flags: str = FLAGS, family: int = 26
 
 
 SUITED = processor()
-HALVES = processor(family=25)  # Zen 4
+ZEN_4 = processor(family=25)
 PLAIN = processor(flags="fpu sse2 avx2 fma")
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd sve\nCPU part\t: 0xd40\n\n"
 
 
 def environment(**changes: str) -> dict[str, str]:
     own = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "GIT_DIR": os.devnull}
-    kept = {k: v for k, v in os.environ.items() if k not in (blas.VARIABLE, blas.MARK)}
+    kept = {k: v for k, v in os.environ.items() if k not in (blas.VARIABLE, blas.OUR_CHOICE)}
     return {**kept, **own, **changes}
 
 
@@ -64,7 +64,7 @@ def python(code: str, *words: str, cwd: Path, **changes: str) -> str:
     [
         (SUITED, "SkylakeX"),
         (SUITED + PLAIN, "SkylakeX"),
-        (HALVES, "Haswell"),
+        (ZEN_4, "Haswell"),
         (PLAIN + SUITED, None),
         (processor(flags="fpu sse2 avx2 fma", family=25), None),  # Zen 3
         (processor("GenuineIntel"), None),
@@ -108,7 +108,7 @@ print(json.dumps([os.environ.get(blas.VARIABLE), blas.kernels_chosen_by(), "nump
     ("cpuinfo", "before", "changes", "expected"),
     [
         (SUITED, "", {}, ["SkylakeX", "npdrt", False]),
-        (HALVES, "", {}, ["Haswell", "npdrt", False]),
+        (ZEN_4, "", {}, ["Haswell", "npdrt", False]),
         (PLAIN, "", {}, [None, "library", False]),
         (None, "", {}, [None, "library", False]),
         (b"vendor_id\t: \xff\xfe\n", "", {}, [None, "library", False]),
@@ -118,10 +118,11 @@ print(json.dumps([os.environ.get(blas.VARIABLE), blas.kernels_chosen_by(), "nump
         (SUITED, "import numpy", {}, [None, "library", True]),
         (SUITED, "sys.platform = 'darwin'", {}, [None, "library", False]),
         # a child process of the command, and one in which the user chose again
-        (SUITED, "", {blas.VARIABLE: "SkylakeX", blas.MARK: "SkylakeX"},
+        (SUITED, "", {blas.VARIABLE: "SkylakeX", blas.OUR_CHOICE: "SkylakeX"},
          ["SkylakeX", "npdrt", False]),
-        (SUITED, "", {blas.VARIABLE: "Haswell", blas.MARK: "SkylakeX"}, ["Haswell", "user", False]),
-        (PLAIN, "", {blas.MARK: "SkylakeX"}, [None, "library", False]),
+        (SUITED, "", {blas.VARIABLE: "Haswell", blas.OUR_CHOICE: "SkylakeX"},
+         ["Haswell", "user", False]),
+        (PLAIN, "", {blas.OUR_CHOICE: "SkylakeX"}, [None, "library", False]),
     ],
 )  # fmt: skip
 def test_when_kernels_are_chosen(
@@ -149,7 +150,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from npdrt import blas, cli
-blas.WIDE = "Nehalem"
+blas.AVX512_KERNELS = "Nehalem"
 blas.choose_kernels.__defaults__ = (Path(sys.argv.pop(1)),)
 sys.platform = "linux"
 cli.main()
@@ -214,7 +215,7 @@ print(sorted(set(os.environ.items()) ^ set(before.items())))
 def test_other_libraries_choose_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """OPENBLAS_CORETYPE means nothing to MKL."""
     monkeypatch.setenv(blas.VARIABLE, "Haswell")
-    monkeypatch.delenv(blas.MARK, raising=False)
+    monkeypatch.delenv(blas.OUR_CHOICE, raising=False)
     mkl = {"library": "mkl", "version": "2024", "kernel": None, "threads": 2}
     monkeypatch.setattr("npdrt.train.provenance.blas", lambda: [mkl])
     assert blas_kernel_chosen_by() == "library"

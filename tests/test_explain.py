@@ -307,7 +307,7 @@ def test_names_of_every_rule_are_unique(rule: str) -> None:
     program = recorded(rule)
     names = listing.names(program)
     assert len(set(names.values())) == len(names) == len(program.values)
-    for replaced in program.plan.landed.values():
+    for replaced in program.plan.in_place.values():
         assert f"{names[replaced]}'" in names.values()
 
 
@@ -411,10 +411,12 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(Error, match="cannot be saved: Object of type function"):
         strange.save(tmp_path / "f.json")
     numbered = record(lambda x: {1: x + 1.0}, np.ones(2))
-    with pytest.raises(Error, match="keys that are no strings"):
+    with pytest.raises(Error, match="keys that are not strings"):
         numbered.save(tmp_path / "f.json")
     complex_ = record(lambda x: x + 1.0, np.ones(2, complex))
-    with pytest.raises(Error, match="dtype 'complex128' is none of"):
+    with pytest.raises(
+        Error, match=r"Invalid enum value \'complex128\' - at `\$.values\[0\].dtype`"
+    ):
         complex_.save(tmp_path / "f.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -439,56 +441,72 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("calls", 1, "args", 1), "float32,float32", "call 1: a text that no call has"),
     (("calls", 1, "args"), [{"value": 0}] * 20_000, "call 1: reads more than 16384 values"),
     (("values", 0, "shape"), [1 << 30, 1 << 30], "value 0 is too large"),
-    (("signature", 0), [], "signature: an entry"),
-    (("signature", 0, "path"), {"x": 1}, "signature: the path is no list"),
-    (("values", 1), None, "value 1: expected an object"),
-    (("values", 1, "name"), ["w"], "value 1: name is no printable text"),
+    (("signature", 0), [], "malformed: Expected `object`, got `array` - at `$.signature[0]`"),
+    (
+        ("signature", 0, "path"),
+        {"x": 1},
+        "malformed: Expected `array`, got `object` - at `$.signature[0].path`",
+    ),
+    (("values", 1), None, "Expected `object`, got `null` - at `$.values[1]`"),
+    (("values", 1, "name"), ["w"], "Expected `str`, got `array` - at `$.values[1].name`"),
     (("calls", 13, "args"), [0, 1 << 63], "OverflowError"),
-    (("more",), 1, "the program: expected an object of"),
-    (("result",), DELETED, "the program: expected an object of"),
-    (("calls",), {}, "calls is no list"),
+    (("more",), 1, "malformed: Object contains unknown field `more`"),
+    (("result",), DELETED, "malformed: Object missing required field `result`"),
+    (("calls",), {}, "Expected `array`, got `object` - at `$.calls`"),
     (("calls", 1, "function"), "fromfile", "unknown function 'fromfile'"),
     (("calls", 1, "function"), "__import__", "unknown function '__import__'"),
-    (("calls", 1, "function"), ["add"], "unknown function"),
-    (("calls", 1, "args", 0, "value"), 99_999, "call 1: a value is no integer from 0"),
-    (("calls", 1, "args", 0, "value"), -1, "call 1: a value is no integer from 0"),
-    (("calls", 1, "args", 0, "value"), True, "call 1: a value is no integer from 0"),
+    (("calls", 1, "function"), ["add"], "Expected `str`, got `array` - at `$.calls[1].function`"),
+    (("calls", 1, "args", 0, "value"), 99_999, "call 1: a value is not an integer from 0"),
+    (("calls", 1, "args", 0, "value"), -1, "call 1: a value is not an integer from 0"),
+    (("calls", 1, "args", 0, "value"), True, "call 1: a value is not an integer from 0"),
     (
         ("calls", 1, "args", 0, "value"),
         30,
-        "value 8: made by no call, or of values that come later",
+        "value 8: no call produces it, or its call reads a later value",
     ),
-    (("calls", 1, "result"), 9, "value 8: made by no call"),
-    (("calls", 1, "args", 0), {"code": "x"}, "call 1: an argument is no integer"),
-    (("calls", 1, "settings"), {"out": {"value": 0}}, "call 1: settings other than"),
-    (("calls", 1, "settings"), {"axis": {"value": 0}}, "call 1: a value is no integer"),
+    (("calls", 1, "result"), 9, "value 8: no call produces it"),
+    (("calls", 1, "args", 0), {"code": "x"}, "call 1: an argument is not an integer"),
+    (
+        ("calls", 1, "settings"),
+        {"out": {"value": 0}},
+        "Invalid enum value 'out' - at `key` in `$.calls[1].settings`",
+    ),
+    (("calls", 1, "settings"), {"axis": {"value": 0}}, "call 1: a value is not an integer"),
     (("calls", 1, "args"), [], "call 1: matmul of no value"),
     (("calls", 3, "args", 1), [1.0, 2.0], "call 3: a list as argument"),
-    (("calls", 3, "args", 1), 10**400, "call 3: an argument is no integer"),
-    (("calls", 0, "source"), "a\x1b[2J", "call 0: source is no printable text"),
+    (("calls", 3, "args", 1), 10**400, "call 3: an argument is not an integer"),
+    (("calls", 0, "source"), "a\x1b[2J", "a text that is not printable"),
     (("calls", 13, "args"), [1 << 40], "call 13: arange"),
     (("values", 8, "shape"), [2, 5], "value 8: its shape, dtype or place"),
     (("values", 8, "dtype"), "float64", "value 8: its shape, dtype or place"),
-    (("values", 8, "dtype"), "object", "value 8: dtype 'object' is none of"),
+    (("values", 8, "dtype"), "object", "Invalid enum value 'object' - at `$.values[8].dtype`"),
     (("values", 8, "strides"), [4, 8], "value 8: its shape, dtype or place"),
-    (("values", 8, "shape"), [2] * 40, "value 8: shape and strides do not fit"),
+    (("values", 8, "shape"), [2] * 40, "Expected `array` of length <= 8 - at `$.values[8].shape`"),
+    (("values", 8, "shape"), [2] * 4, "value 8: shape and strides do not fit"),
     (("values", FIRST_VIEW, "offset"), 4, "value 7: its shape, dtype or place"),
-    (("values", FIRST_VIEW, "offset"), -8, "value 7: offset is no integer"),
+    (("values", FIRST_VIEW, "offset"), -8, "Expected `int` >= 0 - at `$.values[7].offset`"),
     (("values", FIRST_VIEW, "base"), 4, "value 7: its shape, dtype or place"),
     (("values", FIRST_VIEW, "base"), None, "value 7: its shape, dtype or place"),
     (("values", FIRST_VIEW, "strides"), [4096, 12], "value 7: its shape, dtype or place"),
     (("values", 0, "origin"), "constant", "the values of origin input are not those"),
     (("values", 0, "shape"), [1 << 61, 1 << 61], "value 0"),
-    (("values", 8, "origin"), "input", "value 9: made by no call"),
+    (("values", 8, "origin"), "input", "value 9: no call produces it"),
     (("signature", 0, "value"), 1, "the values of origin input are not those"),
     (("signature", 0, "path"), ["other", "w"], "signature: path"),
-    (("signature", 0), {"path": ["x"], "eval": 1}, "is neither value nor fixed"),
+    (
+        ("signature", 0),
+        {"path": ["x"], "eval": 1},
+        "Object contains unknown field `eval` - at `$.signature[0]`",
+    ),
+    (("signature", 0), {"path": ["x"]}, "signature: x is not one of value, stream and fixed"),
+    (("signature", 0), {"path": ["x"], "stream": False}, "signature: x: stream is not true"),
+    (("signature", 0, "path", 1), "w\x07", "a text that is not printable"),
     (("signature", 4, "path"), ["y"], "signature: path"),
     (("constants",), [{"value": 0, "base64": "AAAA"}], "constant 0: wrong length"),
-    (("draws",), [{"value": 0}], "a draw: expected an object of"),
-    (("result", "tuple", 1, "value"), 99_999, "result is no integer"),
+    (("draws",), [{"value": 0}], "Object missing required field `stream` - at `$.draws[0]`"),
+    (("result", "tuple", 1, "value"), 99_999, "result is not an integer"),
     (("result", "tuple", 1), {"set": []}, "result: unknown 'set'"),
-    (("parameters", 0), 3, "a parameter is no printable text"),
+    (("parameters", 0), 3, "Expected `str`, got `int` - at `$.parameters[0]`"),
 ]
 
 
@@ -509,8 +527,12 @@ ODD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("draws", 0, "method"), "__class__", "a draw by '__class__'"),
     (("draws", 0, "lineage"), [["__getattribute__", "x"]], "lineage is made of"),
     (("draws", 0, "args", 0), [2, 4], "is not what is drawn"),
-    (("draws", 0, "stream"), ["x"], "something that is no stream"),
-    (("draws", 0, "settings"), {"__x": 1}, "a draw with other settings"),
+    (("draws", 0, "stream"), ["x"], "something that is not a stream"),
+    (
+        ("draws", 0, "settings"),
+        {"__x": 1},
+        "Invalid enum value '__x' - at `key` in `$.draws[0].settings`",
+    ),
     (("draws",), [], "the values of origin random are not those"),
     (("constants", 0, "base64"), "!!", "not base64"),
     (("constants",), [], "the values of origin constant are not those"),
@@ -608,8 +630,8 @@ def test_many_items_are_not_made(item: bytes) -> None:
         (b"", "not JSON"),
         (b"\xff{}", "not JSON in UTF-8"),
         (b"[" * 100_000, "not JSON"),
-        (b'{"kind": NaN}', "NaN is no number of JSON"),
-        (b'{"kind": 1, "kind": 2}', "a key stands twice"),
+        (b'{"kind": NaN}', "NaN is not a number of JSON"),
+        (b'{"kind": 1, "kind": 2}', "a key occurs twice"),
         (b"[]", "not a saved program"),
     ],
 )
@@ -630,7 +652,10 @@ def test_ranges_that_are_none_are_refused(args: list[int], tmp_path: Path) -> No
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path, reason in {tmp_path: "not a regular file", tmp_path / "missing": "not exist"}.items():
+    for path, reason in {
+        tmp_path: "not a regular file",
+        tmp_path / "missing": "No such file",
+    }.items():
         with pytest.raises(FileRefused, match=reason):
             load(path)
 
@@ -860,27 +885,29 @@ def test_explain_takes_every_option_of_the_step() -> None:
         assert run(*SMALL, *words) != plain
 
 
-def test_explain_as_json() -> None:
-    found = json.loads(run(*SMALL, "--optimizer", "adam", "--format", "json"))
-    assert list(found) == ["listing", "inputs", "calls", "outputs", "totals"]
-    assert found == json.loads(run(*SMALL, "--optimizer", "adam", "--json"))
-    assert [call["number"] for call in found["calls"]] == list(range(len(found["calls"])))
-    first = found["calls"][0]
-    assert {k: first[k] for k in ("name", "dtype", "shape", "function", "view_of", "bytes")} == {
-        "name": "layers/00/weight.T",
-        "dtype": "float32",
-        "shape": [64, 4],
-        "function": "matrix_transpose",
-        "view_of": "layers/00/weight",
-        "bytes": 0,
+def test_explain_as_json(tmp_path: Path) -> None:
+    """The object of the file, with unique names, costs, replaced inputs and totals."""
+    words = (*SMALL, "--optimizer", "adam")
+    found = json.loads(run(*words, "--format", "json"))
+    assert found == json.loads(run(*words, "--json"))
+    run(*words, "--save", str(tmp_path / "step.json"))
+    stored = json.loads((tmp_path / "step.json").read_text())
+    assert list(found) == ["listing", *stored, "replaced", "totals"]
+    program = load(tmp_path / "step.json")
+    for k, name in listing.names(program).items():
+        assert found["values"][k] == {**stored["values"][k], "name": name}
+    costs = [{key: call.pop(key) for key in ("flops", "bytes")} for call in found["calls"]]
+    assert {key: found[key] for key in stored if key != "values"} == {
+        key: stored[key] for key in stored if key != "values"
     }
-    assert first["arguments"] == [{"value": "layers/00/weight"}]
     assert found["totals"]["all"]["calls"] == len(found["calls"])
-    assert sum(call["flops"] for call in found["calls"]) == found["totals"]["all"]["flops"]
-    replaced = {tuple(out["path"]): out["replaces"] for out in found["outputs"]}
+    assert sum(cost["flops"] for cost in costs) == found["totals"]["all"]["flops"]
+    assert costs[0]["bytes"] == 0  # a transpose
+    names = [value["name"] for value in found["values"]]
+    replaced = {names[new]: names[old] for new, old in found["replaced"]}
     slot = "layers/00/weight/exp_avg"
-    assert replaced["state", "optimizer", slot] == slot
-    assert replaced["loss",] is None
+    assert replaced[f"{slot}'"] == slot
+    assert "loss" not in replaced.values()
 
 
 def test_explain_compares_runs_and_files(tmp_path: Path) -> None:

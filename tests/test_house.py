@@ -82,6 +82,78 @@ def test_imports_point_downwards(module: str) -> None:
             assert HEIGHT[imported] <= HEIGHT[part], f"{module} imports npdrt.{imported}"
 
 
+# --- no circles ------------------------------------------------------------------------------
+
+CIRCLES = (  # to be mended: `npdrt.data.dataset` reads what `npdrt.data.load` should
+    {"npdrt.data.dataset", "npdrt.data.squad", "npdrt.data.text"},
+)
+
+
+def imported_modules(tree: ast.Module, known: set[str]) -> Iterator[str]:
+    """The modules of npdrt that a module imports anywhere in it: in functions, or for types only.
+
+    Whoever imports a name of the package itself (`from npdrt import record`) uses the module that
+    has it.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = npdrt._HOMES.get(alias.name, alias.name)
+                home = f"npdrt.{name}" if node.module == "npdrt" else f"{node.module}.{alias.name}"
+                yield from [m for m in (home, str(node.module)) if m in known][:1]
+
+
+def circles(imports: dict[str, set[str]]) -> list[set[str]]:
+    """The largest sets of modules each of which imports every other, directly or not."""
+    reached = {module: reachable(module, imports) for module in imports}
+    found = [
+        {other for other in reached[module] if module in reached[other]}
+        for module in imports
+        if module in reached[module]
+    ]
+    return [circle for k, circle in enumerate(found) if circle not in found[:k]]
+
+
+def reachable(module: str, imports: dict[str, set[str]]) -> set[str]:
+    """What a module imports, directly or not."""
+    seen: set[str] = set()
+    pending = [module]
+    while pending:
+        new = imports[pending.pop()] - seen
+        seen |= new
+        pending += new
+    return seen
+
+
+def import_graph(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Module -> the modules that it imports. The package itself stands above all others."""
+    known = set(trees) - {"npdrt"}
+    return {m: set(imported_modules(trees[m], known)) - {m} for m in known}
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    assert [c for c in circles(import_graph(modules())) if c not in CIRCLES] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import npdrt.a.y",
+        "from npdrt.a import y",
+        "from npdrt.a.y import f",
+        "def f():\n    from npdrt.a.y import f",
+        "if TYPE_CHECKING:\n    from npdrt.a.y import T",
+    ],
+)
+def test_circles_are_seen(source: str) -> None:
+    texts = {"npdrt.a": "", "npdrt.a.x": source, "npdrt.a.y": "import npdrt.a.z",
+             "npdrt.a.z": "from npdrt.a.x import g", "npdrt.a.w": "import npdrt.a.x"}  # fmt: skip
+    trees = {name: ast.parse(text) for name, text in texts.items()}
+    assert circles(import_graph(trees)) == [{"npdrt.a.x", "npdrt.a.y", "npdrt.a.z"}]
+
+
 # --- one file knows array libraries ----------------------------------------------------------
 
 KNOWS_LIBRARIES = {

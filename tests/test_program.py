@@ -911,7 +911,7 @@ def test_returned_arrays_pass_back_without_a_copy() -> None:
     assert all(np.shares_memory(again[name], first[name]) for name in first)
     expected, _ = mean_and_scale(mean_and_scale(state, x)[0], x)
     assert_same(again, expected)
-    assert sorted(program.plan.landed.values()) == sorted(
+    assert sorted(program.plan.in_place.values()) == sorted(
         i for path, i in program.inputs.items() if path[0] == "state"
     )
 
@@ -1132,9 +1132,9 @@ UNRECORDED: dict[str, tuple[Callable[..., Any], str]] = {
     "condition": (
         lambda x: namespace(x).where(x, x, x), "where.*: expected a boolean condition; got float64"
     ),
-    "concat": (lambda x: namespace(x).concat((x, x[:, :2])), "concat.*: the shapes differ beside"),
+    "concat": (lambda x: namespace(x).concat((x, x[:, :2])), "concat.*: the shapes differ on"),
     "take": (
-        lambda x: namespace(x).take(x, namespace(x).arange(2)), "take.*: take needs an axis where"
+        lambda x: namespace(x).take(x, namespace(x).arange(2)), "take.*: take needs an axis if"
     ),
     "norm of integers": (
         lambda x: norm(namespace(x).astype(x, "int64")), "norm.*expected a real floating-point"
@@ -1200,6 +1200,39 @@ def test_functions_of_numpy() -> None:
         return np.where(y > 1.0, y, x), np.sum(y, axis=0), np.concat((x, y)), np.invert(x > 0)
 
     check(step, RNG.standard_normal((2, 3)).astype("float32"), 0.3)
+
+
+KEPT_SETTINGS: dict[str, Callable[[Any, Any], Any]] = {
+    "clip": lambda xp, x: xp.clip(x, min=-0.5, max=0.25),
+    "clip below": lambda xp, x: xp.clip(x, min=-0.5),
+    "clip above": lambda xp, x: xp.clip(x, max=0.25),
+    "clip by position": lambda xp, x: xp.clip(x, -0.5, 0.25),
+    "round": lambda xp, x: xp.round(x),
+    "round to decimals": lambda xp, x: xp.round(x, decimals=1),
+    "round by position": lambda xp, x: xp.round(x, 1),
+}
+
+
+@pytest.mark.parametrize("size", [9, plan.LARGE])
+@pytest.mark.parametrize("name", KEPT_SETTINGS)
+def test_settings_of_elementwise_calls_are_kept(name: str, size: int) -> None:
+    """Given by keyword or by position, alone or in a chain."""
+    x = Random(0, "settings").normal(size)
+    step = lambda x: KEPT_SETTINGS[name](namespace(x), x * 2.0) + 1.0  # noqa: E731
+    assert_same(record(step, x)(x), step(x))
+
+
+def test_numbers_written_into_integers_are_cut() -> None:
+    """As NumPy does, whose copyto would refuse them."""
+
+    def step(n: Any) -> Any:
+        made = namespace(n).zeros(4, dtype=n.dtype)
+        made[1:] = n * 1.5
+        made[0] = 2.75
+        return made
+
+    n = np.arange(3)
+    assert_same(record(step, n)(n), step(n))
 
 
 def test_iteration_over_a_closed_array_keeps_a_copy() -> None:

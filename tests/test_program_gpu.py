@@ -23,7 +23,7 @@ import pytest
 from npdrt import arrays, ops, optim, record, value_and_grad
 from npdrt.errors import Error
 from npdrt.models import MLP
-from npdrt.program import cuda, kernels
+from npdrt.program import cuda, kernels, operations
 from npdrt.program.calls import CREATIONS, KINDS
 from npdrt.program.cuda import WARM_UPS, CudaMemory
 
@@ -735,10 +735,11 @@ def resolve(library: Any, name: str) -> Any:
 def names_in_use() -> dict[str, set[str]]:
     """What the executor takes from CuPy, and the keywords it calls it with."""
     found: dict[str, set[str]] = {}
-    for node in ast.walk(ast.parse(inspect.getsource(cuda))):
+    sources = map(inspect.getsource, (cuda, operations))
+    for node in (node for text in sources for node in ast.walk(ast.parse(text))):
         call = node if isinstance(node, ast.Call) else None
         text = ast.unparse(call.func if call else node) if isinstance(node, ast.expr) else ""
-        match = re.fullmatch(r"(?:cupy|library|self\.xp|self\.memory\.xp)\.([\w.]+)", text)
+        match = re.fullmatch(r"(?:cupy|library|(?:self\.)?(?:memory\.)?xp)\.([\w.]+)", text)
         match = match or re.fullmatch(r"(cuda\.[\w.]+)", text)
         if match:
             keywords = {k.arg for k in call.keywords if k.arg} if call else set()
@@ -758,7 +759,7 @@ def accepts(function: Any, keywords: set[str]) -> bool:
 
 def test_cupy_has_every_name_and_keyword() -> None:
     cupy, used = real_cupy(), names_in_use()
-    assert {"ElementwiseKernel", "cuda.MemoryPool", "cuda.Stream", "ndarray", "copyto"} <= set(used)
+    assert {"ElementwiseKernel", "cuda.MemoryPool", "cuda.Stream", "copyto", "rint"} <= set(used)
     assert [n for n in used if resolve(cupy, n) is None] == []
     assert [n for n, keywords in used.items() if not accepts(resolve(cupy, n), keywords)] == []
     assert resolve(cupy, "no_such_function") is None
@@ -771,9 +772,9 @@ def test_cupy_has_every_function_with_out() -> None:
     settings = {name: {"axis", "keepdims"} for name in reducers}
     settings |= {name: {"axis", "keepdims", "dtype"} for name in ("sum", "prod")}
     plain = [f for f, kind in KINDS.items() if kind != "view" and f not in (*CREATIONS, "norm")]
-    plain = [f for f in plain if f not in cuda._SPECIAL]
+    plain = [f for f in plain if f not in cuda.CUPY | operations.SHARED]
     for name in plain:
-        function = getattr(cupy, cuda._NAMES.get(name, name))
+        function = getattr(cupy, operations.NAMES.get(name, name))
         assert accepts(function, {"out", *settings.get(name, set())}), name
     assert all(callable(getattr(cupy, name)) for name in (*CREATIONS, *cuda.NOT_CAPTURED))
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from npdrt import __version__, arrays, data
-from npdrt.blas import NARROW, VARIABLE, WIDE, suited_here
+from npdrt.blas import AVX2_KERNELS, AVX512_KERNELS, VARIABLE, suited_here
 from npdrt.cli.common import echo, json_option, print_json, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
@@ -26,8 +26,8 @@ EXTRAS = {  # extra -> the package it brings
     "audit": "autograd",
 }
 ALIKE = {  # kernels that serve a processor as well
-    WIDE: ("SkylakeX", "Cooperlake", "SapphireRapids"),  # those that use AVX-512
-    NARROW: ("Haswell", "Zen"),
+    AVX512_KERNELS: ("SkylakeX", "Cooperlake", "SapphireRapids"),  # those that use AVX-512
+    AVX2_KERNELS: ("Haswell", "Zen"),
 }
 SET_IT = f"set {VARIABLE}={{}} in the shell, or in os.environ before NumPy is imported"
 BITS = "The last bits of results differ between kernels."
@@ -105,7 +105,7 @@ def advice(found: dict[str, Any]) -> list[str]:
 def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
     """Advice where other kernels of OpenBLAS, in this process or in others, suit the processor."""
     by_itself, chosen_by = found["blas_kernel_by_itself"], found["blas_kernel_chosen_by"]
-    better = found["blas_kernel_suited"] or WIDE
+    better = found["blas_kernel_suited"] or AVX512_KERNELS
     set_it = SET_IT.format(better)
     if kernel not in ALIKE[better]:
         why = f" (it runs {kernel}'s because {VARIABLE} is set)" if chosen_by == "user" else ""

@@ -4,7 +4,7 @@
 straight-line list of its array calls, forward, backward and update alike.
 """
 
-from npdrt.program.listing import Difference, compare
+from npdrt.program.difference import Difference, compare
 from npdrt.program.memory import Memory
 from npdrt.program.program import Program, load, memory_on, record
 

@@ -1,7 +1,7 @@
-"""What a program is made of: values, and calls of array functions on them.
+"""The parts of a program: values, and calls of array functions on them.
 
 A call names a function of the array API standard as NumPy spells it (`add`, `matmul`, `where`),
-or one that is no function there: `getitem` (x[index]), `assign` (a copy of x with x[index]
+or one that has no name there: `getitem` (x[index]), `assign` (a copy of x with x[index]
 replaced), `norm` (`npdrt.optim.norm`), and the three products of a convolution, `convolve`,
 `convolve_input` and `convolve_weight` (`npdrt.ops.convolution`). `KINDS` says how each is planned.
 """
@@ -23,7 +23,7 @@ EXACT = (
     *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
     *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert"),
 )
-# Elementwise too, but each keeps its own call, whose bits are those of the array library.
+# Also elementwise, but each is a call of its own: its bits are those of the array library.
 ROUNDED = (
     *("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "power", "remainder"),
     *("floor_divide", "reciprocal", "square", "floor", "ceil", "round"),
@@ -80,8 +80,8 @@ class Value:
     """An array of a program.
 
     shape, dtype, strides (bytes): its form. base, offset: the value whose memory it shows, and
-    how many bytes into it, for a view; None for an array of its own. name: "" where nothing
-    named it. origin: "call", "input", "random" or "constant".
+    how many bytes into it, for a view; None for an array of its own. name: "" if nothing named it.
+    origin: "call", "input", "random" or "constant".
     """
 
     shape: tuple[int, ...]

@@ -6,18 +6,18 @@ comparisons, selections and casts between floats; everything else is the CuPy ca
 step makes, with `out`. The first `WARM_UPS` replays run call by call and put kernels, handles and
 workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
 one launch, and a copy for every result that replaces no input. No replay waits for the device.
-Memory that the caller lets go of is used again in the order of the streams that replays run on, as
-CuPy's own pools do: drop an array that another stream reads once that stream is done.
+Memory that you let go of is used again in the order of the streams that replays run on, as in
+CuPy's own pools: if another stream reads an array, drop the array when that stream is done.
 
-Bits. What the kernels compute (`npdrt.program.kernels`) has the bits of the CPU; of a NaN, that it
-is one. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
+The kernels (`npdrt.program.kernels`) give the bits of the CPU, except for the sign and payload of a
+NaN. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
 sums, maxima, exp, log and tanh are CuPy's, which in float32 take subnormal numbers for zero.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,10 @@ from npdrt.arrays import Array, on_gpu
 from npdrt.errors import Error
 from npdrt.ops import convolution
 from npdrt.optim.norm import CHUNK, LANES
+from npdrt.program.arena import Lease
 from npdrt.program.calls import CONVOLUTIONS, Call, Value
-from npdrt.program.fused import FUSABLE, read_by
+from npdrt.program.chain import read_by
+from npdrt.program.fused import FUSABLE
 from npdrt.program.kernels import (
     ARITHMETIC,
     NORM_FOLD,
@@ -39,9 +41,10 @@ from npdrt.program.kernels import (
     can_compile,
     loop_source,
 )
-from npdrt.program.memory import Lease, Memory
-from npdrt.program.plan import Group, Plan
-from npdrt.program.replay import Binding, Operation, run
+from npdrt.program.memory import Memory
+from npdrt.program.operations import Maker, Operation, copied, run
+from npdrt.program.plan import Plan
+from npdrt.program.replay import Binding
 
 WARM_UPS = 2  # replays call by call: the first compiles and allocates, the second finds all there
 # They may wait for the device or copy from the host, which a graph would repeat from freed memory.
@@ -52,7 +55,7 @@ class CudaMemory(Memory):
     """The memory of programs on a GPU: the current device.
 
     library: a stand-in for CuPy. side: the stream on which calls run one by one and are captured.
-    Raises `Error` where float32 products would round their factors (`CUPY_TF32`).
+    Raises `Error` if float32 products would round their factors (`CUPY_TF32`).
     """
 
     def __init__(self, library: Any = None) -> None:
@@ -77,15 +80,15 @@ class CudaMemory(Memory):
         return FUSABLE
 
     def bind(
-        self, values: list[Value], plan: Plan, lasting: dict[int, Array], fast: bool
+        self, values: list[Value], plan: Plan, persistent: dict[int, Array], fast: bool
     ) -> CudaBinding:
         """A plan in this memory."""
-        return CudaBinding(values, plan, lasting, self)
+        return CudaBinding(values, plan, persistent, self)
 
     def put(self, home: Array, x: Any) -> None:
         """Copy an array of host or device, or a number, into a home, on the current stream.
 
-        A host array may be written to again at once: CUDA takes pageable memory before it returns.
+        You may write to a host array again at once: CUDA copies pageable memory before it returns.
         """
         self.enter()
         if on_gpu(x):
@@ -96,7 +99,7 @@ class CudaMemory(Memory):
             home.set(np.asarray(x, dtype=home.dtype))
         self.leave()
 
-    def seen(self, owner: Array, value: Value, offset: int) -> Array:
+    def view(self, owner: Array, value: Value, offset: int) -> Array:
         """A value in the memory of an array."""
         return self.xp.ndarray(
             value.shape, value.dtype, memptr=owner.data + offset, strides=value.strides
@@ -110,14 +113,14 @@ class CudaMemory(Memory):
         return self.xp.ndarray(x.shape, x.dtype, memptr=pointer, strides=x.strides)
 
     def holds(self, x: Any) -> bool:
-        """Whether an array lies in what calls write to, also as a view."""
+        """Whether an array, or what it is a view of, is memory that calls write to."""
         if not on_gpu(x):
             return False
         owners = (self.scratch, *(home.array for home in self.homes.values()))
         return any(o.data.ptr <= x.data.ptr < o.data.ptr + o.nbytes for o in owners)
 
     def enter(self) -> Any:
-        """The current stream, which now comes after all that was done to this memory."""
+        """The current stream, which from now on waits for all that was done to this memory."""
         stream = self.xp.cuda.get_current_stream()
         if self._user is not None and self._user != stream:
             stream.wait_event(self._used)
@@ -125,7 +128,7 @@ class CudaMemory(Memory):
         return stream
 
     def leave(self) -> None:
-        """What was done since `enter` is on its way."""
+        """Note that the work since `enter` has been given to the stream."""
         self._used.record(self._user)
 
     def kernel(self, loop: Loop) -> Any:
@@ -151,41 +154,57 @@ def compute_type(library: Any) -> str:
     return str(library._core._routines_linalg.compute_type_to_str(kind))
 
 
+# --- calls that CuPy makes in a way of its own ------------------------------------------------
+
+
+def _join(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """Part by part: CuPy's own functions send a list of addresses from the host."""
+    axis = call.settings.get("axis", args[1] if len(args) > 1 else 0) % out.ndim
+    before, made, start = (slice(None),) * axis, [], 0
+    for part in args[0]:
+        length = 1 if call.function == "stack" else part.shape[axis]
+        place = start if call.function == "stack" else slice(start, start + length)
+        made.append((cupy.copyto, (out[(*before, place)], part), {"casting": "unsafe"}))
+        start += length
+    return made
+
+
+def _convolve(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """The definition, call by call."""
+    return copied(cupy, getattr(convolution, call.function), call, args, out)
+
+
+CUPY: dict[str, Maker] = {
+    **dict.fromkeys(("concat", "stack"), _join),
+    **dict.fromkeys(CONVOLUTIONS, _convolve),
+}
+
+
+# --- a plan on a device -----------------------------------------------------------------------
+
+
 class CudaBinding(Binding):
     """A plan with a CuPy array for every value; `operations` replay it, or `graph` at once.
 
     graph: the captured operations, None before. graph_error: why there is none; then every replay
     runs the operations one by one. launches: operations in a replay without graph.
+    pool: what CuPy allocates for itself (workspaces of reductions, copies of odd layouts) comes
+    from a pool of this program alone. A graph remembers addresses: in the common pool the blocks
+    would be free after the capture, for any array, or handed back to the driver.
     """
 
+    memory: CudaMemory
+    own = CUPY
+
     def __init__(
-        self, values: list[Value], plan: Plan, lasting: dict[int, Array], memory: CudaMemory
+        self, values: list[Value], plan: Plan, persistent: dict[int, Array], memory: CudaMemory
     ):
-        self.values, self.plan, self.memory, self.fast = values, plan, memory, True
         self.graph: Any = None
         self.graph_error: Exception | None = None
         self.runs = 0
-        cupy = memory.xp
-        # What CuPy allocates for itself (workspaces of reductions, copies of odd layouts) comes
-        # from a pool of this program alone. A graph remembers addresses: in the common pool the
-        # blocks would be free after the capture, for any array, or handed back to the driver.
-        self.pool = cupy.cuda.MemoryPool()
-        self.arrays = {i: x if on_gpu(x) else cupy.asarray(x) for i, x in lasting.items()}
-        self._placed: dict[tuple[Any, ...], Array] = {}
-        apart = self._apart()
-        extra = max((end for _, end in apart.values()), default=0)
-        memory.reserve(plan.scratch_bytes + extra)
-        self.scratch = memory.scratch
-        for i, offset in plan.scratch.items():
-            self.arrays[i] = self._at(i, offset)
-        for i, (start, _) in apart.items():
-            self.arrays[i] = self._at(i, plan.scratch_bytes + start)
-        self.lanes = cupy.empty(self._lanes(), dtype=np.float64)
-        for c in plan.constants:
-            call = plan.calls[c]
-            self.arrays[call.result] = memory.made(values[call.result])
-            run(self.single(call))
-        self.operations = [o for group in plan.groups for o in self._group(group)]
+        self.pool = memory.xp.cuda.MemoryPool()
+        on_device = {i: x if on_gpu(x) else memory.xp.asarray(x) for i, x in persistent.items()}
+        super().__init__(values, plan, on_device, memory, fast=True)
 
     @property
     def launches(self) -> int:
@@ -209,7 +228,7 @@ class CudaBinding(Binding):
 
     @contextmanager
     def _aside(self) -> Iterator[Any]:
-        """The side stream, after what the current stream has to do and before what it gets next.
+        """The side stream: it waits for the current stream's work so far, which then waits for it.
 
         CuPy's pools keep free blocks by stream: calls that warm up for a capture must run on the
         stream of the capture.
@@ -224,10 +243,10 @@ class CudaBinding(Binding):
             caller.wait_event(side.record())
 
     def _capture(self) -> None:
-        """Capture the operations; nothing runs, so that the homes keep what they have.
+        """Capture the operations. Nothing runs, so the homes keep their numbers.
 
-        In the thread-local mode CUDA refuses what would not be in the graph: to allocate, to wait.
-        So does a program with calls of `NOT_CAPTURED`.
+        In the thread-local mode CUDA refuses calls that cannot be part of a graph (to allocate, to
+        wait). Calls of `NOT_CAPTURED` are refused here.
         """
         barred = {self.plan.calls[c].function for g in self.plan.groups for c in g.calls}
         barred &= set(NOT_CAPTURED)
@@ -252,56 +271,53 @@ class CudaBinding(Binding):
             if collecting:
                 gc.enable()
 
-    # --- arrays ----------------------------------------------------------------------------
+    # --- memory ----------------------------------------------------------------------------
 
-    def array(self, index: int) -> Array:
-        """The array of a value; a view is made of its owner's memory."""
-        if index not in self.arrays:
-            value = self.values[index]
-            assert value.base is not None
-            self.arrays[index] = self.memory.seen(self.arrays[value.base], value, value.offset)
-        return self.arrays[index]
+    def _reserve(self) -> None:
+        """Scratch memory of the plan, after it whole arrays for the values inside chains that
+        cannot be one kernel, and the numbers that a norm keeps between its two kernels."""
+        whole = self._whole_places()
+        end = max((offset + room for offset, room in whole.values()), default=0)
+        self.memory.reserve(max(self.plan.scratch_bytes, end))
+        self.scratch = self.memory.scratch
+        for i, (offset, _) in whole.items():
+            self.arrays[i] = self._at(i, offset)
+        self.lanes = self.memory.xp.empty(self._lanes(), dtype=np.float64)
 
-    def _at(self, i: int, offset: int) -> Array:
-        """A value in scratch memory. Where it takes the place of another of its form it is the
-        same object: CuPy copies arguments that overlap `out` and are another object."""
-        value = self.values[i]
-        key = (offset, value.shape, value.dtype, value.strides)
-        if key not in self._placed:
-            self._placed[key] = self.memory.seen(self.scratch, value, offset)
-        return self._placed[key]
-
-    def _apart(self) -> dict[int, tuple[int, int]]:
-        """Start and end, beyond the scratch memory of the plan, of the values inside chains that
-        cannot be one kernel: their calls run one by one on whole arrays."""
+    def _whole_places(self) -> dict[int, tuple[int, int]]:
+        """Offset and room (bytes) of every value inside a chain that cannot be one kernel, whose
+        calls run one by one on whole arrays. Such chains share their room."""
         places: dict[int, tuple[int, int]] = {}
         for group in self.plan.groups:
-            if not self._compiles(group):
+            if not self._compiles([self.plan.calls[c] for c in group.calls]):
                 for i, slot in group.slots:
-                    room = self.values[i].size * 8  # slots serve values of any dtype
-                    places[i] = (slot * room, (slot + 1) * room)
+                    room = self.values[i].size * 8  # a slot serves values of any dtype
+                    places[i] = (self.plan.scratch_bytes + slot * room, room)
         return places
+
+    def _lanes(self) -> int:
+        """How many numbers the largest norm keeps. Norms run one after another: they share them."""
+        calls = [self.plan.calls[c] for g in self.plan.groups for c in g.calls]
+        calls += [self.plan.calls[c] for c in self.plan.constants]
+        sizes = [self.values[c.refs[0]].size for c in calls if c.function == "norm"]
+        return LANES * max(map(_chunks, sizes), default=0)
 
     # --- operations ------------------------------------------------------------------------
 
-    def _compiles(self, group: Group) -> bool:
-        return all(can_compile(self.plan.calls[c], self.values) for c in group.calls)
+    def _compiles(self, calls: list[Call]) -> bool:
+        return all(can_compile(call, self.values) for call in calls)
 
-    def _group(self, group: Group) -> list[Operation]:
-        calls = [self.plan.calls[c] for c in group.calls]
-        if group.chain and self._compiles(group):
-            inside = dict(group.slots)
-            return [self._loop(calls, [c.result for c in calls if c.result not in inside])]
+    def _chain(self, calls: list[Call], slots: dict[int, int]) -> list[Operation]:
+        """The calls of a chain as one kernel, or one by one."""
+        if self._compiles(calls):
+            return [self._loop(calls, [c.result for c in calls if c.result not in slots])]
         return [operation for call in calls for operation in self.single(call)]
 
     def single(self, call: Call) -> list[Operation]:
-        """The CuPy calls of one call, on whole arrays."""
-        if can_compile(call, self.values):
+        """The kernel or the CuPy calls of one call, on whole arrays."""
+        if self._compiles([call]):
             return [self._loop([call], [call.result])]
-        args, out = tuple(map(self._filled, call.args)), self.array(call.result)
-        if call.function == "norm":
-            return self._norm(args[0], out)
-        return operations(self.memory.xp, call, args, out)
+        return super().single(call)
 
     def _loop(self, calls: list[Call], kept: list[int]) -> Operation:
         """Elementwise calls as one kernel."""
@@ -317,19 +333,9 @@ class CudaBinding(Binding):
         return self.values[i].shape == () != self.values[calls[0].result].shape
 
     def _place(self, i: int) -> tuple[Any, ...]:
-        """What two values have in common that are the same array."""
+        """Equal for two values that are the same array."""
         x, value = self.arrays[i], self.values[i]
         return x.data.ptr, value.dtype, value.shape, value.strides
-
-    # --- the norm --------------------------------------------------------------------------
-
-    def _lanes(self) -> int:
-        """The numbers that the largest norm keeps between its two kernels. Norms run one after
-        another, so that all share them."""
-        calls = [self.plan.calls[c] for g in self.plan.groups for c in g.calls]
-        calls += [self.plan.calls[c] for c in self.plan.constants]
-        sizes = [self.values[c.refs[0]].size for c in calls if c.function == "norm"]
-        return LANES * max(map(_chunks, sizes), default=0)
 
     def _norm(self, x: Array, out: Array) -> list[Operation]:
         """`npdrt.optim.norm`: a block of threads a chunk, a thread a lane; then one block."""
@@ -349,92 +355,3 @@ class CudaBinding(Binding):
 
 def _chunks(size: int) -> int:
     return max(1, -(-size // CHUNK))
-
-
-# --- one call as CuPy makes it ----------------------------------------------------------------
-
-_NAMES = {"abs": "absolute", "bitwise_invert": "invert", "round": "rint"}
-
-
-def operations(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """The CuPy calls, writing into `out`, that give what `call` gives on these arguments."""
-    special = _SPECIAL.get(call.function)
-    if special:
-        return special(cupy, call, args, out)
-    function = getattr(cupy, _NAMES.get(call.function, call.function))
-    settings = dict(call.settings)
-    if call.function in ("sum", "prod"):
-        settings["dtype"] = out.dtype
-    return [(function, args, {**settings, "out": out})]
-
-
-def _copy(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    return [(cupy.copyto, (out, args[0]), {"casting": "unsafe"})]
-
-
-def _where(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    condition, a, b = args  # cupy.where has no `out`
-    fill = [(cupy.copyto, (out, x), {"casting": "unsafe"}) for x in (b, a)]
-    return [fill[0], (*fill[1][:2], {"casting": "unsafe", "where": condition})]
-
-
-def _assign(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    base, index, value = args
-    same = base.data.ptr == out.data.ptr
-    copied: list[Operation] = [] if same else [(cupy.copyto, (out, base), {})]
-    return [*copied, (cupy.copyto, (out[index], value), {"casting": "unsafe"})]
-
-
-def _create(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    if call.function == "arange":
-        return [(cupy.copyto, (out, cupy.arange(*args, **call.settings)), {})]
-    value = {"zeros": 0, "ones": 1}.get(call.function)
-    return [(out.fill, (args[1] if value is None else value,), {})]
-
-
-def _join(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """Part by part: CuPy's own functions send a list of addresses from the host."""
-    axis = call.settings.get("axis", args[1] if len(args) > 1 else 0) % out.ndim
-    before, made, start = (slice(None),) * axis, [], 0
-    for part in args[0]:
-        length = 1 if call.function == "stack" else part.shape[axis]
-        place = start if call.function == "stack" else slice(start, start + length)
-        made.append((cupy.copyto, (out[(*before, place)], part), {"casting": "unsafe"}))
-        start += length
-    return made
-
-
-def _take(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    x, indices, *axis = args
-    settings = {"axis": axis[0] if axis else None, **call.settings}
-    return [(cupy.take, (x, indices), {**settings, "out": out})]
-
-
-def _convolve(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """The definition, call by call, whose result is copied."""
-    function = getattr(convolution, call.function)
-
-    def into(*args: Any) -> None:
-        cupy.copyto(out, function(*args, **call.settings))
-
-    return [(into, args, {})]
-
-
-def _allocating(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """A CuPy function that has no `out`: its result is copied."""
-    function = getattr(cupy, call.function)
-
-    def into(*args: Any) -> None:
-        cupy.copyto(out, function(*args, **call.settings))
-
-    return [(into, args, {})]
-
-
-_SPECIAL: dict[str, Callable[[Any, Call, tuple[Any, ...], Array], list[Operation]]] = {
-    **dict.fromkeys(("astype", "copy"), _copy),
-    **dict.fromkeys(("zeros", "ones", "full", "arange"), _create),
-    **dict.fromkeys(("concat", "stack"), _join),
-    **dict.fromkeys(NOT_CAPTURED, _allocating),
-    **dict.fromkeys(CONVOLUTIONS, _convolve),
-    **{"where": _where, "assign": _assign, "take": _take},
-}

@@ -1,19 +1,21 @@
 """The bytes of a program's file, read without trust.
 
-Every function is one of `npdrt.program.calls.KINDS`, and the form of every result - shape, dtype,
-memory layout, and for a view its place in its owner's memory - is worked out anew from the call
-and must be the one in the file. What a file makes this process hold or do is bounded before it is
-done: its bytes, its items, how deep they nest, and the dtypes that NumPy is asked for.
+The types below declare what a file holds. Every function is one of `npdrt.program.calls.KINDS`, and
+the form of every result (shape, dtype, memory layout, and for a view its place in its owner's
+memory) is worked out anew from the call and must be the one in the file. The work and
+memory that a file can cost are bounded first: its bytes, its items, how deep they nest, and the
+dtypes that NumPy is asked for.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from npdrt import schema
 from npdrt.errors import FileRefused
 from npdrt.ops.winograd import FORMS
 from npdrt.program import infer
@@ -27,47 +29,125 @@ MAX_ITEMS = 1 << 21  # of its lists and objects; ResNet-18 has 2 % of that
 MAX_DEPTH = 50  # of arguments and results
 MAX_NUMBER = 1 << 62  # of a size, stride or index
 MAX_VALUE = 1 << 40  # bytes of a value
-MAX_DIMENSIONS = 8
 MAX_READ = 1 << 14  # values that a call reads
 MAX_ARANGE = 1 << 24  # elements; NumPy makes them to tell their dtype
-DTYPES = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
-)
-SETTINGS = (
-    *("axis", "keepdims", "dtype", "stable", "side", "min", "max"),
-    *("size", "stride", "padding", "groups", "form"),
-)
-TEXTS = (*DTYPES, *FORMS, "left", "right")  # arguments of calls
-DRAW_SETTINGS = ("low", "high", "scale", "p")
+
+# --- what a file holds ------------------------------------------------------------------------
+
+Dtype = Literal[
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64",
+]  # fmt: skip
+Setting = Literal[
+    "axis", "keepdims", "dtype", "stable", "side", "min", "max",
+    "size", "stride", "padding", "groups", "form",
+]  # fmt: skip
+TEXTS = (*get_args(Dtype), *FORMS, "left", "right")  # arguments of calls
+Size = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
+Stride = Annotated[int, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
+
+
+class _Record(Struct, forbid_unknown_fields=True):
+    """An object of a file: these fields and no other."""
+
+
+class _Leaf(_Record):
+    """A leaf of the arguments: the number of an input, a `Random`, or a fixed value."""
+
+    path: Annotated[list[str], Meta(min_length=1)]
+    value: Size | UnsetType = UNSET
+    stream: bool | UnsetType = UNSET
+    fixed: Any = UNSET
+
+
+class _Draw(_Record):
+    value: Size
+    stream: list[str]
+    lineage: list[Any]
+    method: str
+    args: Annotated[list[Any], Meta(min_length=1)]
+    settings: dict[Literal["low", "high", "scale", "p"], Any]
+
+
+class _Constant(_Record):
+    value: Size
+    base64: str
+
+
+class _Value(_Record):
+    shape: Annotated[list[Size], Meta(max_length=8)]
+    dtype: Dtype
+    strides: list[Stride]
+    base: Size | None
+    offset: Size
+    name: str
+    origin: Literal["call", "input", "random", "constant"]
+
+
+class _Call(_Record):
+    function: str
+    args: list[Any]
+    settings: dict[Setting, Any]
+    result: Size
+    phase: str
+    source: str
+
+
+class _Program(_Record):
+    kind: str
+    format: int
+    parameters: list[str]
+    signature: list[_Leaf]
+    draws: list[_Draw]
+    constants: list[_Constant]
+    values: list[_Value]
+    calls: list[_Call]
+    result: Any
+
+
+# --- reading: values and calls ----------------------------------------------------------------
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The arguments of `Program` in the bytes of a file; `FileRefused` says what is wrong."""
+    """The arguments of `Program` in the bytes of a file; `FileRefused` names the fault."""
     try:
-        return _decoded(_json(data))
+        return _decoded(_content(data))
     except FileRefused:
         raise
-    except Exception as error:  # of values of another type or size than any that is written
-        reason = f"it holds what no program does ({type(error).__name__}: {error})"
+    except Exception as error:  # for values of another type or size than any that is written
+        reason = f"no program holds this ({type(error).__name__}: {error})"
         raise FileRefused(reason[:500]) from None
 
 
-def _decoded(content: Any) -> dict[str, Any]:
+def _content(data: bytes) -> dict[str, Any]:
+    items = sum(map(data.count, (b"[", b"{", b",")))
+    if len(data) > MAX_BYTES or items > MAX_ITEMS:
+        _refuse(f"more than {MAX_BYTES:,} bytes or {MAX_ITEMS:,} items")
+    content = schema.parse(data, Any, "malformed")
     if not isinstance(content, dict) or content.get("kind") != KIND:
         _refuse("not a saved program")
     if content.get("format") != FORMAT:
         found = content.get("format")
         found = found if type(found) is int and 0 < found < MAX_NUMBER else "unknown"
         _refuse(f"format {found}; this npdrt reads format {FORMAT}: record and save the step again")
-    parts = ("parameters", "signature", "draws", "constants", "values", "calls")
-    _fields(content, ("kind", "format", *parts, "result"), "the program")
-    for part in parts:
-        _need(isinstance(content[part], list), f"{part} is no list")
-    values = [_value(x, f"value {i}") for i, x in enumerate(content["values"])]
+    _need(_printable(content), "a text that is not printable")
+    checked: dict[str, Any] = schema.check(content, _Program, "malformed")
+    return checked
+
+
+def _printable(x: Any) -> bool:
+    """Whether a terminal can show all texts of a JSON value."""
+    if isinstance(x, str):
+        return x.isprintable()
+    parts = (*x, *x.values()) if isinstance(x, dict) else x if isinstance(x, list) else ()
+    return all(map(_printable, parts))
+
+
+def _decoded(content: dict[str, Any]) -> dict[str, Any]:
+    values = [_value(x, i) for i, x in enumerate(content["values"])]
     calls = [_call(x, f"call {i}", len(values)) for i, x in enumerate(content["calls"])]
     _check_forms(values, calls)
-    parameters = tuple(_text(x, "a parameter") for x in content["parameters"])
+    parameters = tuple(content["parameters"])
     signature = _signature(content["signature"], parameters, values)
     return {
         "values": values,
@@ -80,25 +160,6 @@ def _decoded(content: Any) -> dict[str, Any]:
     }
 
 
-def _json(data: bytes) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        _need(len(found) == len(pairs), "a key stands twice in one object")
-        return found
-
-    def constant(text: str) -> NoReturn:
-        _refuse(f"{text} is no number of JSON")
-
-    items = sum(map(data.count, (b"[", b"{", b",")))
-    if len(data) > MAX_BYTES or items > MAX_ITEMS:
-        _refuse(f"more than {MAX_BYTES:,} bytes or {MAX_ITEMS:,} items")
-    try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        reason = f"not JSON in UTF-8 ({error})"
-        raise FileRefused(f"{reason}; it is another kind of file, or damaged") from None
-
-
 def _refuse(reason: str) -> NoReturn:
     raise FileRefused(reason)
 
@@ -108,69 +169,27 @@ def _need(condition: Any, reason: str) -> None:
         _refuse(reason)
 
 
-def _fields(x: Any, names: tuple[str, ...], what: str) -> None:
-    if not isinstance(x, dict) or set(x) != set(names):
-        _refuse(f"{what}: expected an object of {', '.join(names)}")
-
-
-def _text(x: Any, what: str) -> str:
-    """A string that a terminal can show."""
-    _need(isinstance(x, str) and x.isprintable(), f"{what} is no printable text")
-    return str(x)
-
-
 def _integer(x: Any, what: str, least: int = 0, below: int = MAX_NUMBER) -> int:
     if type(x) is not int or not least <= x < below:
-        _refuse(f"{what} is no integer from {least} to {below - 1}: {x!r}"[:200])
+        _refuse(f"{what} is not an integer from {least} to {below - 1}: {x!r}"[:200])
     return int(x)
 
 
-def _integers(x: Any, what: str, least: int = 0) -> tuple[int, ...]:
-    _need(isinstance(x, list), f"{what} is no list")
-    return tuple(_integer(n, what, least) for n in x)
-
-
-def _path(x: Any, what: str) -> Path:
-    _need(isinstance(x, list), f"{what}: the path is no list")
-    return tuple(_text(part, f"{what}: a step of the path") for part in x)
-
-
-# --- reading: values and calls ----------------------------------------------------------------
-
-
-def _value(x: Any, what: str) -> Value:
-    _fields(x, ("shape", "dtype", "strides", "base", "offset", "name", "origin"), what)
-    shape, strides = _integers(x["shape"], what), _integers(x["strides"], what, -MAX_NUMBER)
-    _need(len(shape) == len(strides) <= MAX_DIMENSIONS, f"{what}: shape and strides do not fit")
-    _need(x["dtype"] in DTYPES, f"{what}: dtype {x['dtype']!r} is none of {', '.join(DTYPES)}")
-    origins = ("call", "input", "random", "constant")
-    _need(x["origin"] in origins, f"{what}: origin is none of {', '.join(origins)}")
-    base = None if x["base"] is None else _integer(x["base"], f"{what}: base")
-    offset, name = _integer(x["offset"], f"{what}: offset"), _text(x["name"], f"{what}: name")
-    value = Value(shape, x["dtype"], strides, base, offset, name, x["origin"])
-    _need(value.nbytes <= MAX_VALUE, f"{what} is too large")
+def _value(x: dict[str, Any], i: int) -> Value:
+    value = Value(**{**x, "shape": tuple(x["shape"]), "strides": tuple(x["strides"])})
+    _need(len(value.shape) == len(value.strides), f"value {i}: shape and strides do not fit")
+    _need(value.nbytes <= MAX_VALUE, f"value {i} is too large")
     return value
 
 
-def _call(x: Any, what: str, count: int) -> Call:
-    _fields(x, ("function", "args", "settings", "result", "phase", "source"), what)
-    if not isinstance(x["function"], str) or x["function"] not in KINDS:
+def _call(x: dict[str, Any], what: str, count: int) -> Call:
+    if x["function"] not in KINDS:
         _refuse(f"{what}: unknown function {x['function']!r}; nothing else may be called")
-    settings = x["settings"]
-    if not isinstance(settings, dict) or not set(settings) <= set(SETTINGS):
-        _refuse(f"{what}: settings other than {', '.join(SETTINGS)}")
-    args = _argument(x["args"], what, count)
-    _need(isinstance(args, tuple), f"{what}: args is no list")
-    made = Call(
-        x["function"],
-        args,
-        _integer(x["result"], f"{what}: result", 0, count),
-        {name: _argument(item, what, 0) for name, item in settings.items()},
-        _text(x["phase"], f"{what}: phase"),
-        _text(x["source"], f"{what}: source"),
-    )
-    _need(len(made.refs) <= MAX_READ, f"{what}: reads more than {MAX_READ} values")
-    return made
+    settings = {name: _argument(item, what, 0) for name, item in x["settings"].items()}
+    _integer(x["result"], f"{what}: result", 0, count)
+    call = Call(**{**x, "args": _argument(x["args"], what, count), "settings": settings})
+    _need(len(call.refs) <= MAX_READ, f"{what}: reads more than {MAX_READ} values")
+    return call
 
 
 def _argument(x: Any, what: str, count: int, depth: int = 0) -> Any:
@@ -194,7 +213,7 @@ def _argument(x: Any, what: str, count: int, depth: int = 0) -> Any:
 
 def _scalar(x: Any, what: str) -> Any:
     if x is None or type(x) in (bool, str) or (type(x) is float and x - x == 0):
-        return _text(x, what) if isinstance(x, str) else x
+        return x
     return _bound(x, f"{what}: an argument")
 
 
@@ -203,30 +222,29 @@ def _bound(x: Any, what: str) -> int:
 
 
 def _check_forms(values: list[Value], calls: list[Call]) -> None:
-    """Every result is made once, of values before it, and has the form its call gives it."""
+    """Every result is made once, from values before it, and has the form its call gives it."""
     forms: list[infer.Form] = []
     made = iter(enumerate(calls))
     for i, value in enumerate(values):
-        base, offset = None, 0
+        args: tuple[Any, ...] = ()
         form = infer.empty(value.shape, value.dtype)
         if value.origin == "call":
             number, call = next(made, (0, None))
             if call is None or call.result != i or any(r >= i for r in call.refs):
-                _refuse(f"value {i}: made by no call, or of values that come later")
-            form = _form(call, f"call {number}", forms, values)
-            if form.base is not None:
-                base, offset = _owner(call, values, form)
-        found = Value(form.shape, str(form.dtype), form.strides, base, offset)
-        expected = (value.shape, value.dtype, value.strides, value.base, value.offset)
-        if (found.shape, found.dtype, found.strides, found.base, found.offset) != expected:
-            _refuse(f"value {i}: its shape, dtype or place is not what its call makes")
-        _need(base is None or _inside(value, values[base]), f"value {i} leaves its owner's memory")
+                _refuse(f"value {i}: no call produces it, or its call reads a later value")
+            args, form = call.args, _form(call, f"call {number}", forms, values)
+        base, offset = infer.place(values, args, form)
+        labels = value.name, value.origin
+        expected = Value(form.shape, form.dtype.name, form.strides, base, offset, *labels)
+        _need(value == expected, f"value {i}: its shape, dtype or place is not what its call makes")
+        whole = value.base is None or _inside(value, values[value.base])
+        _need(whole, f"value {i} leaves its owner's memory")
         forms.append(form)
     _need(next(made, None) is None, "a call makes no value")
 
 
 def _form(call: Call, what: str, forms: list[infer.Form], values: list[Value]) -> infer.Form:
-    """The form of a call's result; `FileRefused` where the call cannot be made."""
+    """The form of a call's result; `FileRefused` if the call cannot be made."""
     _check_arguments(call, what, values)
     try:
         form = infer.result(call.function, infer.with_forms(call.args, forms), call.settings)
@@ -237,12 +255,12 @@ def _form(call: Call, what: str, forms: list[infer.Form], values: list[Value]) -
 
 
 def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
-    """What NumPy would accept, but a recorded call never has."""
+    """Refuse arguments that NumPy would accept but no recorded call has."""
     args = call.args
     if call.function != "arange" and call.kind != "creation" and not call.refs:
         _refuse(f"{what}: {call.function} of no value")
     if call.kind == "view" or call.function in ("norm", "assign"):
-        _need(isinstance(args[0], Ref), f"{what}: the first argument is no value")
+        _need(isinstance(args[0], Ref), f"{what}: the first argument is not a value")
     if call.kind == "elementwise":
         _need(not any(isinstance(x, tuple | slice) for x in args), f"{what}: a list as argument")
     if call.kind == "convolution":
@@ -264,7 +282,7 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
 
 
 def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
-    """Two whole values, and the settings of that function, of which there are no others."""
+    """Refuse other arguments than two whole values, and other settings than the function has."""
     names = {"stride", "padding", "groups", "form"}
     names |= {"size"} if call.function != "convolve" else set()
     whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
@@ -279,39 +297,31 @@ def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
         _need(pair and all(type(n) is int for n in numbers), f"{what}: {name} {x!r}"[:200])
 
 
-def _owner(call: Call, values: list[Value], form: infer.Form) -> tuple[int, int]:
-    """The value whose memory a view shows, and the view's offset in it."""
-    viewed = call.args[0].index
-    parent = values[viewed]
-    return (viewed if parent.base is None else parent.base), parent.offset + form.offset
-
-
 def _inside(view: Value, owner: Value) -> bool:
     """Whether every element of a view lies in the memory of its owner."""
     low, size = view.extent
     return view.size == 0 or 0 <= view.offset + low <= owner.nbytes - size
 
 
-# --- reading: what is around the calls --------------------------------------------------------
+# --- reading: the rest ------------------------------------------------------------------------
 
 
 def _signature(
-    entries: list[Any], parameters: tuple[str, ...], values: list[Value]
+    entries: list[dict[str, Any]], parameters: tuple[str, ...], values: list[Value]
 ) -> dict[Path, Ref | Stream | Fixed]:
-    """Path in the arguments -> what stands there; every input once."""
+    """Path in the arguments -> its leaf; every input occurs once."""
     found: dict[Path, Ref | Stream | Fixed] = {}
     for entry in entries:
-        what = "signature"
-        _need(isinstance(entry, dict) and len(entry) == 2 and "path" in entry, f"{what}: an entry")
-        path = _path(entry["path"], what)
-        _need(path and path[0] in parameters and path not in found, f"{what}: path {path}")
+        path = tuple(entry["path"])
+        _need(path[0] in parameters and path not in found, f"signature: path {path}")
+        _need(len(entry) == 2, f"signature: {'/'.join(path)} is not one of value, stream and fixed")
         if "value" in entry:
-            found[path] = Ref(_integer(entry["value"], what, 0, len(values)))
-        elif entry.get("stream") is True:
-            found[path] = Stream(path)
+            found[path] = Ref(_integer(entry["value"], "signature", 0, len(values)))
+        elif "fixed" in entry:
+            found[path] = Fixed(_scalar(entry["fixed"], "signature"))
         else:
-            _need("fixed" in entry, f"{what}: {'/'.join(path)} is neither value nor fixed")
-            found[path] = Fixed(_scalar(entry["fixed"], what))
+            _need(entry["stream"], f"signature: {'/'.join(path)}: stream is not true")
+            found[path] = Stream(path)
     _check_origin("input", [x.index for x in found.values() if isinstance(x, Ref)], values)
     return found
 
@@ -337,29 +347,27 @@ def _draws(
     return found
 
 
-def _draw(x: Any, signature: dict[Path, Ref | Stream | Fixed], count: int) -> tuple[int, Draw]:
-    _fields(x, ("value", "stream", "lineage", "method", "args", "settings"), "a draw")
-    i, path = _integer(x["value"], "a draw", 0, count), _path(x["stream"], "a draw")
-    _need(isinstance(signature.get(path), Stream), "a draw from something that is no stream")
+def _draw(
+    x: dict[str, Any], signature: dict[Path, Ref | Stream | Fixed], count: int
+) -> tuple[int, Draw]:
+    i, path = _integer(x["value"], "a draw", 0, count), tuple(x["stream"])
+    _need(isinstance(signature.get(path), Stream), "a draw from something that is not a stream")
     _need(x["method"] in tuple(DRAWN), f"a draw by {x['method']!r}")
-    _need(isinstance(x["lineage"], list), "a draw: lineage is no list")
-    lineage = tuple(map(_narrowed, x["lineage"]))
-    _need(isinstance(x["args"], list) and x["args"], "a draw of no shape")
     size, *more = x["args"]
-    size = _integers(size, "a draw") if isinstance(size, list) else _integer(size, "a draw")
-    args = (size, *(_argument(item, "a draw", 0) for item in more))
-    known = isinstance(x["settings"], dict) and set(x["settings"]) <= set(DRAW_SETTINGS)
-    _need(known, "a draw with other settings")
+    sizes = size if isinstance(size, list) else [size]
+    shape = tuple(_integer(n, "a draw") for n in sizes)
+    more = [_argument(item, "a draw", 0) for item in more]
     settings = {name: _argument(item, "a draw", 0) for name, item in x["settings"].items()}
-    numbers = all(type(n) in (int, float) for n in (*args[1:], *settings.values()))
+    numbers = all(type(n) in (int, float) for n in (*more, *settings.values()))
     _need(numbers, "a draw with other than numbers")
-    return i, Draw(Stream(path), lineage, x["method"], args, settings)
+    args = (shape if isinstance(size, list) else size, *more)
+    return i, Draw(Stream(path), tuple(map(_narrowed, x["lineage"])), x["method"], args, settings)
 
 
 def _narrowed(step: Any) -> tuple[str, Any]:
     match step:
         case ["of", str(purpose)]:
-            return "of", _text(purpose, "a draw: a purpose")
+            return "of", purpose
         case ["at", int(number)]:
             return "at", _integer(number, "a draw: a step", 0, 1 << 64)
     _refuse("a draw: lineage is made of [of, text] and [at, number]")
@@ -368,7 +376,6 @@ def _narrowed(step: Any) -> tuple[str, Any]:
 def _constants(entries: list[Any], values: list[Value]) -> dict[int, Any]:
     found = {}
     for entry in entries:
-        _fields(entry, ("value", "base64"), "a constant")
         i = _integer(entry["value"], "a constant", 0, len(values))
         try:
             raw = base64.b64decode(entry["base64"], validate=True)
@@ -388,9 +395,7 @@ def _result(x: Any, count: int, depth: int = 0) -> Any:
         _refuse("result: expected one of dict, tuple, list, value, fixed")
     ((kind, item),) = x.items()
     if kind == "dict" and isinstance(item, dict):
-        return {
-            _text(k, "result: a key"): _result(part, count, depth + 1) for k, part in item.items()
-        }
+        return {key: _result(part, count, depth + 1) for key, part in item.items()}
     if kind in ("tuple", "list") and isinstance(item, list):
         parts = (_result(part, count, depth + 1) for part in item)
         return tuple(parts) if kind == "tuple" else list(parts)

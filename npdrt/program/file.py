@@ -1,6 +1,6 @@
 """A program as a file: one JSON object, described in docs/programs.md.
 
-Writing is atomic, and the same program gives the same bytes. `npdrt.program.decode` says what is
+Writing is atomic, and the same program gives the same bytes. `npdrt.program.decode` checks what is
 read.
 """
 
@@ -8,59 +8,59 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from npdrt import atomic
+from npdrt import atomic, regular
 from npdrt.errors import Error, FileRefused
 from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream
 from npdrt.program.decode import FORMAT, KIND, MAX_BYTES, decode
-from npdrt.program.listing import encoded
+from npdrt.program.recording import Recording
 from npdrt.program.tree import Leaf
 from npdrt.program.tree import Path as Place
-
-if TYPE_CHECKING:
-    from npdrt.program.program import Program
-
 
 # --- writing ----------------------------------------------------------------------------------
 
 
-def write(program: Program, path: Path) -> None:
+def write(program: Recording, path: Path) -> None:
     """Save a program at `path`, atomically; an old file is there until the new one is whole.
 
-    Raises `Error` where the program has a part that is no plain data, and for a failure of the
+    Raises `Error` if a part of the program is not plain data, and `DiskError` for a failure of the
     file system.
     """
     data = encode(program)
     try:
-        decode(data)  # what could not be read is not written
+        decode(data)  # a file that could not be read is not written
     except FileRefused as error:
         raise Error(f"the program cannot be saved: {error}") from error
     atomic.replace(path, data)
 
 
-def encode(program: Program) -> bytes:
+def encode(program: Recording) -> bytes:
     """The bytes of a program's file: JSON in UTF-8, a value or call a line."""
     try:
-        return _lines(
-            {
-                "kind": KIND,
-                "format": FORMAT,
-                "parameters": list(program.parameters),
-                "signature": [_signed(path, x) for path, x in program.signature.items()],
-                "draws": [_drawn(i, draw) for i, draw in program.draws.items()],
-                "constants": [_constant(i, x) for i, x in program.constants.items()],
-                "values": [asdict(value) for value in program.values],
-                "calls": [_called(call) for call in program.calls],
-                "result": _tree(program.result),
-            }
-        ).encode()
+        return _lines(content(program)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise Error(f"the program cannot be saved: {error}") from error
+
+
+def content(program: Recording) -> dict[str, Any]:
+    """A program as JSON values; docs/programs.md describes them."""
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "parameters": list(program.parameters),
+        "signature": [_signed(path, x) for path, x in program.signature.items()],
+        "draws": [_drawn(i, draw) for i, draw in program.draws.items()],
+        "constants": [_constant(i, x) for i, x in program.constants.items()],
+        "values": [asdict(value) for value in program.values],
+        "calls": [_called(call) for call in program.calls],
+        "result": _tree(program.result),
+    }
 
 
 def _lines(content: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def _drawn(i: int, draw: Draw) -> dict[str, Any]:
         "lineage": [list(step) for step in draw.lineage],
         "method": draw.method,
         "args": encoded(draw.args),
-        "settings": encoded_settings(draw.settings),
+        "settings": {name: encoded(x) for name, x in draw.settings.items()},
     }
 
 
@@ -101,20 +101,31 @@ def _constant(i: int, x: Any) -> dict[str, Any]:
     return {"value": i, "base64": base64.b64encode(little.tobytes()).decode()}
 
 
+def encoded(item: Any, reference: Callable[[int], Any] = lambda i: i) -> Any:
+    """An argument as JSON: {"value": ...} for a value, {"slice": [start, stop, step]},
+    {"ellipsis": true}, {"float": "inf"}; a tuple is a list, anything else itself."""
+    if isinstance(item, Ref):
+        return {"value": reference(item.index)}
+    if isinstance(item, tuple | list):
+        return [encoded(part, reference) for part in item]
+    if isinstance(item, slice):
+        return {"slice": [item.start, item.stop, item.step]}
+    if item is ...:
+        return {"ellipsis": True}
+    if isinstance(item, float) and (item != item or item in (float("inf"), float("-inf"))):
+        return {"float": repr(item)}
+    return item
+
+
 def _called(call: Call) -> dict[str, Any]:
     return {
         "function": call.function,
         "args": encoded(call.args),
-        "settings": encoded_settings(call.settings),
+        "settings": {name: encoded(x) for name, x in call.settings.items()},
         "result": call.result,
         "phase": call.phase,
         "source": call.source,
     }
-
-
-def encoded_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON values."""
-    return {name: encoded(x) for name, x in settings.items()}
 
 
 def _tree(x: Any) -> Any:
@@ -123,7 +134,7 @@ def _tree(x: Any) -> Any:
         return {"value": x.index}
     if isinstance(x, dict):
         if not all(isinstance(key, str) for key in x):
-            raise TypeError("a dict in its result has keys that are no strings")
+            raise TypeError("a dict in its result has keys that are not strings")
         return {"dict": {key: _tree(item) for key, item in x.items()}}
     if isinstance(x, tuple | list):
         kind = "tuple" if isinstance(x, tuple) else "list"
@@ -141,18 +152,8 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises `FileRefused`, with path and reason, for anything that `write` does not make.
     """
+    data = regular.contents(path, follow=True, limit=MAX_BYTES)
     try:
-        return decode(_bytes(path))
+        return decode(data)
     except FileRefused as refusal:
         raise FileRefused(f"{path}: {refusal}") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        if not path.exists():
-            raise FileRefused("the file does not exist")
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise FileRefused(f"not a regular file of at most {MAX_BYTES:,} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileRefused(f"cannot be read ({error}); check path and file") from error

@@ -2,9 +2,9 @@
 
 Only `+ - * / sqrt`, comparisons and selections are compiled, in the order and the dtypes of the
 plain calls, without contraction or reassociation: the bits are those of NumPy, which stays the
-definition (`npdrt.program.replay`) and the oracle of the tests. Not among them: `maximum` and
-`minimum`, whose sign of zero is NumPy's affair, and casts to integers. One thread: one loop nearly
-fills the memory's bandwidth (benchmarks/README.md).
+definition (`npdrt.program.replay`) and the oracle of the tests. `maximum` and `minimum` are not
+compiled, because only NumPy knows which zero it returns for 0.0 and -0.0; nor are casts to
+integers. Loops run on one thread, which nearly fills the memory's bandwidth (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from npdrt.errors import Unavailable
 from npdrt.optim.norm import CHUNK, LANES
-from npdrt.program.calls import Call, Ref, Value
+from npdrt.program.calls import Call, Value
+from npdrt.program.chain import Language, expression, read_by
 
 _INFIX = {
     **{"add": "+", "subtract": "-", "multiply": "*", "divide": "/"},
@@ -25,8 +26,11 @@ _INFIX = {
     **{"greater": ">", "greater_equal": ">="},
     **{"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"},
 }
-_PREFIX = {"negative": "-{}", "sqrt": "np.sqrt({})", "abs": "abs({})"}
-FUSABLE = (*_INFIX, *_PREFIX, "where", "astype", "isfinite")
+_PREFIX = {
+    **{"negative": "-{}", "sqrt": "np.sqrt({})", "abs": "abs({})"},
+    "isfinite": "np.isfinite({})",
+}
+FUSABLE = (*_INFIX, *_PREFIX, "where", "astype")
 
 
 def numba() -> Any:
@@ -44,12 +48,6 @@ def numba() -> Any:
 # --- chains -----------------------------------------------------------------------------------
 
 
-def read_by(calls: list[Call]) -> list[int]:
-    """The values a chain reads and does not make."""
-    made = {call.result for call in calls}
-    return list(dict.fromkeys(i for call in calls for i in call.refs if i not in made))
-
-
 def loop_source(
     calls: list[Call], values: list[Value], kept: list[int], memory: dict[int, int]
 ) -> str:
@@ -64,7 +62,9 @@ def loop_source(
     names = {i: f"x{k}" for k, i in enumerate([*read, *(call.result for call in calls)])}
     before = [f"{names[i]} = a{memory[i]}[()]" for i in read if values[i].shape == ()]
     inside = [f"{names[i]} = a{memory[i]}[i]" for i in read if values[i].shape != ()]
-    inside += [f"{names[call.result]} = {_expression(call, values, names)}" for call in calls]
+    inside += [
+        f"{names[call.result]} = {expression(call, values, names, PYTHON)}" for call in calls
+    ]
     inside += [f"a{memory[i]}[i] = {names[i]}" for i in kept]
     arguments = ", ".join(f"a{k}" for k in range(len(set(memory.values()))))
     lines = [f"def loop({arguments}):", *(f"    {line}" for line in before)]
@@ -75,34 +75,21 @@ def loop_source(
     return "\n".join(lines)
 
 
-def _expression(call: Call, values: list[Value], names: dict[int, str]) -> str:
-    """A call on one element, every operand in the dtype that NumPy computes in."""
-    result = values[call.result].dtype
-    if call.function == "astype":
-        return _cast(result, names[call.refs[0]])
-    if call.function == "where":
-        condition, a, b = call.args
-        chosen = [_operand(x, result, names) for x in (a, b)]
-        return f"{chosen[0]} if {names[condition.index]} else {chosen[1]}"
-    dtype = np.result_type(*(_dtype(x, values) for x in call.args)).name
-    operands = [_operand(x, dtype, names) for x in call.args]
-    if call.function == "isfinite":
-        return f"np.isfinite({operands[0]})"
-    if call.function in _PREFIX:
-        return _PREFIX[call.function].format(operands[0])
-    return f"({operands[0]} {_INFIX[call.function]} {operands[1]})"
+def _cast(name: str, given: str, wanted: str) -> str:
+    return f"np.{'bool_' if wanted == 'bool' else wanted}({name})"
 
 
-def _dtype(x: Any, values: list[Value]) -> Any:
-    return np.dtype(values[x.index].dtype) if isinstance(x, Ref) else x
+def _apply(function: str, operands: list[str], dtype: str) -> str:
+    if function == "where":
+        return f"{operands[1]} if {operands[0]} else {operands[2]}"
+    if function in _PREFIX:
+        return _PREFIX[function].format(operands[0])
+    return f"({operands[0]} {_INFIX[function]} {operands[1]})"
 
 
-def _operand(x: Any, dtype: str, names: dict[int, str]) -> str:
-    return _cast(dtype, names[x.index] if isinstance(x, Ref) else repr(x))
-
-
-def _cast(dtype: str, expression: str) -> str:
-    return f"np.{'bool_' if dtype == 'bool' else dtype}({expression})"
+PYTHON = Language(
+    cast=_cast, literal=lambda x, wanted: _cast(repr(x), wanted, wanted), apply=_apply
+)
 
 
 @cache
@@ -178,5 +165,6 @@ def norm(x: Any, out: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[st
     whole = x.size // LANES * LANES
     kind, lanes = x.dtype, np.empty((2, LANES))
     types = f"{kind}[:, ::1], {kind}[::1], float64[::1], float64[::1], Array(float64, 0, 'C')"
-    arrays = (x[:whole].reshape(-1, LANES), x[whole:], lanes[0], lanes[1], out)
+    rows = x[:whole].reshape(-1, LANES)  # (rows, LANES); the rest of x is shorter than a row
+    arrays = (rows, x[whole:], lanes[0], lanes[1], out)
     return _compiled(_NORM, f"void({types})"), arrays, {}

@@ -15,9 +15,9 @@ import numpy as np
 
 from npdrt.errors import Error
 from npdrt.ops.window import output_size
-from npdrt.program.calls import CONVOLUTIONS, KINDS, Ref, c_strides
+from npdrt.program.calls import CONVOLUTIONS, KINDS, Ref, Value, c_strides
 
-_ORIGIN = np.zeros(16, dtype=np.uint8)  # what stand-ins point to; never read through them
+_ORIGIN = np.zeros(16, dtype=np.uint8)  # stand-ins point to it, and nobody reads it through them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,16 @@ def with_forms(item: Any, forms: list[Form]) -> Any:
     return tuple(with_forms(part, forms) for part in item) if isinstance(item, tuple) else item
 
 
+def place(values: list[Value], args: tuple[Any, ...], form: Form) -> tuple[int | None, int]:
+    """The value that owns the memory of a call's result, and the offset in it: for a view."""
+    if form.base is None:
+        return None, 0
+    viewed = values[args[0].index]
+    return (args[0].index if viewed.base is None else viewed.base), viewed.offset + form.offset
+
+
 def result(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
-    """The form of `function(*args, **settings)`; raises `Error` where NumPy would."""
+    """The form of `function(*args, **settings)`; raises `Error` if NumPy would."""
     kind = KINDS[function]
     try:
         if kind == "view":
@@ -185,7 +193,7 @@ def _matmul(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
 
 
 def _convolved(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
-    """Of images (C, N, H, W) and a weight (O, C / groups, kh, kw), or a cotangent and one."""
+    """Of images (C, N, H, W) and a weight (O, C / groups, kh, kw), or of a cotangent and either."""
     a, b = args
     stride, padding, groups = (settings[name] for name in ("stride", "padding", "groups"))
     if a.ndim != 4 or b.ndim != 4 or groups < 1 or min(stride) < 1 or min(padding) < 0:
@@ -195,7 +203,7 @@ def _convolved(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -
     if min(*x, *w, *made) < 1 or x[0] != w[1] * groups or w[0] % groups:
         raise ValueError(f"images {x} and a weight {w} do not fit")
     if g is not None and g != (w[0], x[1], *made):
-        raise ValueError(f"a cotangent {g} where the result is {(w[0], x[1], *made)}")
+        raise ValueError(f"a cotangent {g}, but the result is {(w[0], x[1], *made)}")
     shape = {"convolve": (w[0], x[1], *made), "convolve_input": x, "convolve_weight": w}[function]
     return empty(shape, np.result_type(a.dtype, b.dtype))
 
@@ -221,7 +229,7 @@ def _joined(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
     shape[axis] = sum(p.shape[axis] for p in parts)
     for p in parts:
         if any(n != m for i, (n, m) in enumerate(zip(p.shape, shape, strict=True)) if i != axis):
-            raise ValueError("the shapes differ beside the axis")
+            raise ValueError("the shapes differ on other axes than the joined one")
     return _laid_out(small, tuple(shape))
 
 
@@ -230,7 +238,7 @@ def _take(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> For
     axis = settings.get("axis", args[2] if len(args) > 2 else None)
     if axis is None:
         if x.ndim != 1:
-            raise ValueError("take needs an axis where x has several")
+            raise ValueError("take needs an axis if x has several")
         axis = 0
     return empty((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.calls import Call, Ref, Value
-from npdrt.program.fused import can_fuse, read_by
+from npdrt.program.chain import Language, computed_in, expression, read_by
+from npdrt.program.fused import can_fuse
 
 OPTIONS = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true")
 TYPES = {"bool": "bool", "float32": "float", "float64": "double"}
@@ -127,14 +128,13 @@ class Loop(NamedTuple):
 
 
 def can_compile(call: Call, values: list[Value]) -> bool:
-    """Whether a call is a kernel of its own or in a chain: one whose bits NumPy defines, on
-    float32, float64 and bool."""
+    """Whether a call can be in a kernel: on float32, float64 and bool, with NumPy's bits."""
     if not can_fuse(call, values):
         return False
     if call.function in ("astype", "where"):
         return all(isinstance(x, Ref | float | int | bool | str) for x in call.args)
-    kind = _computed_in(call, values).kind
-    return kind == ("b" if call.function in _BITWISE else "f")
+    dtype = computed_in(call, values)
+    return (dtype == "bool") == (call.function in _BITWISE)
 
 
 def loop_source(
@@ -163,49 +163,23 @@ def loop_source(
     for call in calls:
         names[call.result] = f"x{len(names)}"
         kind = TYPES[values[call.result].dtype]
-        body.append(f"const {kind} {names[call.result]} = {_expression(call, values, names)};")
+        body.append(f"const {kind} {names[call.result]} = {expression(call, values, names, CUDA)};")
     body += [f"{written[place(i)][0]} = {names[i]};" for i in kept]
     writes = ", ".join(f"{values[i].dtype} {name}" for name, i in written.values())
     order = (tuple(i for _, i in read.values()), tuple(i for _, i in written.values()))
     return Loop(", ".join(reads), writes, "\n".join(body), *order)
 
 
-def _expression(call: Call, values: list[Value], names: dict[int, str]) -> str:
-    """A call on one element, every operand in the dtype that NumPy computes in."""
-    result = values[call.result].dtype
-    if call.function == "astype":
-        return _operand(call.args[0], result, values, names)
-    if call.function == "where":
-        chosen = [_operand(x, result, values, names) for x in call.args[1:]]
-        return f"{_operand(call.args[0], 'bool', values, names)} ? {chosen[0]} : {chosen[1]}"
-    dtype = _computed_in(call, values).name
-    operands = [_operand(x, dtype, values, names) for x in call.args]
-    if call.function in _BITWISE:
-        return f"{operands[0]} {_BITWISE[call.function]} {operands[1]}"
-    if call.function == "isfinite":
-        return f"npdrt_less(npdrt_abs({operands[0]}), {_literal(math.inf, dtype)})"
-    return f"npdrt_{call.function}({', '.join(operands)})"
-
-
-def _computed_in(call: Call, values: list[Value]) -> np.dtype[Any]:
-    """The dtype of the operands; a Python number takes that of the arrays."""
-    operands = (np.dtype(values[x.index].dtype) if isinstance(x, Ref) else x for x in call.args)
-    return np.result_type(*operands)
-
-
-def _operand(x: Any, dtype: str, values: list[Value], names: dict[int, str]) -> str:
-    if not isinstance(x, Ref):
-        return _literal(x, dtype)
-    given, name = values[x.index].dtype, names[x.index]
-    if given == dtype:
+def _cast(name: str, given: str, wanted: str) -> str:
+    if given == wanted:
         return name
-    if dtype == "bool":
+    if wanted == "bool":
         return f"npdrt_not_equal({name}, {_literal(0.0, given)})"
-    return f"({TYPES[dtype]}){name}" if given == "bool" else f"npdrt_{TYPES[dtype]}({name})"
+    return f"({TYPES[wanted]}){name}" if given == "bool" else f"npdrt_{TYPES[wanted]}({name})"
 
 
 def _literal(x: float, dtype: str) -> str:
-    """A Python number rounded to a dtype, in C; by its bits where a compiler might lose some."""
+    """A Python number rounded to a dtype, in C; by its bits if a compiler might lose some."""
     if dtype == "bool":
         return "true" if x else "false"
     with np.errstate(all="ignore"):
@@ -214,3 +188,16 @@ def _literal(x: float, dtype: str) -> str:
         return f"({TYPES[dtype]})({float(value)!r})"
     bits, suffix = ("uint32", "u") if dtype == "float32" else ("uint64", "ull")
     return f"npdrt_bits({int(value.view(bits)):#x}{suffix})"
+
+
+def _apply(function: str, operands: list[str], dtype: str) -> str:
+    if function == "where":
+        return f"{operands[0]} ? {operands[1]} : {operands[2]}"
+    if function in _BITWISE:
+        return f"{operands[0]} {_BITWISE[function]} {operands[1]}"
+    if function == "isfinite":
+        return f"npdrt_less(npdrt_abs({operands[0]}), {_literal(math.inf, dtype)})"
+    return f"npdrt_{function}({', '.join(operands)})"
+
+
+CUDA = Language(cast=_cast, literal=_literal, apply=_apply)

@@ -1,10 +1,10 @@
-"""The memory of programs, and whose numbers are in it: nothing that a caller holds is overwritten.
+"""The memory of programs, and who holds it: nothing that a caller holds is overwritten.
 
 An input has a home, memory that lasts. A result that replaces an input stays in that home; any
 other is copied into pooled memory. Either way the caller gets a fresh array over a `Lease`, of
 which the memory keeps a weak reference: as long as the array, a view, a memoryview or a DLPack
 capsule of it is alive, so is the lease, and its memory is not used again. The exception is an array
-that is passed back in where it came from: it is consumed, and its memory gets the next result.
+that is passed back in its place: it is consumed, and its memory gets the next result.
 """
 
 from __future__ import annotations
@@ -19,24 +19,13 @@ import numpy as np
 
 from npdrt.errors import Error
 from npdrt.program import fused
+from npdrt.program.arena import Arena, Array, Lease
 from npdrt.program.calls import EXACT, ROUNDED, Value
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves
 
-Array = Any
 POOLED = 2  # arrays kept for a result: a loop that assigns it to one name needs two
-
-
-class Lease:
-    """Keeps an array of the memory for whoever holds an array over this lease, and tells, by
-    being alive, that somebody does. NumPy makes such an array from `__array_interface__`."""
-
-    __slots__ = ("__array_interface__", "__weakref__", "base")
-
-    def __init__(self, base: Array):
-        self.base = base
-        self.__array_interface__ = getattr(base, "__array_interface__", None)
 
 
 def _nobody() -> None:
@@ -46,13 +35,13 @@ def _nobody() -> None:
 class Home:
     """Memory for one array.
 
-    lease: of what the caller was last given of it. handed: a weak reference to the array that the
-    caller was last given, here or in pooled memory. lands: whether a result that replaces the input
-    is left here for the caller; if not, it is copied into `pool`.
+    lease: of the array over it that the caller was last given. handed: a weak reference to the last
+    array that the caller was given, here or in pooled memory. in_place: whether a result that
+    replaces the input is left here for the caller; if not, it is copied into `pool`.
     """
 
     def __init__(self, array: Array):
-        self.array, self.lands = array, True
+        self.array, self.in_place = array, True
         self.lease: Callable[[], Lease | None] = _nobody
         self.handed: Callable[[], Array] = _nobody
         self.pool: list[Home] = []
@@ -62,20 +51,18 @@ class Home:
         return x is self.array or (self.lease() is not None and x is self.handed())
 
 
-class Memory:
+class Memory(Arena):
     """The memory of one program, or of several that take turns, such as those of a training loop.
 
-    homes: arrays that last, of inputs and outputs, by name and form. scratch: bytes that every
-    replay uses anew. version: changes when a home moves. lock: held by the thread whose call uses
-    the memory. A copy or pickle is new, empty memory.
+    homes: arrays that persist, of inputs and outputs, by name and form. version: changes when a
+    home moves. lock: held by the thread whose call uses the memory. A copy or pickle is new, empty
+    memory.
     """
 
-    xp: Any = np
-
     def __init__(self) -> None:
+        super().__init__()
         self.homes: dict[tuple[Any, ...], Home] = {}
         self.pools: dict[tuple[Any, ...], list[Home]] = {}
-        self.scratch = self.xp.empty(0, dtype=np.uint8)
         self.version = 0
         self.lock = threading.RLock()
         self._consumed: list[tuple[Callable[[], Lease | None], str, int]] = []
@@ -89,7 +76,7 @@ class Memory:
         """The home of that name and form."""
         key = _key(name, value)
         if key not in self.homes:
-            self.homes[key] = Home(self.made(value))
+            self.homes[key] = Home(self.new(value))
         return self.homes[key]
 
     def adopt(self, tree: Any) -> None:
@@ -104,9 +91,8 @@ class Memory:
                 self.homes[key] = Home(x)
 
     def overwrite(self, home: Home, name: Path, passed: bool) -> None:
-        """Make sure that what a call will write to a home is not written over what the caller
-        holds: an array that is passed back in is consumed; any other keeps the memory, and the
-        home moves."""
+        """Prepare a home for a call that writes to it. If the caller holds the array there, it is
+        consumed if it was passed back in; otherwise it keeps the memory, and the home moves."""
         lease = home.lease()
         if lease is None:
             return
@@ -114,14 +100,14 @@ class Memory:
             self._consumed.append((home.lease, "/".join(name), threading.get_ident()))
         else:
             home.array = self.xp.empty(home.array.shape, dtype=home.array.dtype)
-            home.lands = False
+            home.in_place = False
             self.version += 1
         home.lease = _nobody
 
     def refuse_consumed(self) -> None:
-        """Raise `Error` where this thread still holds an array that an earlier call consumed."""
+        """Raise `Error` if this thread still holds an array that an earlier call consumed."""
         if self._held():
-            gc.collect()  # what only a circle of references holds is held by nobody
+            gc.collect()  # arrays that only a circle of references holds are held by nobody
         if held := self._held():
             raise Error(
                 f"{', '.join(held[:5])}: an earlier result, which was passed back to the program, "
@@ -154,38 +140,16 @@ class Memory:
         """A copy of a result for the caller, in pooled memory that nobody holds, or in new."""
         free = next((home for home in pool if home.lease() is None), None)
         if free is None:
-            free = Home(self.made(value))
+            free = Home(self.new(value))
             pool.append(free)
             del pool[:-POOLED]
         self.put(free.array, source)
         return self.give(free)
 
-    # --- arrays ----------------------------------------------------------------------------
-
-    def made(self, value: Value) -> Array:
-        """A new array in the layout of a value."""
-        low, size = value.extent
-        return self.seen(self.xp.empty(max(size, 1), dtype=np.uint8), value, -low)
-
-    def seen(self, owner: Array, value: Value, offset: int) -> Array:
-        """A value in the memory of an array of bytes."""
-        return np.ndarray(value.shape, value.dtype, owner.data, offset, value.strides)
-
-    def over(self, lease: Lease) -> Array:
-        """A fresh array over a lease."""
-        return np.asarray(lease)
-
-    def reserve(self, nbytes: int) -> None:
-        """At least so many bytes of scratch memory."""
-        if nbytes > self.scratch.nbytes:
-            self.scratch = self.xp.empty(nbytes, dtype=np.uint8)
-
-    def put(self, home: Array, x: Any) -> None:
-        """Copy an array or number into an array of this memory."""
-        home[...] = x
+    # --- contents ----------------------------------------------------------------------------
 
     def holds(self, x: Any) -> bool:
-        """Whether an array lies in what calls write to, also as a view."""
+        """Whether an array, or what it is a view of, is memory that calls write to."""
         owners = [self.scratch, *(home.array for home in self.homes.values())]
         if getattr(x, "base", None) is None:
             return any(x is owner for owner in owners)
@@ -205,10 +169,10 @@ class Memory:
         return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
 
     def bind(
-        self, values: list[Value], plan: Plan, lasting: dict[int, Array], fast: bool
+        self, values: list[Value], plan: Plan, persistent: dict[int, Array], fast: bool
     ) -> Binding:
         """A plan in this memory."""
-        return Binding(values, plan, lasting, self, fast)
+        return Binding(values, plan, persistent, self, fast)
 
 
 def _key(name: Path, value: Value) -> tuple[Any, ...]:

@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 class cached(Generic[T]):
-    """`functools.cached_property`, whose lock in Python 3.11 is one for all instances: threads
-    would plan their programs one after another, and a process that is forked meanwhile would wait
-    for ever. Two threads that ask at once compute the same value twice."""
+    """`functools.cached_property` without a lock. In Python 3.11 it has one lock for all instances:
+    threads would plan their programs one after another, and a process forked meanwhile would wait
+    forever. Here two threads that ask at once compute the same value twice."""
 
     def __init__(self, make: Callable[[Any], T]):
         self._make, self.__doc__ = make, make.__doc__

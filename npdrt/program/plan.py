@@ -1,23 +1,34 @@
 """The plan of a program: in which order its calls run, in which groups, and in whose memory.
 
-Calls run in recorded order, but those of the update as soon as their gradient exists, so that
-gradients need not all live at once. Elementwise calls on one shape that follow each other form a
-chain, which runs block by block in cache; a value only a chain sees has no more than a block.
-Every other value has a buffer from its first to its last use, and buffers are used again. A new
-parameter lands in the memory of the old one, which it replaces: in place where the old value dies
-there, by a copy once nothing reads it any more where it does not.
+`make_plan` takes five decisions, one after another:
+
+1. Which calls run. A view is only another way to look at memory, and a call that no output depends
+   on is left out. A call that depends on no input runs once (`constants`).
+2. Where an output goes that replaces an input (`Recording.replaced`: the new weight, the old one).
+   Its call writes over the input if nothing needs the old value later (`in_place`). If something
+   does, the output has memory of its own, and a call that the plan adds copies it back.
+3. The order. The forward and backward calls stay as recorded. Each call of the update moves up
+   to the forward or backward call after which it can run, so that a gradient lives only until its
+   parameter is updated: gradients need not all live at once.
+4. The groups. Elementwise calls on one shape that follow each other form a chain, which runs block
+   by block in cache.
+5. The memory. A value that only its chain reads has a block (`slots`). Every other value has a
+   buffer in scratch memory (`scratch`) from its first to its last use, and buffers are used again.
+
+Values are numbers (their index in `values`), and so are calls. A value's root is the value that
+owns its memory: memory is planned for roots.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npdrt.program.calls import Call, Ref, Value
-from npdrt.program.tree import Path
+from npdrt.program.calls import Call, Ref
+from npdrt.program.recording import Recording
 
 # These may write over an argument: each element of the result depends on that element alone, and
 # NumPy makes one pass. (`where` takes several.)
@@ -33,7 +44,7 @@ LARGE = 1024  # elements; a shorter array is not worth a chain
 class Group:
     """Calls that run together: one call, or a chain of elementwise calls on one shape.
 
-    slots: for every result that lives only inside the chain, the block buffer it uses.
+    slots: for every result that lives only inside the chain, the block that it uses.
     """
 
     calls: tuple[int, ...]
@@ -45,12 +56,11 @@ class Group:
 class Plan:
     """What `make_plan` decides.
 
-    calls: those of the program, and the copies that land outputs in the memory of inputs.
+    calls: those of the program, and the copies of outputs back to the inputs that they replace.
     constants: calls whose results never change; they run once. groups: the rest, in the order
     they run. scratch: byte offset of every value that has a buffer in the scratch memory, of
-    `scratch_bytes` in all. landed: outputs that a call writes into the memory of an input, and
-    which input; returned: these and the outputs that are copied there. slots: block buffers that
-    the largest chain needs.
+    `scratch_bytes` in all. in_place: outputs that a call writes into the memory of an input, and
+    which input. slots: blocks that the largest chain needs.
     """
 
     calls: list[Call]
@@ -58,41 +68,45 @@ class Plan:
     groups: list[Group]
     scratch: dict[int, int]
     scratch_bytes: int
-    landed: dict[int, int]
-    returned: dict[int, int]
+    in_place: dict[int, int]
     slots: int
 
 
-def make_plan(
-    values: list[Value],
-    calls: list[Call],
-    inputs: dict[Path, int],
-    outputs: dict[Path, int],
-    fusable: Iterable[str],
-) -> Plan:
-    """The plan of a program; fusable: the elementwise functions that may be in a chain."""
-    return _Planner(values, calls, inputs, outputs, frozenset(fusable)).plan()
+def make_plan(recording: Recording, fusable: Iterable[str]) -> Plan:
+    """The plan of a program. fusable: the elementwise functions that may be in a chain."""
+    planner = _Planner(recording, frozenset(fusable))  # decision 1
+    before = planner.replace_inputs()  # 2
+    order = planner.order(before)  # 3
+    groups = planner.groups(order)  # 4
+    groups, scratch, scratch_bytes = planner.memory(groups)  # 5
+    return Plan(
+        calls=planner.calls,
+        constants=planner.constants,
+        groups=groups,
+        scratch=scratch,
+        scratch_bytes=scratch_bytes,
+        in_place=planner.in_place,
+        slots=max((1 + slot for group in groups for _, slot in group.slots), default=0),
+    )
 
 
 class _Planner:
-    """The decisions of `make_plan`, one after another."""
+    """The decisions of `make_plan`, a method each.
 
-    def __init__(
-        self,
-        values: list[Value],
-        calls: list[Call],
-        inputs: dict[Path, int],
-        outputs: dict[Path, int],
-        fusable: frozenset[str],
-    ):
-        self.values, self.calls, self.fusable = values, list(calls), fusable
-        self.inputs, self.outputs = inputs, outputs
-        self.roots = [i if v.base is None else v.base for i, v in enumerate(values)]
-        self.output_roots = {self.roots[i] for i in outputs.values()}
-        self.needed = self._needed()
-        self.constants = self._constants()
-        constant = set(self.constants)
-        self.running = [c for c in self.needed if c not in constant]
+    running: the calls that run in every replay, in recorded order. readers: root -> the running
+    calls that read it. output_roots: the roots that must outlive a replay, so have no buffer.
+    """
+
+    def __init__(self, recording: Recording, fusable: frozenset[str]):
+        self.recording, self.fusable = recording, fusable
+        self.values, self.calls = recording.values, list(recording.calls)
+        self.roots = recording.roots
+        self.output_roots = {self.roots[i] for i in recording.outputs.values()}
+        self.in_place: dict[int, int] = {}
+        needed = self._needed()
+        self.constants = self._constants(needed)
+        constants = set(self.constants)
+        self.running = [c for c in needed if c not in constants]
         self.readers: dict[int, list[int]] = defaultdict(list)
         for c in self.running:
             for root in self._reads(c):
@@ -101,9 +115,11 @@ class _Planner:
     def _reads(self, c: int) -> set[int]:
         return {self.roots[i] for i in self.calls[c].refs}
 
-    def _made(self, c: int) -> bool:
-        """Whether a call makes its result; the copy that lands an output only overwrites one."""
+    def _makes(self, c: int) -> bool:
+        """Whether a call makes a value; a copy back to an input only overwrites one."""
         return self.values[self.calls[c].result].origin == "call"
+
+    # --- 1. which calls run ------------------------------------------------------------------
 
     def _needed(self) -> list[int]:
         """The calls, views left out, that some output depends on."""
@@ -115,122 +131,105 @@ class _Planner:
                 wanted |= self._reads(c)
         return needed[::-1]
 
-    def _constants(self) -> list[int]:
-        """Calls that depend on no input. What an `assign` starts from is made anew every time."""
-        started = {self.roots[self.calls[c].refs[0]] for c in self.needed
+    def _constants(self, needed: list[int]) -> list[int]:
+        """Calls that depend on no input. An array that an `assign` writes into is made anew in
+        every replay."""
+        written = {self.roots[self.calls[c].refs[0]] for c in needed
                    if self.calls[c].function == "assign"}  # fmt: skip
         known = {i for i, v in enumerate(self.values) if v.origin == "constant"}
         constants = []
-        for c in self.needed:
-            if self._reads(c) <= known and self.calls[c].result not in started:
+        for c in needed:
+            if self._reads(c) <= known and self.calls[c].result not in written:
                 known.add(self.calls[c].result)
                 constants.append(c)
         return constants
 
-    def plan(self) -> Plan:
-        """Everything together."""
-        landed, returned, after = self._landings()
-        order = self._schedule(after)
-        groups = self._grouped(order, landed)
-        scratch, scratch_bytes, groups = self._buffers(groups, landed)
-        slots = max((1 + slot for g in groups for _, slot in g.slots), default=0)
-        return Plan(
-            self.calls, self.constants, groups, scratch, scratch_bytes, landed, returned, slots
-        )
+    # --- 2. outputs that replace inputs ------------------------------------------------------
 
-    # --- outputs in the memory of inputs -----------------------------------------------------
+    def replace_inputs(self) -> dict[int, set[int]]:
+        """Decide for every output that replaces an input how it gets there, in place or copied.
 
-    def _landings(self) -> tuple[dict[int, int], dict[int, int], dict[int, set[int]]]:
-        """Which outputs replace inputs in place, and at all; and for calls that write there, the
-        calls that must run before because they read the old value."""
-        landed: dict[int, int] = {}
-        returned: dict[int, int] = {}
-        after: dict[int, set[int]] = {}
+        Returns, for each call that writes over an input, the calls that have to run before it
+        because they read the old value.
+        """
+        before: dict[int, set[int]] = {}
         writer = {self.calls[c].result: c for c in self.running}
-        for output, home in self._pairs():
-            if output in returned:
-                continue
-            c, returned[output] = writer.get(output), home
+        replaced = self.recording.replaced
+        for output, home in replaced.items():
+            c = writer.get(output)
             others = set(self.readers[home]) - {c}
-            if c is not None and self._replaces(c, home, others):
-                landed[output], after[c] = home, others
-                continue
-            copy = len(self.calls)
-            self.calls.append(Call("copy", (Ref(output),), home, {}, "update"))
-            self.running.append(copy)
-            self.readers[self.roots[output]].append(copy)
-            after[copy] = set(self.readers[home]) - {copy}
-        lasting = {self.roots[i] for i in self.outputs.values() if i not in returned}
-        self.output_roots -= returned.keys() - landed.keys() - lasting
-        return landed, returned, after
+            if c is not None and self._can_overwrite(c, home, others):
+                self.in_place[output] = home
+            else:
+                c = self._copy_back(output, home)
+            before[c] = set(self.readers[home]) - {c}
+        outputs = self.recording.outputs.values()
+        copied_back = replaced.keys() - self.in_place.keys()
+        # A buffer may hold an output that is copied back, unless it is also returned as a view.
+        self.output_roots -= copied_back - {self.roots[i] for i in outputs if i not in replaced}
+        return before
 
-    def _pairs(self) -> list[tuple[int, int]]:
-        """(output, input it replaces): the same form, and the same end of the path."""
-        pairs, taken = [], set(self.output_roots)
-        candidates: dict[tuple[object, ...], list[tuple[Path, int]]] = defaultdict(list)
-        for path, i in self.inputs.items():
-            value = self.values[i]
-            candidates[path[-1:], value.shape, value.dtype].append((path, i))
-        for path, i in self.outputs.items():
-            value = self.values[i]
-            found = [
-                (_common_end(path, p), -home, home)
-                for p, home in candidates[path[-1:], value.shape, value.dtype]
-                if home not in taken
-            ]
-            if found and value.base is None and value.contiguous and value.origin == "call":
-                home = max(found)[2]
-                taken.add(home)
-                pairs.append((i, home))
-        return pairs
-
-    def _replaces(self, c: int, home: int, others: set[int]) -> bool:
-        """Whether call c can write its result over the input `home`."""
+    def _can_overwrite(self, c: int, home: int, others: set[int]) -> bool:
+        """Whether call c can write its result over the input `home`, which `others` read too."""
         call = self.calls[c]
         if any(other > c for other in others):
             return False  # a later call reads the old value, and may need the new one for it
         reads = [i for i in call.refs if self.roots[i] == home]
         return not reads or (call.function in IN_PLACE and set(reads) == {home})
 
-    # --- order -------------------------------------------------------------------------------
+    def _copy_back(self, output: int, home: int) -> int:
+        """Add a call that copies an output to the input that it replaces."""
+        c = len(self.calls)
+        self.calls.append(Call("copy", (Ref(output),), home, {}, "update"))
+        self.running.append(c)
+        self.readers[self.roots[output]].append(c)
+        return c
 
-    def _schedule(self, after: dict[int, set[int]]) -> list[int]:
-        """The order of the calls: as recorded up to the update; the calls of the update, each as
-        late as its results need it, and these as early as the gradients allow."""
-        writer = {self.calls[c].result: c for c in self.running if self._made(c)}
+    # --- 3. the order ------------------------------------------------------------------------
+
+    def order(self, before: dict[int, set[int]]) -> list[int]:
+        """The running calls in the order of a replay.
+
+        The forward and backward calls, those before the first call of the update, stay as they are.
+        Every later call runs directly behind one of them: a call whose result no other call needs
+        as soon as it can, behind the last of those that it depends on; any other as late as the
+        calls that need its result allow, so that no result lives longer than it must.
+        """
+        maker = {self.calls[c].result: c for c in self.running if self._makes(c)}
         needs = {
-            c: {writer[root] for root in self._reads(c) if root in writer} | after.get(c, set())
+            c: {maker[root] for root in self._reads(c) if root in maker} | before.get(c, set())
             for c in self.running
         }
         update = (c for c in self.running if self.calls[c].phase == "update")
         first = next(update, len(self.calls))
-        ready: dict[int, int] = {}  # after which call of the forward or backward pass it can run
+
+        soonest: dict[int, int] = {}  # the last forward or backward call that it needs; -1: none
         for c in self.running:
-            ready[c] = c if c < first else max((ready[d] for d in needs[c]), default=-1)
-        due: dict[int, int] = {}
+            soonest[c] = c if c < first else max((soonest[d] for d in needs[c]), default=-1)
+        behind: dict[int, int] = {}  # the call behind which it runs
         for c in reversed(self.running):
-            due.setdefault(c, ready[c])
-            for d in needs[c]:
-                due[d] = min(due.get(d, len(self.calls)), due[c])
-        return sorted(self.running, key=lambda c: (c, 0, c) if c < first else (due[c], 1, c))
+            behind.setdefault(c, soonest[c])  # if no later call needs its result
+            for d in needs[c]:  # as late as the first call that needs it allows
+                behind[d] = min(behind.get(d, len(self.calls)), behind[c])
+        return sorted(self.running, key=lambda c: (c, 0, c) if c < first else (behind[c], 1, c))
 
-    # --- chains ------------------------------------------------------------------------------
+    # --- 4. the groups -----------------------------------------------------------------------
 
-    def _grouped(self, order: list[int], landed: dict[int, int]) -> list[Group]:
+    def groups(self, order: list[int]) -> list[Group]:
         """Single calls and chains. Calls on scalars move before a chain that does not make them,
         so that it goes on."""
         groups: list[Group] = []
         chain: list[int] = []
 
         def close() -> None:
-            groups.extend(Group(part, chain=True) for part in self._connected(chain, landed))
+            groups.extend(Group(part, chain=True) for part in self._parts(chain))
             chain.clear()
 
         for c in order:
             results = {self.calls[k].result for k in chain}
             if chain and self._extends(c, chain, results):
                 chain.append(c)
-            elif chain and self._scalar(c, landed) and not self._reads(c) & results:
+            elif chain and self._scalar(c) and not self._reads(c) & results:
                 groups.append(Group((c,)))
             else:
                 close()
@@ -241,36 +240,42 @@ class _Planner:
         close()
         return groups
 
-    def _connected(self, chain: list[int], landed: dict[int, int]) -> list[tuple[int, ...]]:
+    def _parts(self, chain: list[int]) -> list[tuple[int, ...]]:
         """A chain in parts that have no array in common, read or written over: the updates of two
-        parameters, say."""
-        leader: dict[int, int] = {}
+        parameters, say.
 
-        def part(i: int) -> int:
-            while leader.setdefault(i, i) != i:
-                i = leader[i]
+        These are the connected components of a graph whose nodes are arrays and whose edges join
+        the result of a call to what it touches, found by union-find: `parent` leads from an array
+        to another one of its component, in the end to the one that stands for all.
+        """
+        parent: dict[int, int] = {}
+
+        def component(i: int) -> int:
+            while parent.setdefault(i, i) != i:
+                i = parent[i]
             return i
 
         for c in chain:
             result = self.calls[c].result
-            for i in {*self._reads(c), landed.get(result, result)}:
-                if self.values[i].shape:
-                    leader[part(i)] = part(result)
+            for i in {*self._reads(c), self.in_place.get(result, result)}:
+                if self.values[i].shape:  # parts may share scalars
+                    parent[component(i)] = component(result)
         parts: dict[int, list[int]] = defaultdict(list)
         for c in chain:
-            parts[part(self.calls[c].result)].append(c)
+            parts[component(self.calls[c].result)].append(c)
         return [tuple(calls) for calls in parts.values()]
 
     def _extends(self, c: int, chain: list[int], results: set[int]) -> bool:
-        """Whether call c belongs to the chain: the same shape, and what the chain made as it is."""
+        """Whether call c belongs to the chain: it has the same shape, and reads the chain's
+        results whole, not through views."""
         first = self.values[self.calls[chain[0]].result]
         if not self._elementwise(c) or self.values[self.calls[c].result].shape != first.shape:
             return False
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
-        """Whether a call may be in a chain: whole contiguous arrays of one shape, and scalars; no
-        element of an array, which an earlier block may have overwritten."""
+        """Whether a call may be in a chain: it computes on whole contiguous arrays of one shape and
+        on scalars; not on an element of an array, which an earlier block may have overwritten."""
         call = self.calls[c]
         result = self.values[call.result]
         if call.function not in self.fusable or result.size < LARGE or not result.contiguous:
@@ -283,45 +288,44 @@ class _Planner:
             and any(v.shape == result.shape for v in operands)
         )
 
-    def _scalar(self, c: int, landed: dict[int, int]) -> bool:
-        """Whether a call makes one number of numbers, and replaces no input."""
+    def _scalar(self, c: int) -> bool:
+        """Whether a call makes one number from numbers, and replaces no input."""
         used = (self.calls[c].result, *self.calls[c].refs)
-        replaces = self.calls[c].result in landed or not self._made(c)
+        replaces = self.calls[c].result in self.in_place or not self._makes(c)
         return all(self.values[i].size == 1 for i in used) and not replaces
 
-    # --- memory ------------------------------------------------------------------------------
+    # --- 5. the memory -----------------------------------------------------------------------
 
-    def _buffers(
-        self, groups: list[Group], landed: dict[int, int]
-    ) -> tuple[dict[int, int], int, list[Group]]:
-        """Offsets in the scratch memory, its size, and the groups with their slots."""
-        last = self._last_use(groups)
+    def memory(self, groups: list[Group]) -> tuple[list[Group], dict[int, int], int]:
+        """The groups with their slots, offsets in the scratch memory, and its size in bytes."""
+        last_use = self._last_use(groups)
         space, planned = _Space(), []
         scratch: dict[int, int] = {}
         for number, group in enumerate(groups):
-            inside = self._inside(group, number, last)
-            group = Group(group.calls, group.chain, self._slots(group, inside))
-            planned.append(group)
-            dying = [i for i in self._group_reads(group) if last[i] == number and i in scratch]
+            internal = self._internal(group, number, last_use)
+            planned.append(replace(group, slots=self._slots(group, internal)))
+            # buffers that are free after this group; a result of it can take one over
+            ending = [i for i in self._group_reads(group) if last_use[i] == number and i in scratch]
+            last_read = self._last_read(group)
             for position, c in enumerate(group.calls):
                 result = self.calls[c].result
-                if result in inside or not self._needs_buffer(result, landed):
+                if result in internal or not self._needs_buffer(result):
                     continue
-                heir = self._heir(group, position, dying)
-                if heir is not None:
-                    dying.remove(heir)
-                    scratch[result] = scratch[heir]
-                else:
+                reused = self._reusable(c, ending, last_read, position)
+                if reused is None:
                     scratch[result] = space.take(self.values[result].nbytes)
-            for i in dying:
+                else:
+                    ending.remove(reused)
+                    scratch[result] = scratch[reused]
+            for i in ending:
                 space.give(scratch[i], self.values[i].nbytes)
-        return scratch, space.end, planned
+        return planned, scratch, space.end
 
-    def _needs_buffer(self, result: int, landed: dict[int, int]) -> bool:
+    def _needs_buffer(self, result: int) -> bool:
         """Whether a result lives in scratch memory: neither output nor in the place of an input."""
         return (
             result not in self.output_roots
-            and result not in landed
+            and result not in self.in_place
             and self.values[result].origin == "call"
         )
 
@@ -330,78 +334,73 @@ class _Planner:
         return list(dict.fromkeys(root for c in group.calls for root in sorted(self._reads(c))))
 
     def _last_use(self, groups: list[Group]) -> dict[int, int]:
-        """The group that reads a value last; beyond all groups for outputs."""
+        """Root -> the group that reads it last; for an output a number beyond all groups."""
         last: dict[int, int] = {}
         for number, group in enumerate(groups):
             for root in self._group_reads(group):
                 last[root] = number
         return last | dict.fromkeys(self.output_roots, len(groups))
 
-    def _inside(self, group: Group, number: int, last: dict[int, int]) -> set[int]:
+    def _last_read(self, group: Group) -> dict[int, int]:
+        """Value -> the position in the group of the call that reads it last."""
+        return {i: k for k, c in enumerate(group.calls) for i in self.calls[c].refs}
+
+    def _internal(self, group: Group, number: int, last_use: dict[int, int]) -> set[int]:
         """The results of a chain that only the chain reads."""
         if not group.chain:
             return set()
         results = {self.calls[c].result for c in group.calls}
-        outside = {i for i in results if last.get(i) != number or i in self.output_roots}
+        outside = {i for i in results if last_use.get(i) != number or i in self.output_roots}
         return {i for i in results - outside if self.values[i].origin == "call"}
 
-    def _slots(self, group: Group, inside: set[int]) -> tuple[tuple[int, int], ...]:
-        """Which block buffer each result inside a chain uses; a dying argument leaves its own."""
+    def _slots(self, group: Group, internal: set[int]) -> tuple[tuple[int, int], ...]:
+        """The block of each result that lives only inside the chain.
+
+        A value's block is free after the call that reads the value last; already for the result of
+        that call if the call may write over its argument.
+        """
         slots: dict[int, int] = {}
         free: list[int] = []
-        used = 0
+        used, last_read = 0, self._last_read(group)
         for position, c in enumerate(group.calls):
             call = self.calls[c]
-            later = {i for k in group.calls[position + 1 :] for i in self.calls[k].refs}
-            gone = [i for i in dict.fromkeys(call.refs) if i in slots and i not in later]
-            if call.function in IN_PLACE:
-                size = self._itemsize(call.result)
-                same = [i for i in gone if self._itemsize(i) == size]
-                free += [slots[i] for i in same]
-                gone = [i for i in gone if i not in same]
-            if call.result in inside:
+            ending = [i for i in dict.fromkeys(call.refs)
+                      if i in slots and last_read[i] == position]  # fmt: skip
+            overwritten = [i for i in ending if self._may_overwrite(call, i)]
+            free += [slots[i] for i in overwritten]
+            if call.result in internal:
                 if free:
                     slots[call.result] = free.pop()
                 else:
                     slots[call.result], used = used, used + 1
-            free += [slots[i] for i in gone]
+            free += [slots[i] for i in ending if i not in overwritten]
         return tuple(slots.items())
 
-    def _itemsize(self, i: int) -> int:
-        return np.dtype(self.values[i].dtype).itemsize
+    def _may_overwrite(self, call: Call, i: int) -> bool:
+        """Whether the result of a call, element by element, may be written over its argument i."""
+        sizes = {np.dtype(self.values[k].dtype).itemsize for k in (i, call.result)}
+        return call.function in IN_PLACE and len(sizes) == 1
 
-    def _heir(self, group: Group, position: int, dying: list[int]) -> int | None:
-        """A dying value whose buffer the result of a call can take over."""
-        call = self.calls[group.calls[position]]
+    def _reusable(
+        self, c: int, ending: list[int], last_read: dict[int, int], position: int
+    ) -> int | None:
+        """An argument of call c whose buffer the result can take over, or None: its last reader
+        is this call, and the result has its form and may be written over it."""
+        call = self.calls[c]
         result = self.values[call.result]
-        later = {i for c in group.calls[position + 1 :] for i in self.calls[c].refs}
         for i in dict.fromkeys(call.refs):
             value = self.values[i]
-            fits = (
-                i in dying
-                and i not in later
-                and value.shape == result.shape
-                and value.strides == result.strides
-                and self._itemsize(i) == self._itemsize(call.result)
-                and (call.function in IN_PLACE or (call.function == "assign" and call.refs[0] == i))
-            )
-            if fits and not self._seen_otherwise(group, i):
+            same_form = (value.shape, value.strides) == (result.shape, result.strides)
+            assigned = call.function == "assign" and call.refs[0] == i
+            if (
+                i in ending
+                and last_read[i] == position
+                and same_form
+                and (assigned or self._may_overwrite(call, i))
+                and not any(k != i and self.roots[k] == i for k in last_read)  # also as a view
+            ):
                 return i
         return None
-
-    def _seen_otherwise(self, group: Group, i: int) -> bool:
-        """Whether a group also reads the value i through a view."""
-        return any(k != i and self.roots[k] == i for c in group.calls for k in self.calls[c].refs)
-
-
-def _common_end(a: Path, b: Path) -> int:
-    """How many steps two paths share at their end."""
-    count = 0
-    for x, y in zip(reversed(a), reversed(b), strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
 
 
 class _Space:

@@ -16,11 +16,12 @@ from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
 from npdrt.program import file, fused
 from npdrt.program import listing as text
-from npdrt.program.calls import Call, Draw, Fixed, Ref, Stream, Value
+from npdrt.program.calls import Fixed, Ref, Stream, Value
 from npdrt.program.memory import Home, Memory
 from npdrt.program.once import cached
 from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
+from npdrt.program.recording import Recording
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
@@ -38,7 +39,7 @@ def record(
     that take turns with this one.
     fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
-    Raises `Error` where the step looks at a value on the host, uses an array that is not among
+    Raises `Error` if the step looks at a value on the host, uses an array that is not among
     its arguments, or calls something that cannot be recorded; the message names the line.
 
     >>> import numpy as np
@@ -94,7 +95,7 @@ def memory_on(device: arrays.Device) -> Memory:
 
 
 def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
-    """The names of the first `count` parameters; numbers where there are none."""
+    """The names of the first `count` parameters; numbers if there are fewer."""
     try:
         names = list(inspect.signature(step).parameters)[:count]
     except (TypeError, ValueError):
@@ -103,7 +104,7 @@ def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
 
 
 def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
-    """What the step is given in place of a leaf of its arguments."""
+    """The object that stands for a leaf of the arguments while the step is recorded."""
     if isinstance(leaf, Random):
         return RecordedRandom(recorder, Stream(path))
     if isinstance(leaf, float) or hasattr(leaf, "dtype"):
@@ -114,7 +115,7 @@ def _stand_in(recorder: Recorder, path: Path, leaf: Any) -> Any:
 
 
 def _name(path: Path) -> str:
-    """A leaf's name in the listing: its last key where that is a path of its own, else all."""
+    """A leaf's name in the listing: its last key if that is a path of its own, else its path."""
     return path[-1] if "/" in path[-1] else "/".join(path)
 
 
@@ -124,40 +125,25 @@ def _kept(x: Any, path: Path) -> Ref | Stream | Fixed:
     return Stream(path) if isinstance(x, RecordedRandom) else Fixed(x)
 
 
-class Program:
-    """The straight-line list of array calls of one step.
+class Program(Recording):
+    """The straight-line list of array calls of one step, which can be called.
 
-    values, calls: see `npdrt.program.calls`. parameters: the names of the step's arguments.
-    signature: path of every leaf of the arguments -> `Ref` of an input, `Stream`, or `Fixed`.
-    draws: the inputs that are drawn, by value index. constants: arrays that never change, by value
-    index. result: the step's result with `Ref`s for arrays.
-
-    Calling it replays the step: `program(*args)` gives what `step(*args)` gives, to the bit. What
-    it returns keeps its numbers as long as it, or a view of it, is held; with one exception: a
-    result that replaces an input, passed back in its place, is not copied but consumed, and the
-    next result is written over it. Other arrays are copied in, and never written.
+    `program(*args)` replays the step: it gives what `step(*args)` gives, to the bit. A result keeps
+    its numbers as long as you hold it, or a view of it, with one exception: a result that replaces
+    an input, passed back in its place, is not copied but consumed, and the next result is written
+    over it. Other arrays are copied in, and never written.
 
     Threads may share a program: they take turns. A copy or pickle of it has memory of its own.
+
+    memory: shared with other programs that take turns with this one; None for its own, on the
+    device of the arguments of the first call. fast: replay with compiled loops.
+    The rest: see `Recording`.
     """
 
     memory: Memory | None = None  # until the first call, unless one is given
 
-    def __init__(
-        self,
-        *,
-        values: list[Value],
-        calls: list[Call],
-        parameters: tuple[str, ...],
-        signature: dict[Path, Ref | Stream | Fixed],
-        draws: dict[int, Draw],
-        constants: dict[int, Array],
-        result: Any,
-        memory: Memory | None = None,
-        fast: bool = False,
-    ):
-        self.values, self.calls = values, calls
-        self.parameters, self.signature, self.draws = parameters, signature, draws
-        self.constants, self.result = constants, result
+    def __init__(self, *, memory: Memory | None = None, fast: bool = False, **recording: Any):
+        super().__init__(**recording)
         if fast:
             fused.numba()  # `Unavailable` now rather than in the first replay
         self.fast = fast
@@ -171,26 +157,15 @@ class Program:
         return self.__dict__ | {"_homes": {}, "_bound": None}
 
     @cached
-    def inputs(self) -> dict[Path, int]:
-        """Path in the arguments -> value index, of every array and float."""
-        return {path: x.index for path, x in self.signature.items() if isinstance(x, Ref)}
-
-    @cached
-    def outputs(self) -> dict[Path, int]:
-        """Path in the result -> value index."""
-        return {path: x.index for path, x in leaves(self.result) if isinstance(x, Ref)}
-
-    @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        fusable = (self.memory or Memory()).fusable(self.fast)
-        return make_plan(self.values, self.calls, self.inputs, self.outputs, fusable)
+        return make_plan(self, (self.memory or Memory()).fusable(self.fast))
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
 
-        Raises `Error` where an argument has another shape, dtype or fixed value than recorded, and
-        where a result that an earlier call consumed is still held.
+        Raises `Error` if an argument has another shape, dtype or fixed value than recorded, or if
+        you still hold a result that an earlier call consumed.
         """
         given = self._given(args)
         memory = self._chosen(given)
@@ -206,10 +181,11 @@ class Program:
             return self._results(memory, binding)
 
     def _chosen(self, given: dict[Path, Any]) -> Memory:
-        """The memory; where none was given, that of the device of the arguments."""
+        """The memory; if none was given, new memory on the device of the arguments."""
         if self.memory is None:
             device = "cuda" if any(map(arrays.on_gpu, given.values())) else "cpu"
-            vars(self).setdefault("memory", memory_on(arrays.Device(device)))  # of threads, one's
+            memory = memory_on(arrays.Device(device))
+            vars(self).setdefault("memory", memory)  # another thread may have set it
         assert self.memory is not None
         return self.memory
 
@@ -222,19 +198,18 @@ class Program:
         def leaf(x: Any) -> Any:
             if not isinstance(x, Ref):
                 return x
-            return bound.array(self.plan.returned.get(x.index, x.index)).copy()
+            return bound.array(self.replaced.get(x.index, x.index)).copy()
 
         return rebuild(self.result, leaf)
 
     def _results(self, memory: Memory, binding: Binding) -> Any:
-        """The result of a replay, for the caller; the same array where the step returns one
-        twice."""
+        """The result of a replay, for the caller; one array if the step returns it twice."""
         given: dict[int, Array] = {}
         for path, i in self.outputs.items():
             if i not in given:
-                place, value = self.plan.returned.get(i, i), self.values[i]
+                place, value = self.replaced.get(i, i), self.values[i]
                 home = self._homes.get(place)
-                if home is not None and home.lands:
+                if home is not None and home.in_place:
                     given[i] = memory.give(home)
                     continue
                 pool = memory.pool(path, value) if home is None else home.pool
@@ -254,38 +229,37 @@ class Program:
     # --- memory ------------------------------------------------------------------------------
 
     def _binding(self, memory: Memory) -> Binding:
-        """The plan bound to memory; anew where a home has moved, or another program has enlarged
+        """The plan bound to memory; bound again if a home has moved or another program has enlarged
         the scratch memory."""
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
-            lasting = self._lasting(memory)
-            self._bound = memory.bind(self.values, self.plan, lasting, self.fast)
+            persistent = self._persistent(memory)
+            self._bound = memory.bind(self.values, self.plan, persistent, self.fast)
             self._version = memory.version
         return self._bound
 
-    def _lasting(self, memory: Memory) -> dict[int, Array]:
+    def _persistent(self, memory: Memory) -> dict[int, Array]:
         """The arrays that outlive a replay: constants, inputs and outputs, by value index."""
-        plan, lasting = self.plan, dict(self.constants)
+        plan, found = self.plan, dict(self.constants)
 
         def home(path: Path, value: Value) -> Array:
             return memory.home(path, value).array
 
-        lasting |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
+        found |= {i: home(path, self.values[i]) for path, i in self.inputs.items()}
         for number, i in enumerate(self.draws):
-            lasting[i] = home(("", "random", str(number)), self.values[i])
-        lasting |= {output: lasting[i] for output, i in plan.landed.items()}
-        made = {plan.calls[c].result for c in plan.constants}
+            found[i] = home(("", "random", str(number)), self.values[i])
+        found |= {output: found[i] for output, i in plan.in_place.items()}
+        constant = {plan.calls[c].result for c in plan.constants}
         for path, i in self.outputs.items():
-            base = self.values[i].base
-            root = i if base is None else base
-            if i not in plan.returned and root not in lasting and root not in made:
-                lasting[root] = home(("", "result", *path), self.values[root])
-        return lasting
+            root = self.roots[i]
+            if i not in self.replaced and root not in found and root not in constant:
+                found[root] = home(("", "result", *path), self.values[root])
+        return found
 
     # --- arguments ---------------------------------------------------------------------------
 
     def _given(self, args: tuple[Any, ...]) -> dict[Path, Any]:
-        """The leaves of the arguments, in the places they were recorded in."""
+        """The leaves of the arguments by path; the paths are those recorded."""
         if len(args) != len(self.parameters):
             raise Error(
                 f"the program takes {len(self.parameters)} arguments "
@@ -306,8 +280,8 @@ class Program:
                 home = self._homes[kept.index]
                 if not home.has(x):
                     moving[kept.index] = self._fitting(path, self.values[kept.index], x)
-                if not home.lands and x is home.handed():
-                    home.lands, home.pool = True, []  # it is passed back in from now on
+                if not home.in_place and x is home.handed():
+                    home.in_place, home.pool = True, []  # it is passed back in from now on
             elif isinstance(kept, Fixed) and not _same(x, kept.value):
                 raise Error(
                     f"{'/'.join(path)}: recorded with {kept.value!r}, which is part of the "
@@ -316,8 +290,8 @@ class Program:
         return moving
 
     def _claim(self, memory: Memory, moving: dict[int, Any]) -> None:
-        """The homes that this call writes to, taken from whoever holds what they show."""
-        replaced = set(self.plan.returned.values())
+        """Prepare the homes that this call writes to: see `Memory.overwrite`."""
+        replaced = set(self.replaced.values())
         for path, i in self.inputs.items():
             if i in moving or i in replaced:
                 memory.overwrite(self._homes[i], path, passed=i not in moving)

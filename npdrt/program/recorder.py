@@ -37,7 +37,12 @@ _SPELLED = {  # NumPy's name -> the standard's
     **{"absolute": "abs", "invert": "bitwise_invert"},
     **{"concatenate": "concat", "transpose": "permute_dims"},
 }
-_ASKED = ("edges", "flags", "get", "real")  # what code asks an array in order to tell its kind
+_ASKED = (
+    "edges",
+    "flags",
+    "get",
+    "real",
+)  # attributes that code asks for to tell the kind of an array
 _BINARY = {
     **{"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"},
     **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "mod": "remainder"},
@@ -50,7 +55,7 @@ _COMPARISONS = {
 
 
 class NoAttribute(Error, AttributeError):
-    """A recorded array was asked for something that arrays of a library have, and it has not."""
+    """A recorded array was asked for an attribute that it does not have."""
 
 
 class Recorded:
@@ -239,8 +244,8 @@ class Namespace:
         return self._recorder.call("astype", (x, np.dtype(dtype).name))
 
     def record_composite(self, name: str, *arrays: Any, **settings: Any) -> Any:
-        """A function that a program replays with a kernel of its own; of the same values it is
-        called once, and the same result serves whoever asks again."""
+        """A function that a program replays with a kernel of its own. Asked for again with the
+        same values, it gives the first result."""
         known = self._recorder.composites
         key = (name, *(x.index for x in arrays), *sorted(settings.items()))
         if key not in known:
@@ -317,7 +322,7 @@ class Recorder:
             source = args[0]
             copied = self.call("copy", (Recorded(self, source.index),))
             return self.call(function, (copied, *args[1:]), settings)
-        base, offset = self._place(args[0], form) if form.base is not None else (None, 0)
+        base, offset = infer.place(self.values, args, form)
         result = self._new(form, base, offset)
         phase = current_phase()
         self.calls.append(Call(function, args, result.index, settings, phase, self.source()))
@@ -351,7 +356,7 @@ class Recorder:
         )
 
     def check_writable(self, x: Recorded) -> None:
-        """Refuse to write where other arrays of the step would have to see it."""
+        """Refuse to write into memory that other arrays of the step show."""
         value = self.values[x.index]
         shown = any(view() is not None for view in self.views[x.index])
         if value.origin != "call" or value.base is not None or shown:
@@ -361,12 +366,6 @@ class Recorder:
                 f"{self.source()}: the step writes into {what.get(kind, f'a {kind} array')}; only "
                 "an array that it has made, and of which no view is left, can be written to"
             )
-
-    def _place(self, viewed: Ref, form: Form) -> tuple[int, int]:
-        """The value that owns the memory of a view, and the offset in it."""
-        parent = self.values[viewed.index]
-        owner = viewed.index if parent.base is None else parent.base
-        return owner, parent.offset + form.offset
 
     def _new(
         self, form: Form, base: int | None = None, offset: int = 0, origin: str = "call"

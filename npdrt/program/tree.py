@@ -12,7 +12,7 @@ Path = tuple[str, ...]
 
 
 class Leaf:
-    """What is never taken apart, although it is a dataclass."""
+    """A dataclass that is a leaf itself: it is never taken apart."""
 
     __slots__ = ()
 
