@@ -13,12 +13,14 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from oracle import primitives, steps
+from oracle.dual import Dual, elementwise, mpmath, pull_back, rounded, variables
 
 from npdrt import autodiff
 from npdrt.autodiff import PRIMITIVES
-from npdrt.conform import primitives, steps
-from npdrt.conform.dual import Dual, elementwise, mpmath, pull_back, rounded, variables
+from npdrt.conform import encoding, vectors
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.judge import judge_primitive, judge_step
 from npdrt.errors import FileRefused
 from npdrt.models import MODELS
 
@@ -139,7 +141,7 @@ def test_ordinary_steps_move_every_layer() -> None:
     for _, test in every("steps"):
         if test["flags"] == ["ORDINARY"]:
             for g in test["expected"]["grads"].values():
-                assert np.any(primitives.read_array(g, "") != 0)
+                assert np.any(encoding.read_array(g, "") != 0)
 
 
 # --- npdrt passes ------------------------------------------------------------------------------
@@ -305,22 +307,20 @@ TORCH: dict[str, Callable[..., Any]] = {
 
 def torch_answer(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     arguments = [
-        primitives.decode(a)
-        if "scalar" in a
-        else torch.tensor(primitives.read_array(a, "argument"))
+        encoding.decode(a) if "scalar" in a else torch.tensor(encoding.read_array(a, "argument"))
         for a in test["arguments"]
     ]
     wanted = [a.requires_grad_() for i, a in enumerate(arguments) if i not in test["constant"]]
-    settings = {name: primitives.decode(v) for name, v in group["settings"].items()}
+    settings = {name: encoding.decode(v) for name, v in group["settings"].items()}
     value = TORCH[group["operation"]](*arguments, **settings)
-    cotangent = torch.tensor(primitives.read_array(test["cotangent"], "cotangent"))
+    cotangent = torch.tensor(encoding.read_array(test["cotangent"], "cotangent"))
     found = torch.autograd.grad(value, wanted, cotangent, materialize_grads=True)
     grads = iter(found)
     number = FORMATS[test["cotangent"]["dtype"]]
     return {
-        "value": primitives.array(value.detach().numpy(), number),
+        "value": encoding.array(value.detach().numpy(), number),
         "vjp": [
-            None if i in test["constant"] else primitives.array(next(grads).numpy(), number)
+            None if i in test["constant"] else encoding.array(next(grads).numpy(), number)
             for i in range(len(arguments))
         ],
     }
@@ -343,7 +343,7 @@ def test_torch_passes() -> None:
     failed = {}
     for group, test in every("primitives"):
         if group["operation"] in TORCH and test["result"] == "valid":
-            passed, _, where = primitives.judge(group, test, torch_answer(group, test))
+            passed, _, where = judge_primitive(group, test, torch_answer(group, test))
             if not passed:
                 failed[where] = (group["operation"], test["comment"])
     assert set(failed.values()) == set(TORCH_FAILS), failed
@@ -466,38 +466,38 @@ def torch_optimizer(params: list[Any], rule: str, lr: float, settings: dict[str,
 def torch_step(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     """PyTorch's answer; the expected parameters where it has not got the rule."""
     params = {
-        name: torch.tensor(primitives.read_array(w, name)).requires_grad_()
+        name: torch.tensor(encoding.read_array(w, name)).requires_grad_()
         for name, w in test["params"].items()
     }
     buffers = {
-        name: torch.tensor(primitives.read_array(a, name))
+        name: torch.tensor(encoding.read_array(a, name))
         for name, a in test.get("buffers", {}).items()
     }
-    x, y = (torch.tensor(primitives.read_array(test[name], name)) for name in "xy")
+    x, y = (torch.tensor(encoding.read_array(test[name], name)) for name in "xy")
     optimizer = torch_optimizer(
         list(params.values()),
         group["optimizer"]["rule"],
-        steps.unhexed(group["optimizer"]["lr"]),
-        steps.settings_from(group["optimizer"]["settings"]),
+        vectors.unhexed(group["optimizer"]["lr"]),
+        vectors.settings_from(group["optimizer"]["settings"]),
     )
     logits = TORCH_MODELS[group["model"]["kind"]](group["model"], params, buffers, x)
     loss = F.cross_entropy(logits.flatten(0, -2), y.flatten())
     loss.backward()
     number = FORMATS[str(loss.dtype).removeprefix("torch.")]
-    grads = {n: primitives.array(w.grad.numpy(), number) for n, w in params.items()}
+    grads = {n: encoding.array(w.grad.numpy(), number) for n, w in params.items()}
     new = test["expected"]["params"]
     if optimizer is not None:
         optimizer.step()
-        new = {n: primitives.array(w.detach().numpy(), number) for n, w in params.items()}
-    moved = {n: primitives.array(a.numpy(), number) for n, a in buffers.items()}
-    loss = primitives.array(loss.item(), number)
+        new = {n: encoding.array(w.detach().numpy(), number) for n, w in params.items()}
+    moved = {n: encoding.array(a.numpy(), number) for n, a in buffers.items()}
+    loss = encoding.array(loss.item(), number)
     return {"loss": loss, "grads": grads, "params": new, "buffers": moved}
 
 
 @needs_torch
 def test_torch_passes_the_steps() -> None:
     for group, test in every("steps"):
-        passed, error, where = steps.judge(group, test, torch_step(group, test))
+        passed, error, where = judge_step(group, test, torch_step(group, test))
         assert passed, (error, where)
 
 
@@ -582,7 +582,7 @@ def test_a_planted_fault_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         flag
         for group, test in every("primitives")
         if group["operation"] == name
-        and not primitives.judge(group, test, primitives.answer(group, test))[0]
+        and not judge_primitive(group, test, primitives.answer(group, test))[0]
         for flag in test["flags"]
     }
     assert flag in failed
@@ -595,8 +595,8 @@ def changed(response: Any, name: str, change: Callable[[Any], Any]) -> Any:
     holder: Any = response[kind] if item else response
     key: Any = (int(item[0]) if item[0].isdigit() else item[0]) if item else kind
     record = holder[key]
-    values = change(primitives.read_array(record, name))
-    holder[key] = primitives.array(values, FORMATS[record["dtype"]])
+    values = change(encoding.read_array(record, name))
+    holder[key] = encoding.array(values, FORMATS[record["dtype"]])
     return response
 
 
@@ -617,8 +617,8 @@ def find(kind: str, comment: str, **wanted: Any) -> tuple[Any, Any]:
 def test_a_changed_array_fails(name: str, change: Callable[[Any], Any]) -> None:
     group, test = find("primitives", "with a bias", operation="linear")
     response = primitives.answer(group, test)
-    assert primitives.judge(group, test, response)[0]
-    passed, error, where = primitives.judge(group, test, changed(response, name, change))
+    assert judge_primitive(group, test, response)[0]
+    passed, error, where = judge_primitive(group, test, changed(response, name, change))
     assert not passed
     assert error > 1
     assert name in where
@@ -628,7 +628,7 @@ def test_a_changed_array_fails(name: str, change: Callable[[Any], Any]) -> None:
 def test_a_changed_step_fails(name: str) -> None:
     group, test = find("steps", "three layers")
     response = steps.answer(group, test)
-    passed, error, where = steps.judge(group, test, changed(response, name, lambda a: a * 1.00001))
+    passed, error, where = judge_step(group, test, changed(response, name, lambda a: a * 1.00001))
     assert not passed
     assert error > 1
     assert name in where
@@ -639,32 +639,32 @@ def test_a_changed_buffer_fails(part: str) -> None:
     group, test = find("steps", "residual net")
     response = steps.answer(group, test)
     name = f"buffers stages/01/blocks/00/norm1/{part}"
-    passed, error, where = steps.judge(group, test, changed(response, name, lambda a: a * 1.0001))
+    passed, error, where = judge_step(group, test, changed(response, name, lambda a: a * 1.0001))
     assert not passed
     assert error > 1
     assert name in where
     del response["buffers"]
     with pytest.raises(FileRefused, match="expected buffers; got None"):
-        steps.judge(group, test, response)
+        judge_step(group, test, response)
 
 
 def test_what_is_not_finite_must_match() -> None:
     group, test = find("primitives", "infinite", operation="exp")  # [0, inf] and [0, inf]
     response = primitives.answer(group, test)
-    assert primitives.judge(group, test, response) == (
+    assert judge_primitive(group, test, response) == (
         True, 0.0, f"test {test['tcId']}, value[0]: np.float64(0.0) for np.float64(0.0)"
     )  # fmt: skip
     for wrong in (math.nan, -math.inf, 1e30):
         for name in ("value", "vjp 0"):
             other = changed(response, name, lambda a, w=wrong: np.array([0, w], a.dtype))
-            assert primitives.judge(group, test, other)[1] == math.inf
+            assert judge_primitive(group, test, other)[1] == math.inf
 
 
 def test_the_sign_of_zero_is_not_looked_at() -> None:
     group, test = find("primitives", "infinite", operation="exp")
     response = primitives.answer(group, test)
     other = changed(response, "value", lambda a: np.array([-0.0, math.inf], a.dtype))
-    assert primitives.judge(group, test, other)[0]
+    assert judge_primitive(group, test, other)[0]
 
 
 MALFORMED: dict[str, Callable[[Any], Any]] = {
@@ -687,25 +687,25 @@ def test_a_malformed_response_is_refused(message: str) -> None:
     group, test = find("primitives", "ordinary values", operation="tanh")
     response = MALFORMED[message](primitives.answer(group, test))
     with pytest.raises(FileRefused, match=message):
-        primitives.judge(group, test, response)
+        judge_primitive(group, test, response)
 
 
 def test_a_malformed_step_is_refused() -> None:
     group, test = find("steps", "three layers")
     with pytest.raises(FileRefused, match=r"expected a loss, grads and params; got \[\]"):
-        steps.judge(group, test, [])
+        judge_step(group, test, [])
     response = steps.answer(group, test)
     del response["grads"]["layers/00/weight"]
     with pytest.raises(FileRefused, match=r"expected grads of layers/00/weight, .*; got layers/01"):
-        steps.judge(group, test, response)
+        judge_step(group, test, response)
 
 
 def test_another_dtype_is_an_error() -> None:
     group, test = find("primitives", "ordinary values", operation="tanh")  # float32
     response = primitives.answer(group, test)
-    values = primitives.read_array(response["value"], "value")
-    other = {**response, "value": primitives.array(values, FORMATS["float64"])}
-    passed, error, where = primitives.judge(group, test, other)
+    values = encoding.read_array(response["value"], "value")
+    other = {**response, "value": encoding.array(values, FORMATS["float64"])}
+    passed, error, where = judge_primitive(group, test, other)
     assert (passed, error) == (False, math.inf)
     assert "value: float64(3, 4) for float32(3, 4)" in where
 

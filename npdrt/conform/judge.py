@@ -7,15 +7,18 @@ the operands. C2: norms. C3: many steps, from the exact sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from npdrt.arrays import quiet
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.formats import Format, Values
-from npdrt.conform.vectors import Vector
+from npdrt.conform.encoding import Json, read_array, shown
+from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.conform.vectors import Vector, unhexed
+from npdrt.errors import FileRefused
 
 # Accepted error at level C1 in ulps at the scale of the operands: the roundings of any order of
 # the operations, each at most one ulp there. Layerwise rules add those of two norms of n elements.
@@ -170,3 +173,105 @@ def distances(got: Any, exact: Any, scale: Any, number: Format, slack: Any = 0.0
         same = (got == exact) | (np.isnan(got) & np.isnan(exact))
         finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
         return np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)
+
+
+# --- norms, primitives and training steps --------------------------------------------------------
+
+
+def judge_norm(
+    group: Mapping[str, Any], test: Mapping[str, Any], answer: Mapping[str, Any]
+) -> tuple[bool, float, str]:
+    """(passed, error over tolerance, where) of an answer {"norm": 16 hex digits}."""
+    if "norm" not in answer:
+        raise FileRefused(f"test {test['tcId']}: expected a norm; got {sorted(answer)}")
+    got, expected = unhexed(answer["norm"]), unhexed(test["norm"])
+    limit = unhexed(test["tolerance"]) * expected
+    error = abs(got - expected)
+    ratio = 0.0 if error == 0 else error / limit if limit > 0 else math.inf
+    return ratio <= 1, ratio, "norm"
+
+
+def judge_primitive(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
+    """(passed, error, where) of a response {"value": array, "vjp": [array or None, ...]}.
+
+    error: the largest of the value and the cotangents, over the tolerance; passed where it is at
+    most 1. where: the array and the element with that error. Raises `FileRefused` where the
+    response is not of the form; an array of another shape or dtype is an error of inf.
+    """
+    match response:
+        case {"value": value, "vjp": list(vjp)} if len(vjp) == len(test["arguments"]):
+            parts = {"value": (value, test["expected"]["value"])}
+        case _:
+            raise FileRefused(
+                f"test {test['tcId']}: expected a value and {len(test['arguments'])} vjps; "
+                f"got {shown(response)}"
+            )
+    for i, wanted in enumerate(test["expected"]["vjp"]):
+        if wanted is not None:
+            parts[f"vjp {i}"] = (vjp[i], wanted)
+    return worst(parts, test)
+
+
+def judge_step(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
+    """(passed, error, where) of a response of the form of `answer`.
+
+    error: the largest, as `difference` measures it, over the loss and
+    every array, over the tolerance; passed where it is at most 1. Raises `FileRefused` where the
+    response is not of the form.
+    """
+    wanted = test["expected"]
+    match response:
+        case {"loss": loss, "grads": dict(grads), "params": dict(params)}:
+            parts = {"loss": (loss, wanted["loss"])}
+        case _:
+            raise FileRefused(
+                f"test {test['tcId']}: expected a loss, grads and params; got {shown(response)}"
+            )
+    arrays = {"grads": grads, "params": params}
+    if "buffers" in wanted:
+        arrays["buffers"] = response.get("buffers")
+    for kind, found in arrays.items():
+        if not isinstance(found, dict):
+            raise FileRefused(f"test {test['tcId']}: expected {kind}; got {shown(found)}")
+        if found.keys() != wanted[kind].keys():
+            names = ", ".join(map(str, found))
+            raise FileRefused(
+                f"test {test['tcId']}: expected {kind} of {', '.join(wanted[kind])}; got {names}"
+            )
+        parts.update({f"{kind} {n}": (found[n], w) for n, w in wanted[kind].items()})
+    return worst(parts, test)
+
+
+def worst(parts: dict[str, tuple[Any, Json]], test: Json) -> tuple[bool, float, str]:
+    """(passed, error, where) of the pairs (what arrived, what is expected) of a test, by name."""
+    error, where = max(
+        (difference(got, wanted, f"test {test['tcId']}, {name}", test["tolerance"])
+         for name, (got, wanted) in parts.items()),
+        key=lambda found: found[0],
+    )  # fmt: skip
+    return error <= 1.0, error, where
+
+
+def difference(got: Any, wanted: Json, where: str, tolerance: float) -> tuple[float, str]:
+    """max|got - wanted| / max(max|wanted|, smallest normal) over the finite elements, over the
+    tolerance, and where it is; inf where shape, dtype or an element that is not finite differ.
+
+    NaN matches NaN; an inf matches one of its sign; the sign of a zero is not looked at.
+    """
+    ours, theirs = read_array(got, where), read_array(wanted, where)
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return math.inf, f"{where}: {ours.dtype}{ours.shape} for {theirs.dtype}{theirs.shape}"
+    if not theirs.size:
+        return 0.0, where
+    ours, theirs = ours.astype(np.float64).reshape(-1), theirs.astype(np.float64).reshape(-1)
+    finite = np.isfinite(theirs)
+    size = np.max(np.abs(theirs), where=finite, initial=FORMATS[wanted["dtype"]].smallest_normal)
+    with quiet():
+        error = np.abs(ours / size - theirs / size)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    error = np.where(same, 0.0, np.where(finite & np.isfinite(ours), error, math.inf))
+    at = int(np.argmax(error))
+    index = [int(i) for i in np.unravel_index(at, wanted["shape"])]
+    most = float(error[at])
+    relative = most / tolerance if most and tolerance else most and math.inf
+    return relative, f"{where}{index}: {ours[at]!r} for {theirs[at]!r}"

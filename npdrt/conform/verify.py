@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npdrt.conform import norms, primitives, steps, vectors
+from npdrt.conform import vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.dialects import RULES
+from npdrt.conform.judge import judge_norm, judge_primitive, judge_step
 from npdrt.errors import Error, FileRefused
 
 Json = dict[str, Any]
-JUDGES = {"Norm": norms.judge, "Primitive": primitives.judge, "TrainingStep": steps.judge}
+JUDGES = {"Norm": judge_norm, "Primitive": judge_primitive, "TrainingStep": judge_step}
 LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training steps"}
 
 

@@ -2,7 +2,7 @@
 
 The loss is the mean softmax cross-entropy of the logits, in nats. The reference runs the forward
 pass, its derivative and the first update of the rule from a fresh state in 400 digits
-(`npdrt.conform.dual`), with the exact gradient, and rounds each array once.
+(`oracle.dual`), with the exact gradient, and rounds each array once.
 
 `ROWS` is the table, a line a test; `KINDS` has every kind of model with its reference; the rules
 are those of `npdrt.conform.dialects`.
@@ -24,20 +24,22 @@ from npdrt.autodiff import value_and_grad
 from npdrt.conform.case import Case, Step
 from npdrt.conform.dialects import RULES as DIALECTS
 from npdrt.conform.dialects import run
-from npdrt.conform.dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
+from npdrt.conform.encoding import Json, array, read_array
 from npdrt.conform.formats import FORMATS, Format
-from npdrt.conform.primitives import (
+from npdrt.conform.vectors import hexed, settings_from, settings_json, unhexed
+from npdrt.models import MLP, ResNet18, SkipNet, Transformer
+from npdrt.models.resnet import Block
+from npdrt.optim import RULES
+from npdrt.random import Random
+
+from .dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
+from .primitives import (
     DTYPES,
     REFERENCES,
-    Json,
-    array,
     linear,
-    read_array,
-    shown,
-    worst,
 )
-from npdrt.conform.primitives_case import SEED
-from npdrt.conform.primitives_layers import (
+from .primitives_case import SEED
+from .primitives_layers import (
     attention,
     batch_norm,
     conv2d,
@@ -45,12 +47,6 @@ from npdrt.conform.primitives_layers import (
     layer_norm,
     weight_norm,
 )
-from npdrt.conform.vectors import hexed, settings_from, settings_json, unhexed
-from npdrt.errors import FileRefused
-from npdrt.models import MLP, ResNet18, SkipNet, Transformer
-from npdrt.models.resnet import Block
-from npdrt.optim import RULES
-from npdrt.random import Random
 
 TITLE = "One training step of small networks: loss, gradients, new parameters"
 NOTES = {
@@ -481,7 +477,7 @@ def _updated(row: Row, w: Any, g: Any) -> Any:
     return after.w
 
 
-# --- answering and judging -------------------------------------------------------------------
+# --- answering -------------------------------------------------------------------------------
 
 
 def answer(group: Json, test: Json) -> Json:
@@ -515,33 +511,3 @@ def answer(group: Json, test: Json) -> Json:
         "params": _arrays(new, number),
         **({"buffers": _arrays(moved, number)} if buffers else {}),
     }
-
-
-def judge(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
-    """(passed, error, where) of a response of the form of `answer`.
-
-    error: the largest, as `npdrt.conform.primitives.difference` measures it, over the loss and
-    every array, over the tolerance; passed where it is at most 1. Raises `FileRefused` where the
-    response is not of the form.
-    """
-    wanted = test["expected"]
-    match response:
-        case {"loss": loss, "grads": dict(grads), "params": dict(params)}:
-            parts = {"loss": (loss, wanted["loss"])}
-        case _:
-            raise FileRefused(
-                f"test {test['tcId']}: expected a loss, grads and params; got {shown(response)}"
-            )
-    arrays = {"grads": grads, "params": params}
-    if "buffers" in wanted:
-        arrays["buffers"] = response.get("buffers")
-    for kind, found in arrays.items():
-        if not isinstance(found, dict):
-            raise FileRefused(f"test {test['tcId']}: expected {kind}; got {shown(found)}")
-        if found.keys() != wanted[kind].keys():
-            names = ", ".join(map(str, found))
-            raise FileRefused(
-                f"test {test['tcId']}: expected {kind} of {', '.join(wanted[kind])}; got {names}"
-            )
-        parts.update({f"{kind} {n}": (found[n], w) for n, w in wanted[kind].items()})
-    return worst(parts, test)

@@ -26,12 +26,12 @@ Slopes = Mapping[Any, Any]  # the partial derivatives, by variable
 
 @cache
 def mpmath() -> Any:
-    """The library of the references, an extra. Raises `Unavailable` where it is missing."""
+    """The library of the references. Raises `Unavailable` where it is missing."""
     try:
         return importlib.import_module("mpmath")
     except ImportError as error:
         raise Unavailable(
-            "making vectors needs mpmath: python -m pip install 'npdrt[vectors]'"
+            "making vectors needs mpmath: python -m pip install 'npdrt[test]'"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The table's part for the operations of layers: normalisation, dropout, attention, images.
 
-As in `npdrt.conform.primitives`, which takes CASES, UNITS and REFERENCES from here.
+As in `oracle.primitives`, which takes CASES, UNITS and REFERENCES from here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.conform.dual import Dual, constants, dual, each, exp, fill, sqrt
-from npdrt.conform.primitives_case import (
+from .dual import Dual, constants, dual, each, exp, fill, sqrt
+from .primitives_case import (
     INF,
     NAN,
     Case,

@@ -1,7 +1,7 @@
 """Vectors of every primitive: its value and its vjp, from references that share none of its code.
 
 `CASES` is the table, a line a case. A reference (`REFERENCES`) is the definition of the value in
-400 digits; the derivative follows from it by `npdrt.conform.dual` and both are rounded once. At a
+400 digits; the derivative follows from it by `oracle.dual` and both are rounded once. At a
 kink or tie the reference states the subgradient that npdrt documents, and the test is
 "acceptable" (reported, not gated), since another choice is no error; so is a test whose answer is
 another where subnormals are flushed to zero. Values and derivatives that are not finite are
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,8 +23,11 @@ import numpy as np
 
 from npdrt.arrays import quiet
 from npdrt.autodiff import PRIMITIVES, Tensor, backward
-from npdrt.conform import primitives_layers
-from npdrt.conform.dual import (
+from npdrt.conform.encoding import Json, array, decode, encode, read_array, scalar
+from npdrt.conform.formats import FORMATS, Format
+
+from . import primitives_layers
+from .dual import (
     DIGITS,
     Dual,
     constants,
@@ -38,8 +40,7 @@ from npdrt.conform.dual import (
     rounded,
     variables,
 )
-from npdrt.conform.formats import FORMATS, Format
-from npdrt.conform.primitives_case import (
+from .primitives_case import (
     INF,
     LENIENT,
     NAN,
@@ -59,7 +60,6 @@ from npdrt.conform.primitives_case import (
     subnormal,
     whole,
 )
-from npdrt.errors import FileRefused
 
 TITLE = "Primitives: value and vjp"
 NOTES = {
@@ -83,7 +83,6 @@ NOTES = {
     "CANCELLATION": {"bugType": "EDGE_CASE", "description": "leading digits cancel"},
 }
 DTYPES = ("float32", "float64")
-Json = dict[str, Any]
 
 # --- the table -------------------------------------------------------------------------------
 
@@ -773,15 +772,6 @@ def _is_discrete(a: Any) -> bool:
     return getattr(a, "dtype", None) in (np.dtype(np.int64), np.dtype(np.bool_))
 
 
-# --- JSON ------------------------------------------------------------------------------------
-
-
-def array(values: Any, number: Format) -> Json:
-    """The JSON form of a float array whose values are numbers of the format."""
-    shape = list(np.shape(values))
-    return {"dtype": number.name, "shape": shape, "bits": number.bits(values)}
-
-
 def _argument(a: Any, number: Format) -> Json:
     if _is_discrete(a):
         return {"dtype": a.dtype.name, "shape": list(a.shape), "values": a.reshape(-1).tolist()}
@@ -790,62 +780,7 @@ def _argument(a: Any, number: Format) -> Json:
     return array(a, number)
 
 
-def scalar(value: float) -> Json:
-    """The JSON form of a number."""
-    return {"scalar": FORMATS["float64"].bits(value)}
-
-
-def encode(setting: Any) -> Any:
-    """The JSON form of a setting."""
-    match setting:
-        case None | bool() | int() | str():
-            return setting
-        case float():
-            return scalar(setting)
-        case tuple():
-            return [encode(item) for item in setting]
-        case slice():
-            return {"slice": [setting.start, setting.stop, setting.step]}
-        case types.EllipsisType():
-            return "..."
-    raise TypeError(f"no JSON form for a setting {setting!r}")
-
-
-def decode(setting: Any) -> Any:
-    """A setting from its JSON form."""
-    match setting:
-        case {"scalar": bits}:
-            return FORMATS["float64"].values(bits).item()
-        case {"slice": [start, stop, step]}:
-            return slice(start, stop, step)
-        case list():
-            return tuple(decode(item) for item in setting)
-        case "...":
-            return ...
-    return setting
-
-
-def read_array(record: Any, where: str) -> Any:
-    """An array from its JSON form. Raises `FileRefused`, naming `where`, for another."""
-    match record:
-        case {"dtype": "int64" | "bool" as dtype, "shape": list(shape), "values": list(values)}:
-            data = np.array(values, dtype=dtype)
-        case {"dtype": "float32" | "float64" as dtype, "shape": list(shape), "bits": str(bits)}:
-            data = FORMATS[dtype].values(bits).astype(dtype)
-        case _:
-            raise FileRefused(f"{where}: expected an array; got {shown(record)}")
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != data.size:
-        raise FileRefused(f"{where}: {data.size} elements do not fill the shape {shown(shape)}")
-    return data.reshape(shape)
-
-
-def shown(record: Any) -> str:
-    """A short form of what arrived, for a message."""
-    text = repr(record)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-# --- answering and judging -------------------------------------------------------------------
+# --- answering -------------------------------------------------------------------------------
 
 
 def answer(group: Json, test: Json) -> Json:
@@ -867,59 +802,3 @@ def answer(group: Json, test: Json) -> Json:
 
 def _read_argument(record: Json) -> Any:
     return decode(record) if "scalar" in record else read_array(record, "arguments")
-
-
-def judge(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
-    """(passed, error, where) of a response {"value": array, "vjp": [array or None, ...]}.
-
-    error: the largest of the value and the cotangents, over the tolerance; passed where it is at
-    most 1. where: the array and the element with that error. Raises `FileRefused` where the
-    response is not of the form; an array of another shape or dtype is an error of inf.
-    """
-    match response:
-        case {"value": value, "vjp": list(vjp)} if len(vjp) == len(test["arguments"]):
-            parts = {"value": (value, test["expected"]["value"])}
-        case _:
-            raise FileRefused(
-                f"test {test['tcId']}: expected a value and {len(test['arguments'])} vjps; "
-                f"got {shown(response)}"
-            )
-    for i, wanted in enumerate(test["expected"]["vjp"]):
-        if wanted is not None:
-            parts[f"vjp {i}"] = (vjp[i], wanted)
-    return worst(parts, test)
-
-
-def worst(parts: dict[str, tuple[Any, Json]], test: Json) -> tuple[bool, float, str]:
-    """(passed, error, where) of the pairs (what arrived, what is expected) of a test, by name."""
-    error, where = max(
-        (difference(got, wanted, f"test {test['tcId']}, {name}", test["tolerance"])
-         for name, (got, wanted) in parts.items()),
-        key=lambda found: found[0],
-    )  # fmt: skip
-    return error <= 1.0, error, where
-
-
-def difference(got: Any, wanted: Json, where: str, tolerance: float) -> tuple[float, str]:
-    """max|got - wanted| / max(max|wanted|, smallest normal) over the finite elements, over the
-    tolerance, and where it is; inf where shape, dtype or an element that is not finite differ.
-
-    NaN matches NaN; an inf matches one of its sign; the sign of a zero is not looked at.
-    """
-    ours, theirs = read_array(got, where), read_array(wanted, where)
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return INF, f"{where}: {ours.dtype}{ours.shape} for {theirs.dtype}{theirs.shape}"
-    if not theirs.size:
-        return 0.0, where
-    ours, theirs = ours.astype(np.float64).reshape(-1), theirs.astype(np.float64).reshape(-1)
-    finite = np.isfinite(theirs)
-    size = np.max(np.abs(theirs), where=finite, initial=FORMATS[wanted["dtype"]].smallest_normal)
-    with quiet():
-        error = np.abs(ours / size - theirs / size)
-    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    error = np.where(same, 0.0, np.where(finite & np.isfinite(ours), error, INF))
-    at = int(np.argmax(error))
-    index = [int(i) for i in np.unravel_index(at, wanted["shape"])]
-    most = float(error[at])
-    relative = most / tolerance if most and tolerance else most and INF
-    return relative, f"{where}{index}: {ours[at]!r} for {theirs[at]!r}"

@@ -1,6 +1,6 @@
-"""Makes the vector files: `python -m npdrt.conform.generate [FOLDER] [--check]`.
+"""Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`.
 
-The same version gives the same bytes on any machine. Needs mpmath (extra `vectors`).
+The same version gives the same bytes on any machine. Needs mpmath (extra `test`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from npdrt import atomic
-from npdrt.conform import generated, norms, page, primitives, steps
+from npdrt.conform import generated, page
 from npdrt.conform.case import Answer, Case, Slots
-from npdrt.conform.cases import FLAGS, cases
+from npdrt.conform.cases import FLAGS
 from npdrt.conform.dialects import RULES, run
-from npdrt.conform.dual import mpmath
 from npdrt.conform.formats import Format, Values
 from npdrt.conform.judge import accepted, ulps_away
 from npdrt.conform.vectors import (
@@ -36,6 +35,10 @@ from npdrt.conform.vectors import (
     vector_json,
 )
 from npdrt.errors import Diverged
+
+from . import norms, primitives, steps
+from .cases import cases
+from .dual import mpmath
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
 TAKES_NORMS = ("lars", "lars_lesion", "fromage")

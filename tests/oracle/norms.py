@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.formats import FORMATS, Format, Values
-from npdrt.conform.vectors import array, hexed, unhexed
-from npdrt.errors import FileRefused
+from npdrt.conform.vectors import array, hexed
 from npdrt.random import Random
 
 TITLE = "Norms: the square root of the sum of squares, float64"
@@ -79,19 +78,6 @@ def tolerance(f: Format, n: int) -> float:
     float64 accumulation the error is below one unit of float64.
     """
     return (n / 2 + 2) * 2.0**-f.precision
-
-
-def judge(
-    group: Mapping[str, Any], test: Mapping[str, Any], answer: Mapping[str, Any]
-) -> tuple[bool, float, str]:
-    """(passed, error over tolerance, where) of an answer {"norm": 16 hex digits}."""
-    if "norm" not in answer:
-        raise FileRefused(f"test {test['tcId']}: expected a norm; got {sorted(answer)}")
-    got, expected = unhexed(answer["norm"]), unhexed(test["norm"])
-    limit = unhexed(test["tolerance"]) * expected
-    error = abs(got - expected)
-    ratio = 0.0 if error == 0 else error / limit if limit > 0 else math.inf
-    return ratio <= 1, ratio, "norm"
 
 
 def elements(group: Mapping[str, Any], test: Mapping[str, Any]) -> Values:
