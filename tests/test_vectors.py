@@ -21,7 +21,7 @@ from oracle import norms, primitives, steps
 from oracle.cases import cases
 
 from npdrt.cli import cli
-from npdrt.conform import canonical, generated, vectors, verify
+from npdrt.conform import canonical, encoding, generated, vectors, verify
 from npdrt.conform.case import Answer, Case, operands
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.formats import FORMATS
@@ -227,7 +227,7 @@ def test_our_norms(tests: list[tuple[Json, Json]]) -> None:
     for group, test in tests:
         if group["type"] == "Norm" and group["format"] != "bfloat16":
             x = norms.elements(group, test).astype(group["format"])
-            exact, got = vectors.unhexed(test["norm"]), float(norm(x))
+            exact, got = encoding.unhexed(test["norm"]), float(norm(x))
             if test["result"] == "valid":
                 assert abs(got - exact) <= np.spacing(exact), test["tcId"]
 
@@ -476,7 +476,7 @@ def own_answers(tests: list[tuple[Json, Json]]) -> list[Json]:
     for group, test in tests:
         if group["type"] == "Norm":
             values = norms.elements(group, test)
-            answers.append({"tcId": test["tcId"], "norm": vectors.hexed(float(norm(values)))})
+            answers.append({"tcId": test["tcId"], "norm": encoding.hexed(float(norm(values)))})
         elif group["type"] in ("Primitive", "TrainingStep"):
             module: Any = primitives if group["type"] == "Primitive" else steps
             answers.append({"tcId": test["tcId"], **module.answer(group, test)})
@@ -496,7 +496,7 @@ def test_the_other_kinds(tests: list[tuple[Json, Json]], tmp_path: Path) -> None
     assert done.exit_code == 0, done.stdout
     assert done.stdout.startswith("ours passes: C2: ")
     assert validator("response").is_valid(json.loads((tmp_path / "ours.json").read_bytes()))
-    answers[0]["norm"] = vectors.hexed(2.0)
+    answers[0]["norm"] = encoding.hexed(2.0)
     answers[-1] = {"tcId": answers[-1]["tcId"], "error": "no\x1b[31m \ud800"}
     value = next(a for a in answers if "value" in a and a["value"]["bits"])
     value["value"]["bits"] = value["value"]["bits"][::-1]

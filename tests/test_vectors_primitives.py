@@ -18,9 +18,9 @@ from oracle.dual import Dual, elementwise, mpmath, pull_back, rounded, variables
 
 from npdrt import autodiff
 from npdrt.autodiff import PRIMITIVES
-from npdrt.conform import encoding, vectors
+from npdrt.conform import encoding
 from npdrt.conform.formats import FORMATS
-from npdrt.conform.judge import judge_primitive, judge_step
+from npdrt.conform.judge import judge_arrays
 from npdrt.errors import FileRefused
 from npdrt.models import MODELS
 
@@ -33,6 +33,7 @@ F = torch.nn.functional
 needs_torch = pytest.mark.skipif(isinstance(torch, MagicMock), reason="PyTorch is not installed")
 
 MODULES: dict[str, Any] = {"primitives": primitives, "steps": steps}
+TYPES = {"primitives": "Primitive", "steps": "TrainingStep"}
 
 
 @cache
@@ -152,8 +153,8 @@ def test_npdrt_passes(kind: str) -> None:
     """Acceptable tests too: npdrt keeps to its own conventions."""
     failed = {}
     for group, test, response in answers(kind):
-        passed, _, where = MODULES[kind].judge(group, test, response)
-        if not passed:
+        error, where = judge_arrays(TYPES[kind], test, response)
+        if error > 1:
             failed[where] = (group.get("operation"), test["comment"])
     assert not failed
 
@@ -307,11 +308,11 @@ TORCH: dict[str, Callable[..., Any]] = {
 
 def torch_answer(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     arguments = [
-        encoding.decode(a) if "scalar" in a else torch.tensor(encoding.read_array(a, "argument"))
+        primitives.decode(a) if "scalar" in a else torch.tensor(encoding.read_array(a, "argument"))
         for a in test["arguments"]
     ]
     wanted = [a.requires_grad_() for i, a in enumerate(arguments) if i not in test["constant"]]
-    settings = {name: encoding.decode(v) for name, v in group["settings"].items()}
+    settings = {name: primitives.decode(v) for name, v in group["settings"].items()}
     value = TORCH[group["operation"]](*arguments, **settings)
     cotangent = torch.tensor(encoding.read_array(test["cotangent"], "cotangent"))
     found = torch.autograd.grad(value, wanted, cotangent, materialize_grads=True)
@@ -343,8 +344,8 @@ def test_torch_passes() -> None:
     failed = {}
     for group, test in every("primitives"):
         if group["operation"] in TORCH and test["result"] == "valid":
-            passed, _, where = judge_primitive(group, test, torch_answer(group, test))
-            if not passed:
+            error, where = judge_arrays("Primitive", test, torch_answer(group, test))
+            if error > 1:
                 failed[where] = (group["operation"], test["comment"])
     assert set(failed.values()) == set(TORCH_FAILS), failed
 
@@ -477,8 +478,8 @@ def torch_step(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch_optimizer(
         list(params.values()),
         group["optimizer"]["rule"],
-        vectors.unhexed(group["optimizer"]["lr"]),
-        vectors.settings_from(group["optimizer"]["settings"]),
+        encoding.unhexed(group["optimizer"]["lr"]),
+        encoding.settings_from(group["optimizer"]["settings"]),
     )
     logits = TORCH_MODELS[group["model"]["kind"]](group["model"], params, buffers, x)
     loss = F.cross_entropy(logits.flatten(0, -2), y.flatten())
@@ -497,8 +498,8 @@ def torch_step(group: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
 @needs_torch
 def test_torch_passes_the_steps() -> None:
     for group, test in every("steps"):
-        passed, error, where = judge_step(group, test, torch_step(group, test))
-        assert passed, (error, where)
+        error, where = judge_arrays("TrainingStep", test, torch_step(group, test))
+        assert error <= 1, (error, where)
 
 
 # --- faults are seen ---------------------------------------------------------------------------
@@ -582,7 +583,7 @@ def test_a_planted_fault_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         flag
         for group, test in every("primitives")
         if group["operation"] == name
-        and not judge_primitive(group, test, primitives.answer(group, test))[0]
+        and judge_arrays("Primitive", test, primitives.answer(group, test))[0] > 1
         for flag in test["flags"]
     }
     assert flag in failed
@@ -617,9 +618,8 @@ def find(kind: str, comment: str, **wanted: Any) -> tuple[Any, Any]:
 def test_a_changed_array_fails(name: str, change: Callable[[Any], Any]) -> None:
     group, test = find("primitives", "with a bias", operation="linear")
     response = primitives.answer(group, test)
-    assert judge_primitive(group, test, response)[0]
-    passed, error, where = judge_primitive(group, test, changed(response, name, change))
-    assert not passed
+    assert judge_arrays("Primitive", test, response)[0] <= 1
+    error, where = judge_arrays("Primitive", test, changed(response, name, change))
     assert error > 1
     assert name in where
 
@@ -628,8 +628,9 @@ def test_a_changed_array_fails(name: str, change: Callable[[Any], Any]) -> None:
 def test_a_changed_step_fails(name: str) -> None:
     group, test = find("steps", "three layers")
     response = steps.answer(group, test)
-    passed, error, where = judge_step(group, test, changed(response, name, lambda a: a * 1.00001))
-    assert not passed
+    error, where = judge_arrays(
+        "TrainingStep", test, changed(response, name, lambda a: a * 1.00001)
+    )
     assert error > 1
     assert name in where
 
@@ -639,32 +640,31 @@ def test_a_changed_buffer_fails(part: str) -> None:
     group, test = find("steps", "residual net")
     response = steps.answer(group, test)
     name = f"buffers stages/01/blocks/00/norm1/{part}"
-    passed, error, where = judge_step(group, test, changed(response, name, lambda a: a * 1.0001))
-    assert not passed
+    error, where = judge_arrays("TrainingStep", test, changed(response, name, lambda a: a * 1.0001))
     assert error > 1
     assert name in where
     del response["buffers"]
     with pytest.raises(FileRefused, match="expected buffers; got None"):
-        judge_step(group, test, response)
+        judge_arrays("TrainingStep", test, response)
 
 
 def test_what_is_not_finite_must_match() -> None:
     group, test = find("primitives", "infinite", operation="exp")  # [0, inf] and [0, inf]
     response = primitives.answer(group, test)
-    assert judge_primitive(group, test, response) == (
-        True, 0.0, f"test {test['tcId']}, value[0]: np.float64(0.0) for np.float64(0.0)"
+    assert judge_arrays("Primitive", test, response) == (
+        0.0, f"test {test['tcId']}, value[0]: np.float64(0.0) for np.float64(0.0)"
     )  # fmt: skip
     for wrong in (math.nan, -math.inf, 1e30):
         for name in ("value", "vjp 0"):
             other = changed(response, name, lambda a, w=wrong: np.array([0, w], a.dtype))
-            assert judge_primitive(group, test, other)[1] == math.inf
+            assert judge_arrays("Primitive", test, other)[0] == math.inf
 
 
 def test_the_sign_of_zero_is_not_looked_at() -> None:
     group, test = find("primitives", "infinite", operation="exp")
     response = primitives.answer(group, test)
     other = changed(response, "value", lambda a: np.array([-0.0, math.inf], a.dtype))
-    assert judge_primitive(group, test, other)[0]
+    assert judge_arrays("Primitive", test, other)[0] <= 1
 
 
 MALFORMED: dict[str, Callable[[Any], Any]] = {
@@ -687,17 +687,17 @@ def test_a_malformed_response_is_refused(message: str) -> None:
     group, test = find("primitives", "ordinary values", operation="tanh")
     response = MALFORMED[message](primitives.answer(group, test))
     with pytest.raises(FileRefused, match=message):
-        judge_primitive(group, test, response)
+        judge_arrays("Primitive", test, response)
 
 
 def test_a_malformed_step_is_refused() -> None:
     group, test = find("steps", "three layers")
     with pytest.raises(FileRefused, match=r"expected a loss, grads and params; got \[\]"):
-        judge_step(group, test, [])
+        judge_arrays("TrainingStep", test, [])
     response = steps.answer(group, test)
     del response["grads"]["layers/00/weight"]
     with pytest.raises(FileRefused, match=r"expected grads of layers/00/weight, .*; got layers/01"):
-        judge_step(group, test, response)
+        judge_arrays("TrainingStep", test, response)
 
 
 def test_another_dtype_is_an_error() -> None:
@@ -705,8 +705,8 @@ def test_another_dtype_is_an_error() -> None:
     response = primitives.answer(group, test)
     values = encoding.read_array(response["value"], "value")
     other = {**response, "value": encoding.array(values, FORMATS["float64"])}
-    passed, error, where = judge_primitive(group, test, other)
-    assert (passed, error) == (False, math.inf)
+    error, where = judge_arrays("Primitive", test, other)
+    assert error == math.inf
     assert "value: float64(3, 4) for float32(3, 4)" in where
 
 

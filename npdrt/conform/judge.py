@@ -1,13 +1,14 @@
 """The judge: how far answers are from the vectors, by level.
 
 C0: the bits of docs/updates.md. C1: at most k ulps from the exact answer, counted at the scale of
-the operands. C2: norms. C3: many steps, from the exact sequence.
+the operands. C2: norms. C3: many steps, from the exact sequence. Primitives and training steps
+have no level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from npdrt.arrays import quiet
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.encoding import Json, read_array, shown
+from npdrt.conform.encoding import DOUBLE, Json, array, read_array, shown, unhexed
 from npdrt.conform.formats import FORMATS, Format, Values
-from npdrt.conform.vectors import Vector, unhexed
+from npdrt.conform.vectors import Vector
 from npdrt.errors import FileRefused
 
 # Accepted error at level C1 in ulps at the scale of the operands: the roundings of any order of
@@ -177,84 +178,82 @@ def distances(got: Any, exact: Any, scale: Any, number: Format, slack: Any = 0.0
 
 # --- norms, primitives and training steps --------------------------------------------------------
 
+Pairs = dict[str, tuple[Any, Json]]  # name -> the array that arrived, and the one expected
 
-def judge_norm(
-    group: Mapping[str, Any], test: Mapping[str, Any], answer: Mapping[str, Any]
-) -> tuple[bool, float, str]:
-    """(passed, error over tolerance, where) of an answer {"norm": 16 hex digits}."""
+
+def judge_arrays(kind: str, test: Json, answer: Any) -> tuple[float, str]:
+    """The largest error of an answer over the tolerance of the test, so that up to 1 it passes; and
+    the array and element that has it.
+
+    kind: a key of PAIRS. Raises `FileRefused` where the answer is not of the form asked for.
+    """
+    name = f"test {test['tcId']}"
+    try:
+        pairs, tolerance = PAIRS[kind](test, answer), test["tolerance"]
+        limit = unhexed(tolerance) if isinstance(tolerance, str) else tolerance
+        errors = [difference(*pair, f"{name}, {part}") for part, pair in pairs.items()]
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
+            RecursionError) as error:  # fmt: skip
+        raise FileRefused(f"{name}: {type(error).__name__}: {error}") from error
+    error, where = max(errors, key=lambda found: found[0])
+    return error / limit if error and limit else error and math.inf, where
+
+
+def _norm(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"norm": 16 hex digits}."""
     if "norm" not in answer:
         raise FileRefused(f"test {test['tcId']}: expected a norm; got {sorted(answer)}")
-    got, expected = unhexed(answer["norm"]), unhexed(test["norm"])
-    limit = unhexed(test["tolerance"]) * expected
-    error = abs(got - expected)
-    ratio = 0.0 if error == 0 else error / limit if limit > 0 else math.inf
-    return ratio <= 1, ratio, "norm"
+    got, expected = (array(unhexed(text), DOUBLE) for text in (answer["norm"], test["norm"]))
+    return {"norm": (got, expected)}
 
 
-def judge_primitive(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
-    """(passed, error, where) of a response {"value": array, "vjp": [array or None, ...]}.
-
-    error: the largest of the value and the cotangents, over the tolerance; passed where it is at
-    most 1. where: the array and the element with that error. Raises `FileRefused` where the
-    response is not of the form; an array of another shape or dtype is an error of inf.
-    """
-    match response:
+def _primitive(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"value": array, "vjp": [array or None, ...]}."""
+    expected = test["expected"]
+    match answer:
         case {"value": value, "vjp": list(vjp)} if len(vjp) == len(test["arguments"]):
-            parts = {"value": (value, test["expected"]["value"])}
+            pairs = {"value": (value, expected["value"])}
         case _:
             raise FileRefused(
                 f"test {test['tcId']}: expected a value and {len(test['arguments'])} vjps; "
-                f"got {shown(response)}"
+                f"got {shown(answer)}"
             )
-    for i, wanted in enumerate(test["expected"]["vjp"]):
+    for k, (got, wanted) in enumerate(zip(vjp, expected["vjp"], strict=True)):
         if wanted is not None:
-            parts[f"vjp {i}"] = (vjp[i], wanted)
-    return worst(parts, test)
+            pairs[f"vjp {k}"] = (got, wanted)
+    return pairs
 
 
-def judge_step(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
-    """(passed, error, where) of a response of the form of `answer`.
-
-    error: the largest, as `difference` measures it, over the loss and
-    every array, over the tolerance; passed where it is at most 1. Raises `FileRefused` where the
-    response is not of the form.
-    """
-    wanted = test["expected"]
-    match response:
-        case {"loss": loss, "grads": dict(grads), "params": dict(params)}:
-            parts = {"loss": (loss, wanted["loss"])}
+def _training_step(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"loss": array, "grads": {name: array}, "params": {name: array}}, with "buffers"
+    where the test has some."""
+    expected = test["expected"]
+    match answer:
+        case {"loss": loss, "grads": dict(), "params": dict()}:
+            pairs = {"loss": (loss, expected["loss"])}
         case _:
             raise FileRefused(
-                f"test {test['tcId']}: expected a loss, grads and params; got {shown(response)}"
+                f"test {test['tcId']}: expected a loss, grads and params; got {shown(answer)}"
             )
-    arrays = {"grads": grads, "params": params}
-    if "buffers" in wanted:
-        arrays["buffers"] = response.get("buffers")
-    for kind, found in arrays.items():
+    for part in (name for name in expected if name != "loss"):
+        wanted, found = expected[part], answer.get(part)
         if not isinstance(found, dict):
-            raise FileRefused(f"test {test['tcId']}: expected {kind}; got {shown(found)}")
-        if found.keys() != wanted[kind].keys():
+            raise FileRefused(f"test {test['tcId']}: expected {part}; got {shown(found)}")
+        if found.keys() != wanted.keys():
             names = ", ".join(map(str, found))
             raise FileRefused(
-                f"test {test['tcId']}: expected {kind} of {', '.join(wanted[kind])}; got {names}"
+                f"test {test['tcId']}: expected {part} of {', '.join(wanted)}; got {names}"
             )
-        parts.update({f"{kind} {n}": (found[n], w) for n, w in wanted[kind].items()})
-    return worst(parts, test)
+        pairs.update({f"{part} {name}": (found[name], wanted[name]) for name in wanted})
+    return pairs
 
 
-def worst(parts: dict[str, tuple[Any, Json]], test: Json) -> tuple[bool, float, str]:
-    """(passed, error, where) of the pairs (what arrived, what is expected) of a test, by name."""
-    error, where = max(
-        (difference(got, wanted, f"test {test['tcId']}, {name}", test["tolerance"])
-         for name, (got, wanted) in parts.items()),
-        key=lambda found: found[0],
-    )  # fmt: skip
-    return error <= 1.0, error, where
+PAIRS = {"Norm": _norm, "Primitive": _primitive, "TrainingStep": _training_step}
 
 
-def difference(got: Any, wanted: Json, where: str, tolerance: float) -> tuple[float, str]:
-    """max|got - wanted| / max(max|wanted|, smallest normal) over the finite elements, over the
-    tolerance, and where it is; inf where shape, dtype or an element that is not finite differ.
+def difference(got: Any, wanted: Json, where: str) -> tuple[float, str]:
+    """max|got - wanted| / max(max|wanted|, smallest normal) over the finite elements, and where it
+    is; inf where shape, dtype or an element that is not finite differ.
 
     NaN matches NaN; an inf matches one of its sign; the sign of a zero is not looked at.
     """
@@ -267,11 +266,9 @@ def difference(got: Any, wanted: Json, where: str, tolerance: float) -> tuple[fl
     finite = np.isfinite(theirs)
     size = np.max(np.abs(theirs), where=finite, initial=FORMATS[wanted["dtype"]].smallest_normal)
     with quiet():
-        error = np.abs(ours / size - theirs / size)
+        error = np.abs(ours - theirs) / size
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     error = np.where(same, 0.0, np.where(finite & np.isfinite(ours), error, math.inf))
-    at = int(np.argmax(error))
-    index = [int(i) for i in np.unravel_index(at, wanted["shape"])]
-    most = float(error[at])
-    relative = most / tolerance if most and tolerance else most and math.inf
-    return relative, f"{where}{index}: {ours[at]!r} for {theirs[at]!r}"
+    worst = int(np.argmax(error))
+    index = [int(i) for i in np.unravel_index(worst, wanted["shape"])]
+    return float(error[worst]), f"{where}{index}: {ours[worst]!r} for {theirs[worst]!r}"

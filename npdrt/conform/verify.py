@@ -17,11 +17,10 @@ from typing import Any
 from npdrt.conform import vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.dialects import RULES
-from npdrt.conform.judge import judge_norm, judge_primitive, judge_step
+from npdrt.conform.judge import judge_arrays
 from npdrt.errors import Error, FileRefused
 
 Json = dict[str, Any]
-JUDGES = {"Norm": judge_norm, "Primitive": judge_primitive, "TrainingStep": judge_step}
 LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training steps"}
 
 
@@ -29,7 +28,7 @@ LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training ste
 class Checked:
     """An answer to a test of a norm, a primitive or a training step.
 
-    kind: a key of JUDGES. group: its format, operation or name. ratio: its error over the
+    kind: a key of LEVELS. group: its format, operation or name. ratio: its error over the
     tolerance. where: of which array and element. error: what it said where it refused.
     """
 
@@ -171,7 +170,7 @@ def audits(name: str, groups: Sequence[Json], answers: Mapping[int, Any]) -> Ite
 def checked(groups: Sequence[Json], answers: Mapping[int, Any]) -> Iterator[Checked]:
     """The judged answers to norms, primitives and training steps."""
     for group in groups:
-        if group["type"] in JUDGES:
+        if group["type"] in LEVELS:
             for test in group["tests"]:
                 if test["tcId"] in answers:
                     yield check(group, test, answers[test["tcId"]])
@@ -180,18 +179,9 @@ def checked(groups: Sequence[Json], answers: Mapping[int, Any]) -> Iterator[Chec
 def check(group: Json, test: Json, answer: Any) -> Checked:
     """One of them. Raises `FileRefused` where the answer is not of the form asked for."""
     refused = str(answer["error"] or "refused")[:500] if "error" in answer else ""
-    verdict = (False, math.inf, "") if refused else judged(group, test, answer)
+    ratio, where = (math.inf, "") if refused else judge_arrays(group["type"], test, answer)
     about = test["tcId"], test["comment"], tuple(test["flags"]), group["type"], label(group)
-    return Checked(*about, *verdict, test["result"] == "valid", refused)
-
-
-def judged(group: Json, test: Json, answer: Any) -> tuple[bool, float, str]:
-    """The verdict of the judge of the group's type."""
-    try:
-        return JUDGES[group["type"]](group, test, answer)
-    except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
-            RecursionError) as error:  # fmt: skip
-        raise FileRefused(f"test {test['tcId']}: {type(error).__name__}: {error}") from error
+    return Checked(*about, ratio <= 1, ratio, where, test["result"] == "valid", refused)
 
 
 def missing(groups: Sequence[Json], answers: Mapping[int, Any]) -> Iterator[Missing]:

@@ -148,19 +148,20 @@ def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) ->
 
 
 def rounded(numbers: Any, number: Format) -> Values:
-    """Duals, mpf or plain numbers rounded once, to nearest even, to a format."""
+    """Duals, mpf of any precision, or plain numbers, rounded once, to nearest even, to a format."""
     numbers = np.asarray(numbers, dtype=object)
-    flat = [_round(dual(v).value, number) for v in numbers.reshape(-1)]
+    flat = [_round(x, number) for x in numbers.reshape(-1)]
     return np.asarray(flat, dtype=np.float64).reshape(numbers.shape)
 
 
 def _round(x: Any, number: Format) -> float:
-    m = mpmath()
-    if not m.isfinite(x):
-        return float(x)
-    exponent = max(m.mag(x) - 1, 1 - number.emax) if x else 0  # 2**(mag - 1) <= |x|
+    x = x.value if isinstance(x, Dual) else x
+    m = getattr(x, "context", mpmath())  # where a number has one, its precision is enough
+    if not m.isfinite(x) or x == 0:
+        return float(x) + 0.0  # no negative zero
+    exponent = max(m.mag(x) - 1, 1 - number.emax)  # 2**(mag - 1) <= |x|
     unit = exponent - (number.precision - 1)
     digits = int(m.nint(m.ldexp(x, -unit)))  # at most 2**precision, a tie to even
     if exponent > number.emax or m.ldexp(abs(digits), unit) > number.largest:
-        return math.inf if x > 0 else -math.inf
+        return math.copysign(math.inf, digits)
     return math.ldexp(digits, unit)

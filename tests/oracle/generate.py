@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +22,8 @@ from npdrt.conform import generated, page
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.dialects import RULES, run
-from npdrt.conform.formats import Format, Values
+from npdrt.conform.encoding import settings_json
+from npdrt.conform.formats import Values
 from npdrt.conform.judge import accepted, ulps_away
 from npdrt.conform.vectors import (
     FOLDER,
@@ -31,14 +31,13 @@ from npdrt.conform.vectors import (
     Expected,
     Vector,
     sampled,
-    settings_json,
     vector_json,
 )
 from npdrt.errors import Diverged
 
 from . import norms, primitives, steps
 from .cases import cases
-from .dual import mpmath
+from .dual import mpmath, rounded
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
 TAKES_NORMS = ("lars", "lars_lesion", "fromage")
@@ -67,20 +66,6 @@ def mp_context() -> Any:
     return context
 
 
-def rounded(x: Any, number: Format) -> float:
-    """An mpmath number rounded once to a format, to nearest even."""
-    if not math.isfinite(float(x)) and not x.context.isfinite(x):
-        return float(x)
-    if x == 0:
-        return 0.0
-    exponent = max(x.context.frexp(x)[1] - 1, 1 - number.emax) - (number.precision - 1)
-    whole = int(x.context.nint(x.context.ldexp(x, -exponent)))
-    if abs(whole) * 2.0 ** min(exponent, 0) > number.largest and exponent <= 0:
-        return math.copysign(math.inf, whole)
-    value = x.context.ldexp(x.context.mpf(whole), exponent)
-    return math.copysign(math.inf, whole) if abs(value) > number.largest else float(value)
-
-
 def numbers(x: Any, context: Any) -> Any:
     """A number of mpmath, or an object array of them."""
     if np.ndim(x) == 0 and not hasattr(x, "dtype"):
@@ -95,9 +80,7 @@ def exact(case: Case, context: Any) -> list[tuple[Values, Values]]:
     """The parameter after every step, and the scale, in real arithmetic, rounded once."""
 
     def down(x: Any) -> Values:
-        found = np.broadcast_to(np.asarray(x, dtype=object), case.w.shape)
-        values = [rounded(context.mpf(v), case.number) for v in found.reshape(-1)]
-        return np.array(values, dtype=np.float64).reshape(case.w.shape)
+        return rounded(np.broadcast_to(np.asarray(x, dtype=object), case.w.shape), case.number)
 
     found = run(RULES[case.rule], {}, case, partial(numbers, context=context))
     return [(down(e.w), down(e.scale)) for e in found]
@@ -112,8 +95,8 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
     few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
     found = run(RULES[case.rule], {}, few, partial(numbers, context=context))
-    values = [rounded(context.mpf(found[k].w[place[i]]), case.number) for k, i in at]
-    return {"at": at, "exact": case.number.bits(values)}
+    values = [found[k].w[place[i]] for k, i in at]
+    return {"at": at, "exact": case.number.bits(rounded(values, case.number))}
 
 
 def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from npdrt.conform.encoding import from_bits, hexed
 from npdrt.conform.formats import FORMATS, Format, Values
-from npdrt.conform.vectors import array, hexed
 from npdrt.random import Random
+
+from .dual import DIGITS, mpmath, rounded
 
 TITLE = "Norms: the square root of the sum of squares, float64"
 NOTES = {
@@ -62,13 +62,10 @@ def vector(f: Format, comment: str, flag: str, x: Values) -> dict[str, Any]:
 
 
 def exact(x: Values) -> float:
-    """sqrt(sum x^2) of the rational numbers, rounded once to float64."""
-    total = sum((Fraction(v) ** 2 for v in x.tolist()), Fraction(0))
-    if total == 0:
-        return 0.0
-    shift = 2 * ((128 - total.numerator.bit_length() + total.denominator.bit_length()) // 2)
-    root = math.isqrt(int(total * Fraction(2) ** shift))  # at least 63 bits, truncated
-    return float(Fraction(2 * root + 1, 2) / Fraction(2) ** (shift // 2))
+    """sqrt(sum x^2), rounded once to float64."""
+    m = mpmath()
+    with m.workdps(DIGITS):
+        return rounded(m.sqrt(m.fsum(x, squared=True)), FORMATS["float64"]).item()
 
 
 def tolerance(f: Format, n: int) -> float:
@@ -82,4 +79,4 @@ def tolerance(f: Format, n: int) -> float:
 
 def elements(group: Mapping[str, Any], test: Mapping[str, Any]) -> Values:
     """The array of a test."""
-    return array(test["x"], test["shape"], FORMATS[group["format"]])
+    return from_bits(test["x"], test["shape"], FORMATS[group["format"]])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from npdrt.arrays import quiet
 from npdrt.autodiff import PRIMITIVES, Tensor, backward
-from npdrt.conform.encoding import Json, array, decode, encode, read_array, scalar
+from npdrt.conform.encoding import DOUBLE, Json, array, read_array
 from npdrt.conform.formats import FORMATS, Format
 
 from . import primitives_layers
@@ -773,11 +774,42 @@ def _is_discrete(a: Any) -> bool:
 
 
 def _argument(a: Any, number: Format) -> Json:
-    if _is_discrete(a):
-        return {"dtype": a.dtype.name, "shape": list(a.shape), "values": a.reshape(-1).tolist()}
-    if isinstance(a, float):
-        return scalar(a)
-    return array(a, number)
+    return scalar(a) if isinstance(a, float) else array(a, number)
+
+
+def scalar(value: float) -> Json:
+    """The JSON form of a number."""
+    return {"scalar": DOUBLE.bits(value)}
+
+
+def encode(setting: Any) -> Any:
+    """The JSON form of a setting."""
+    match setting:
+        case None | bool() | int() | str():
+            return setting
+        case float():
+            return scalar(setting)
+        case tuple():
+            return [encode(item) for item in setting]
+        case slice():
+            return {"slice": [setting.start, setting.stop, setting.step]}
+        case types.EllipsisType():
+            return "..."
+    raise TypeError(f"no JSON form for a setting {setting!r}")
+
+
+def decode(setting: Any) -> Any:
+    """A setting from its JSON form."""
+    match setting:
+        case {"scalar": bits}:
+            return DOUBLE.values(bits).item()
+        case {"slice": [start, stop, step]}:
+            return slice(start, stop, step)
+        case list():
+            return tuple(decode(item) for item in setting)
+        case "...":
+            return ...
+    return setting
 
 
 # --- answering -------------------------------------------------------------------------------

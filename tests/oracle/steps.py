@@ -24,9 +24,16 @@ from npdrt.autodiff import value_and_grad
 from npdrt.conform.case import Case, Step
 from npdrt.conform.dialects import RULES as DIALECTS
 from npdrt.conform.dialects import run
-from npdrt.conform.encoding import Json, array, read_array
+from npdrt.conform.encoding import (
+    Json,
+    array,
+    hexed,
+    read_array,
+    settings_from,
+    settings_json,
+    unhexed,
+)
 from npdrt.conform.formats import FORMATS, Format
-from npdrt.conform.vectors import hexed, settings_from, settings_json, unhexed
 from npdrt.models import MLP, ResNet18, SkipNet, Transformer
 from npdrt.models.resnet import Block
 from npdrt.optim import RULES
@@ -402,8 +409,8 @@ def _test(row: Row, identity: int, number: Format) -> Json:
         "result": "valid",
         "params": _arrays(params, number),
         **({"buffers": _arrays(buffers, number)} if buffers else {}),
-        "x": _whole(x) if x.dtype == np.int64 else array(x, number),
-        "y": _whole(y),
+        "x": array(x, number),
+        "y": array(y, number),
         "expected": {
             "loss": array(rounded(loss, number), number),
             "grads": grads,
@@ -412,11 +419,6 @@ def _test(row: Row, identity: int, number: Format) -> Json:
         },
         "tolerance": UNITS[row.flag] * number.ulp(1.0).item(),
     }
-
-
-def _whole(a: Any) -> Json:
-    """The JSON form of an int64 array."""
-    return {"dtype": "int64", "shape": list(a.shape), "values": a.reshape(-1).tolist()}
 
 
 def _arrays(values: Params, number: Format) -> Json:
