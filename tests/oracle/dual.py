@@ -129,6 +129,21 @@ def sqrt(x: Dual) -> Dual:
     return x.chain(y, 1 / (2 * y))
 
 
+def log(x: Dual) -> Dual:
+    """The natural logarithm; its slope at 0 is infinite."""
+    return x.chain(mpmath().log(x.value), math.inf if x.value == 0 else 1 / x.value)
+
+
+def total(row: list[Dual]) -> Dual:
+    """The sum of the elements."""
+    return sum(row, Dual(0))
+
+
+def mean(row: list[Dual]) -> Dual:
+    """The mean of the elements."""
+    return total(row) / len(row)
+
+
 def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """sum_i cotangent_i * d output_i / d variable for every variable of an array, as mpf; and the
     condition of these sums: the largest sum of absolute terms over the largest absolute sum.
@@ -136,15 +151,15 @@ def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) ->
     output: object array. cotangent: numbers, of its shape. shape: of the array called `name`.
     """
     zero = mpmath().mpf(0)
-    total, absolute = ([zero] * math.prod(shape) for _ in range(2))
+    sums, absolute = ([zero] * math.prod(shape) for _ in range(2))
     pairs = zip(output.reshape(-1), np.asarray(cotangent).reshape(-1).tolist(), strict=True)
     for y, g in pairs:
         for (owner, i), slope in dual(y).slopes.items():
             if owner == name:
-                total[i] += g * slope
+                sums[i] += g * slope
                 absolute[i] += abs(g * slope)
-    largest = max(map(abs, total), default=zero)
-    return fill(shape, total), max(absolute) / largest if largest else mpmath().mpf(1)
+    largest = max(map(abs, sums), default=zero)
+    return fill(shape, sums), max(absolute) / largest if largest else mpmath().mpf(1)
 
 
 def rounded(numbers: Any, number: Format) -> Values:
@@ -157,8 +172,10 @@ def rounded(numbers: Any, number: Format) -> Values:
 def _round(x: Any, number: Format) -> float:
     x = x.value if isinstance(x, Dual) else x
     m = getattr(x, "context", mpmath())  # where a number has one, its precision is enough
-    if not m.isfinite(x) or x == 0:
-        return float(x) + 0.0  # no negative zero
+    if m.isnan(x):
+        return math.copysign(math.nan, -1)  # the bits that inf / inf has on x86, everywhere
+    if not x or not m.isfinite(x):
+        return float(x) + 0.0  # without a negative zero
     exponent = max(m.mag(x) - 1, 1 - number.emax)  # 2**(mag - 1) <= |x|
     unit = exponent - (number.precision - 1)
     digits = int(m.nint(m.ldexp(x, -unit)))  # at most 2**precision, a tie to even

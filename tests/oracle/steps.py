@@ -40,11 +40,8 @@ from npdrt.optim import RULES
 from npdrt.random import Random
 
 from .dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
-from .primitives import (
-    DTYPES,
-    REFERENCES,
-    linear,
-)
+from .primitives import DTYPES, REFERENCES
+from .primitives_arrays import linear
 from .primitives_case import SEED
 from .primitives_layers import (
     attention,
@@ -178,7 +175,7 @@ def _mlp(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: int,
         name, last = f"layers/{layer:02d}", layer == depth - 1
         out = linear(x, params[f"{name}/weight"], params.get(f"{name}/bias"))
         if output_nonlinearity or not last:
-            out = REFERENCES[nonlinearity](out, **settings)
+            out = REFERENCES[nonlinearity].value(out, **settings)
         x = x + out if residual and not last and x.shape == out.shape else out
     return x
 
@@ -218,7 +215,7 @@ def _transformer(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, wid
         return _affine(params, f"{name}/attention/out", _heads(parts, heads))
 
     def mlp(name: str, h: Any) -> Any:
-        z = REFERENCES[nonlinearity](_affine(params, f"{name}/linear1", h))
+        z = REFERENCES[nonlinearity].value(_affine(params, f"{name}/linear1", h))
         return _affine(params, f"{name}/linear2", z)
 
     h = params["embedding/weight"][x.T] * Dual(mpmath().sqrt(width))
@@ -238,7 +235,7 @@ def _transformer(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, wid
 def _resnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, stages: Any,
             pre_activation: bool, shortcut: str, **sizes: Any) -> Any:  # fmt: skip
     """A 3x3 convolution, blocks of two of them beside a skip connection, means, linear."""
-    relu = REFERENCES["relu"]
+    relu = REFERENCES["relu"].value
 
     def conv(name: str, h: Any, stride: int = 1) -> Any:
         weight = params[f"{name}/weight"]
@@ -269,7 +266,7 @@ def _resnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, stages: 
     h = h if pre_activation else relu(norm("norm", h))
     for stage, (channels, stride) in enumerate(stages):
         h = block(f"stages/{stage:02d}/blocks/00", h, channels, stride)
-    return _affine(params, "linear", REFERENCES["global_average_pool"](h).T)
+    return _affine(params, "linear", REFERENCES["global_average_pool"].value(h).T)
 
 
 def _move(buffers: dict[str, Any], name: str, h: Any) -> None:
@@ -277,8 +274,8 @@ def _move(buffers: dict[str, Any], name: str, h: Any) -> None:
     h, tenth = constants([[v.value for v in row.flat] for row in h]), Dual(0.1)
     over: dict[str, Any] = {"axis": 1, "keepdims": False}
     batch = {
-        "running_mean": REFERENCES["mean"](h, **over),
-        "running_var": REFERENCES["var"](h, **over, correction=1.0),
+        "running_mean": REFERENCES["mean"].value(h, **over),
+        "running_var": REFERENCES["var"].value(h, **over, correction=1.0),
     }
     for buffer, found in batch.items():
         buffers[f"{name}/{buffer}"] = buffers[f"{name}/{buffer}"] * (1 - tenth) + found * tenth
@@ -286,11 +283,11 @@ def _move(buffers: dict[str, Any], name: str, h: Any) -> None:
 
 def _unit_map(x: Any, channels: int, stride: int) -> Any:
     """`stride` times the means of squares of pixels, between channels of zeros."""
-    pool, added = REFERENCES["average_pool"], channels - len(x)
+    pool, added = REFERENCES["average_pool"].value, channels - len(x)
     y = pool(x, size=stride, stride=None, padding=0) * Dual(stride)
     before = (added + 1) // 2
     widths = ((before, added - before), (0, 0), (0, 0), (0, 0))
-    return REFERENCES["pad"](y, widths=widths, value=0.0)
+    return REFERENCES["pad"].value(y, widths=widths, value=0.0)
 
 
 def _skipnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: int, hidden: int,
@@ -301,7 +298,7 @@ def _skipnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: 
         name = f"layers/{layer:02d}"
         outer, inner = (weight_norm(params[f"{name}/{n}"], eps=eps) for n in ("outer", "inner"))
         kappa = Dual((1 - mpmath().mpf(delta)) / mpmath().sqrt(len(outer) * hidden))
-        y = REFERENCES["tanh"](linear(z, inner, params[f"{name}/bias"][:, 0]))
+        y = REFERENCES["tanh"].value(linear(z, inner, params[f"{name}/bias"][:, 0]))
         z = z[:, : len(outer)] + linear(y, outer) * kappa
     return z
 
@@ -459,7 +456,7 @@ def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tupl
         moved = {name: constants(a) for name, a in buffers.items()}
         inputs = x if x.dtype == np.int64 else constants(x)
         logits = KINDS[row.kind].logits(leaves, moved, inputs, **row.model)
-        cross_entropy = REFERENCES["softmax_cross_entropy"]
+        cross_entropy = REFERENCES["softmax_cross_entropy"].value
         loss = np.asarray(cross_entropy(logits, y, label_smoothing=0.0), dtype=object)
         grads = {
             name: pull_back(loss, np.ones(()), name, np.shape(w))[0] for name, w in params.items()
