@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from oracle import norms, primitives, steps
+from oracle import generate, norms, primitives, steps
 from oracle.cases import cases
 
 from npdrt.cli import cli
@@ -153,9 +153,6 @@ def test_the_schema_refuses(documents: dict[str, Json]) -> None:
 
 def test_generation_gives_the_same_bytes() -> None:
     """Of two small files; `python -m tests.oracle.generate --check` does all."""
-    pytest.importorskip("mpmath")
-    from oracle import generate
-
     context = generate.mp_context()
     every = chain(cases(), generated.cases())
     asked = [c for c in every if (c.rule, c.format) == ("lars_lesion", "float16")]

@@ -93,7 +93,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Audit:
+class GradientAudit:
     """What `audit` found.
 
     loss: npdrt's. zero: the parameters whose gradient is zero throughout, of which nothing is
@@ -117,7 +117,7 @@ class Audit:
 
 def audit(
     problem: Problem, *, tolerance: float | None = None, against: Sequence[str] = ()
-) -> Audit:
+) -> GradientAudit:
     """Hold npdrt's loss and gradients against the oracles, per parameter array.
 
     tolerance: see `Comparison`; None is that of TOLERANCES for problem.dtype. The oracles
@@ -138,7 +138,7 @@ def audit(
     answers = {name: ask(name, problem) for name in asked}
     found = tuple(compare(name, (loss, grads), theirs) for name, theirs in answers.items())
     zero = tuple(name for name, g in grads.items() if not np.any(g))
-    return Audit(loss, zero, limit, found, absent, _spread(list(answers.values())))
+    return GradientAudit(loss, zero, limit, found, absent, _spread(list(answers.values())))
 
 
 def _check(problem: Problem, tolerance: float, against: Sequence[str]) -> None:

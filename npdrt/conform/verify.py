@@ -17,10 +17,10 @@ from typing import Any
 from npdrt.conform import vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.dialects import RULES
+from npdrt.conform.encoding import Json
 from npdrt.conform.judge import judge_arrays
 from npdrt.errors import Error, FileRefused
 
-Json = dict[str, Any]
 LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training steps"}
 
 

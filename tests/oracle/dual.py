@@ -8,31 +8,18 @@ its derivative follows from the sum, product and chain rule, with no step size a
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt.conform.formats import Format, Values
-from npdrt.errors import Unavailable
 
 DIGITS = 400  # decimal digits: what cancels exactly is 0 in every format, float64 too
 
 Slopes = Mapping[Any, Any]  # the partial derivatives, by variable
-
-
-@cache
-def mpmath() -> Any:
-    """The library of the references. Raises `Unavailable` where it is missing."""
-    try:
-        return importlib.import_module("mpmath")
-    except ImportError as error:
-        raise Unavailable(
-            "making vectors needs mpmath: python -m pip install 'npdrt[test]'"
-        ) from error
 
 
 class Dual:
@@ -41,7 +28,7 @@ class Dual:
     __slots__ = ("slopes", "value")
 
     def __init__(self, value: Any, slopes: Slopes | None = None):
-        self.value, self.slopes = mpmath().mpf(value), slopes or {}
+        self.value, self.slopes = mpmath.mpf(value), slopes or {}
 
     def chain(self, value: Any, slope: Any) -> Dual:
         """A function of this number: its value, and its derivative here."""
@@ -90,10 +77,16 @@ def constants(values: Any) -> Any:
     return fill(values.shape, [Dual(v) for v in values.reshape(-1).tolist()])
 
 
+def reals(values: Any, context: Any = mpmath.mp) -> Any:
+    """A number of mpmath, or an object array of them, in a context of mpmath."""
+    flat = [context.mpf(v) for v in np.asarray(values).reshape(-1).tolist()]
+    return fill(np.shape(values), flat)[()]
+
+
 def variables(values: Any, name: Any) -> Any:
     """An object array of variables; element i, in C order, has the key (name, i)."""
     values = np.asarray(values)
-    one = mpmath().mpf(1)
+    one = mpmath.mpf(1)
     flat = [Dual(v, {(name, i): one}) for i, v in enumerate(values.reshape(-1).tolist())]
     return fill(values.shape, flat)
 
@@ -119,19 +112,19 @@ def elementwise(value: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Cal
 
 def exp(x: Dual) -> Dual:
     """e**x."""
-    y = mpmath().exp(x.value)
+    y = mpmath.exp(x.value)
     return x.chain(y, y)
 
 
 def sqrt(x: Dual) -> Dual:
     """The root of a positive number."""
-    y = mpmath().sqrt(x.value)
+    y = mpmath.sqrt(x.value)
     return x.chain(y, 1 / (2 * y))
 
 
 def log(x: Dual) -> Dual:
     """The natural logarithm; its slope at 0 is infinite."""
-    return x.chain(mpmath().log(x.value), math.inf if x.value == 0 else 1 / x.value)
+    return x.chain(mpmath.log(x.value), math.inf if x.value == 0 else 1 / x.value)
 
 
 def total(row: list[Dual]) -> Dual:
@@ -150,7 +143,7 @@ def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) ->
 
     output: object array. cotangent: numbers, of its shape. shape: of the array called `name`.
     """
-    zero = mpmath().mpf(0)
+    zero = mpmath.mpf(0)
     sums, absolute = ([zero] * math.prod(shape) for _ in range(2))
     pairs = zip(output.reshape(-1), np.asarray(cotangent).reshape(-1).tolist(), strict=True)
     for y, g in pairs:
@@ -159,7 +152,7 @@ def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) ->
                 sums[i] += g * slope
                 absolute[i] += abs(g * slope)
     largest = max(map(abs, sums), default=zero)
-    return fill(shape, sums), max(absolute) / largest if largest else mpmath().mpf(1)
+    return fill(shape, sums), max(absolute) / largest if largest else mpmath.mpf(1)
 
 
 def rounded(numbers: Any, number: Format) -> Values:
@@ -171,7 +164,7 @@ def rounded(numbers: Any, number: Format) -> Values:
 
 def _round(x: Any, number: Format) -> float:
     x = x.value if isinstance(x, Dual) else x
-    m = getattr(x, "context", mpmath())  # where a number has one, its precision is enough
+    m = getattr(x, "context", mpmath)  # where a number has one, its precision is enough
     if m.isnan(x):
         return math.copysign(math.nan, -1)  # the bits that inf / inf has on x86, everywhere
     if not x or not m.isfinite(x):

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt import atomic
@@ -37,7 +38,7 @@ from npdrt.errors import Diverged
 
 from . import norms, primitives, steps
 from .cases import cases
-from .dual import mpmath, rounded
+from .dual import reals, rounded
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
 TAKES_NORMS = ("lars", "lars_lesion", "fromage")
@@ -53,7 +54,7 @@ def mp_context() -> Any:
     Before it leaves a product with an array to the array, mpmath tries to convert the array and
     prints it into the error. That takes longer than all the arithmetic, so arrays are told first.
     """
-    context = mpmath().mp.clone()
+    context = mpmath.mp.clone()
     context.prec = BITS
     convert = context.npconvert
 
@@ -66,23 +67,13 @@ def mp_context() -> Any:
     return context
 
 
-def numbers(x: Any, context: Any) -> Any:
-    """A number of mpmath, or an object array of them."""
-    if np.ndim(x) == 0 and not hasattr(x, "dtype"):
-        return context.mpf(x)
-    found = np.empty(np.shape(x), dtype=object)
-    for index, value in np.ndenumerate(np.asarray(x)):
-        found[index] = context.mpf(float(value))
-    return found
-
-
 def exact(case: Case, context: Any) -> list[tuple[Values, Values]]:
     """The parameter after every step, and the scale, in real arithmetic, rounded once."""
 
     def down(x: Any) -> Values:
         return rounded(np.broadcast_to(np.asarray(x, dtype=object), case.w.shape), case.number)
 
-    found = run(RULES[case.rule], {}, case, partial(numbers, context=context))
+    found = run(RULES[case.rule], {}, case, partial(reals, context=context))
     return [(down(e.w), down(e.scale)) for e in found]
 
 
@@ -94,7 +85,7 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     place, part = {i: k for k, i in enumerate(kept)}, list(kept)
     steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
     few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
-    found = run(RULES[case.rule], {}, few, partial(numbers, context=context))
+    found = run(RULES[case.rule], {}, few, partial(reals, context=context))
     values = [found[k].w[place[i]] for k, i in at]
     return {"at": at, "exact": case.number.bits(rounded(values, case.number))}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import mpmath
 import numpy as np
 
-from npdrt.conform.encoding import from_bits, hexed
+from npdrt.conform.encoding import DOUBLE, from_bits, hexed
 from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.random import Random
 
-from .dual import DIGITS, mpmath, rounded
+from .dual import DIGITS, rounded
 
 TITLE = "Norms: the square root of the sum of squares, float64"
 NOTES = {
@@ -63,9 +64,8 @@ def vector(f: Format, comment: str, flag: str, x: Values) -> dict[str, Any]:
 
 def exact(x: Values) -> float:
     """sqrt(sum x^2), rounded once to float64."""
-    m = mpmath()
-    with m.workdps(DIGITS):
-        return rounded(m.sqrt(m.fsum(x, squared=True)), FORMATS["float64"]).item()
+    with mpmath.workdps(DIGITS):
+        return rounded(mpmath.sqrt(mpmath.fsum(x, squared=True)), DOUBLE).item()
 
 
 def tolerance(f: Format, n: int) -> float:

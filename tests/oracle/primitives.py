@@ -19,6 +19,7 @@ import math
 import types
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt.arrays import quiet
@@ -27,7 +28,7 @@ from npdrt.conform.encoding import DOUBLE, Json, array, read_array
 from npdrt.conform.formats import FORMATS, Format
 
 from . import primitives_arrays, primitives_elementwise, primitives_layers
-from .dual import DIGITS, constants, mpmath, pull_back, rounded, variables
+from .dual import DIGITS, constants, pull_back, rounded, variables
 from .primitives_case import (
     INF,
     LENIENT,
@@ -70,8 +71,7 @@ CASES = sorted((row for table in TABLES for row in table.CASES), key=lambda row:
 def groups(operations: set[str] | None = None) -> list[Json]:
     """The groups of the table, one an operation with its settings; those of `operations` if given.
 
-    tcId counts from 1 over the whole table, an id for each dtype. Raises `Unavailable` without
-    mpmath.
+    tcId counts from 1 over the whole table, an id for each dtype.
     """
     found: dict[str, Json] = {}
     ids = itertools.count(1)
@@ -118,7 +118,7 @@ def expected(
     What the table states comes before the reference.
     """
     wanted, condition = row.differentiated(), 1.0
-    with mpmath().workdps(DIGITS):
+    with mpmath.workdps(DIGITS):
         if row.value is not None and row.vjp is not None:
             value, cotangent, vjp = row.value, np.ones(np.shape(row.value)), list(row.vjp)
         else:

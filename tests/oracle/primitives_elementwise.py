@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import mpmath
 import numpy as np
 
-from .dual import Dual, each, elementwise, exp, fill, log, mpmath, sqrt
+from .dual import Dual, each, elementwise, exp, fill, log, sqrt
 from .primitives_case import (
     INF,
     NAN,
@@ -211,20 +212,19 @@ CASES = (*ELEMENTWISE, *PAIRS)
 
 
 def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + mpmath().exp(-x))
+    return 1 / (1 + mpmath.exp(-x))
 
 
 def _density(x: Any) -> Any:
-    m = mpmath()
-    return m.exp(-x * x / 2) / m.sqrt(2 * m.pi)
+    return mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mpmath.pi)
 
 
 def _power(x: Dual, p: Dual) -> Dual:
     """x**p; the slope in x is 0 where p = 0, that in p is 0 where x = 0 and NaN where x < 0."""
-    m, a, b = mpmath(), x.value, p.value
-    y = m.power(a, b)
-    by_x = b * m.power(a, b - 1) if b else m.mpf(0)
-    by_p = y * m.log(a) if a > 0 else m.mpf(0 if a == 0 else NAN)
+    a, b = x.value, p.value
+    y = mpmath.power(a, b)
+    by_x = b * mpmath.power(a, b - 1) if b else mpmath.mpf(0)
+    by_p = y * mpmath.log(a) if a > 0 else mpmath.mpf(0 if a == 0 else NAN)
     return x.chain(y, by_x) + p.chain(0, by_p)
 
 
@@ -264,13 +264,13 @@ REFERENCES = {
     "erf": Reference(
         4,
         elementwise(
-            lambda x: mpmath().erf(x),
-            lambda x: 2 * mpmath().exp(-x * x) / mpmath().sqrt(mpmath().pi),
+            lambda x: mpmath.erf(x),
+            lambda x: 2 * mpmath.exp(-x * x) / mpmath.sqrt(mpmath.pi),
         ),
     ),
     "exp": Reference(6, lambda x: each(exp, x)),
     "gelu": Reference(
-        4, elementwise(lambda x: x * mpmath().ncdf(x), lambda x: mpmath().ncdf(x) + x * _density(x))
+        4, elementwise(lambda x: x * mpmath.ncdf(x), lambda x: mpmath.ncdf(x) + x * _density(x))
     ),
     "leaky_relu": Reference(1, lambda x, a: each(lambda v: v if v.value > 0 else v * a, x)),
     "log": Reference(3, lambda x: each(log, x)),
@@ -281,9 +281,9 @@ REFERENCES = {
     "power": Reference(16, lambda x, p: each(_power, x, p)),
     "relu": Reference(0, lambda x: each(lambda v: v if v.value > 0 else Dual(0), x)),
     "sigmoid": Reference(8, elementwise(_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x))),
-    "softplus": Reference(4, elementwise(lambda x: mpmath().log1p(mpmath().exp(x)), _sigmoid)),
+    "softplus": Reference(4, elementwise(lambda x: mpmath.log1p(mpmath.exp(x)), _sigmoid)),
     "sqrt": Reference(3, lambda x: each(sqrt, x)),
     "subtract": Reference(1, lambda a, b: each(lambda x, y: x - y, a, b)),
-    "tanh": Reference(5, elementwise(lambda x: mpmath().tanh(x), lambda x: mpmath().sech(x) ** 2)),
+    "tanh": Reference(5, elementwise(lambda x: mpmath.tanh(x), lambda x: mpmath.sech(x) ** 2)),
     "where": Reference(0, _where),
 }

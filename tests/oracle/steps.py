@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt import ops
@@ -39,7 +40,7 @@ from npdrt.models.resnet import Block
 from npdrt.optim import RULES
 from npdrt.random import Random
 
-from .dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
+from .dual import DIGITS, Dual, constants, fill, pull_back, reals, rounded, variables
 from .primitives import DTYPES, REFERENCES
 from .primitives_arrays import linear
 from .primitives_case import SEED
@@ -198,11 +199,10 @@ def _heads(parts: list[Any], heads: int) -> Any:
 
 
 def _sinusoids(length: int, width: int) -> Any:
-    """sin and cos of t 10000^(-2i / width), side by side."""
-    m = mpmath()
-    angles = [t * m.mpf(10000) ** (m.mpf(-i) / width) for t in range(length)
-              for i in range(0, width, 2)]  # fmt: skip
-    return fill((length, width), [Dual(f(a)) for a in angles for f in (m.sin, m.cos)])
+    """sin and cos of t 10000^(-2i / width), next to each other."""
+    rates = [mpmath.mpf(10000) ** (mpmath.mpf(-i) / width) for i in range(0, width, 2)]
+    waves = [f(t * r) for t in range(length) for r in rates for f in (mpmath.sin, mpmath.cos)]
+    return fill((length, width), [Dual(wave) for wave in waves])
 
 
 def _transformer(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, width: int,
@@ -218,7 +218,7 @@ def _transformer(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, wid
         z = REFERENCES[nonlinearity].value(_affine(params, f"{name}/linear1", h))
         return _affine(params, f"{name}/linear2", z)
 
-    h = params["embedding/weight"][x.T] * Dual(mpmath().sqrt(width))
+    h = params["embedding/weight"][x.T] * Dual(mpmath.sqrt(width))
     h = h + _sinusoids(len(x), width)
     for layer in range(layers):
         name = f"layers/{layer:02d}"
@@ -297,7 +297,7 @@ def _skipnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: 
     for layer in range(1, depth):
         name = f"layers/{layer:02d}"
         outer, inner = (weight_norm(params[f"{name}/{n}"], eps=eps) for n in ("outer", "inner"))
-        kappa = Dual((1 - mpmath().mpf(delta)) / mpmath().sqrt(len(outer) * hidden))
+        kappa = Dual((1 - mpmath.mpf(delta)) / mpmath.sqrt(len(outer) * hidden))
         y = REFERENCES["tanh"].value(linear(z, inner, params[f"{name}/bias"][:, 0]))
         z = z[:, : len(outer)] + linear(y, outer) * kappa
     return z
@@ -369,10 +369,7 @@ KINDS = {
 
 
 def groups() -> list[Json]:
-    """The groups of the table, one a model with its optimizer; tcId counts from 1.
-
-    Raises `Unavailable` without mpmath.
-    """
+    """The groups of the table, one for each model with its optimizer; tcId counts from 1."""
     found: dict[str, Json] = {}
     ids = itertools.count(1)
     for row in ROWS:
@@ -451,7 +448,7 @@ def _parameter(
 
 def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tuple[Any, ...]:
     """The loss, the gradients, the new parameters and the buffers after the step, exact."""
-    with mpmath().workdps(DIGITS):
+    with mpmath.workdps(DIGITS):
         leaves = {name: variables(w, name) for name, w in params.items()}
         moved = {name: constants(a) for name, a in buffers.items()}
         inputs = x if x.dtype == np.int64 else constants(x)
@@ -467,12 +464,8 @@ def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tupl
 
 def _updated(row: Row, w: Any, g: Any) -> Any:
     """A parameter after the first step of the rule, exact; w: float64, g: numbers of mpmath."""
-
-    def real(x: Any) -> Any:
-        return np.vectorize(mpmath().mpf, otypes=[object])(x)[()]
-
     case = Case(0, "", (), row.rule, "float64", row.settings, w, (Step(g, row.lr),))
-    (after,) = run(DIALECTS[row.rule], {}, case, real)
+    (after,) = run(DIALECTS[row.rule], {}, case, reals)
     return after.w
 
 
