@@ -185,7 +185,7 @@ def judge_arrays(kind: str, test: Json, answer: Any) -> tuple[float, str]:
     """The largest error of an answer over the tolerance of the test, so that up to 1 it passes; and
     the array and element that has it.
 
-    kind: a key of PAIRS. Raises `FileRefused` where the answer is not of the form asked for.
+    kind: a key of PAIRS. Raises `FileRefused` if the answer does not have the form asked for.
     """
     name = f"test {test['tcId']}"
     try:

@@ -60,7 +60,7 @@ def mp_context() -> Any:
 
     def npconvert(x: Any) -> Any:
         if hasattr(x, "__setitem__"):  # as arrays have, and NumPy's numbers have not
-            raise TypeError("an array is no number")
+            raise TypeError("an array is not a number")
         return convert(x)
 
     context.npconvert = npconvert

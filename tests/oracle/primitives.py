@@ -1,11 +1,14 @@
 """Vectors of every primitive: its value and its vjp, from references that share none of its code.
 
-`CASES` is the table, a line a case. A reference (`REFERENCES`) is the definition of the value in
-400 digits; the derivative follows from it by `oracle.dual` and both are rounded once. At a
-kink or tie the reference states the subgradient that npdrt documents, and the test is
-"acceptable" (reported, not gated), since another choice is no error; so is a test whose answer is
-another where subnormals are flushed to zero. Values and derivatives that are not finite are
-stated in the table, but for a NaN that passes through sums, products or exp, as mpmath has it too.
+A new primitive needs its line in REFERENCES of `primitives_elementwise`, `primitives_arrays` or
+`primitives_layers`, and cases in CASES there, each `.since` the coming version of the files.
+
+A reference is the definition of the value in 400 digits; the derivative follows from it by
+`oracle.dual` and both are rounded once. At a kink or tie the reference states the subgradient that
+npdrt documents, and the test is "acceptable" (reported, not gated), since another choice is not an
+error. A test whose answer changes if subnormals are flushed to zero is acceptable too. The table
+states values and derivatives that are not finite, except a NaN that passes through sums, products
+or exp, which mpmath computes.
 
 JSON. An array: {"dtype", "shape", "bits"}, or {"dtype", "shape", "values"} for int64 and bool. A
 number: {"scalar": bits of a float64}. Settings: as Python's keyword arguments, each present;
@@ -115,7 +118,7 @@ def expected(
     """The cotangent; the value and the vjp of every argument (None where there is none), rounded;
     and the largest condition of the sums of a vjp (1 where it is stated).
 
-    What the table states comes before the reference.
+    Values stated in the table replace those of the reference.
     """
     wanted, condition = row.differentiated(), 1.0
     with mpmath.workdps(DIGITS):

@@ -1,5 +1,5 @@
-"""What the tables of primitives are made of: references, and calls whose float arguments are still
-to be drawn."""
+"""The rows of the tables of primitives: references, and calls whose float arguments are not yet
+drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOW = ("form",)  # settings that choose an algorithm
 
 @dataclass(frozen=True)
 class Draw:
-    """A float argument still to be drawn: make(stream, format) gives its values, which are then
+    """A float argument that is not yet drawn: make(stream, format) gives its values, which are then
     rounded to the format."""
 
     make: Callable[[Random, Format], Any]
@@ -123,9 +123,9 @@ class PrimitiveCase:
     """A row of the table: one call, in every format.
 
     comment: unique among the cases of an operation. arguments: `Draw`s, integer and boolean
-    arrays, and numbers. constant: positions that are not differentiated besides those that are no
-    floats. value, vjp: what the table states, in place of the reference: nested lists; the
-    cotangent is then 1. units: the tolerance in eps, in place of the operation's. version: of the
+    arrays, and numbers. constant: positions that are not differentiated, next to those that are not
+    floats. value, vjp: nested lists that replace the values of the reference; the cotangent is
+    then 1. units: the tolerance in eps, in place of the operation's. version: of the
     files that had it first.
     """
 
@@ -149,7 +149,7 @@ class PrimitiveCase:
         return replace(self, constant=positions)
 
     def gives(self, value: Any, *vjp: Any) -> PrimitiveCase:
-        """This case with a stated value and, an argument each (None: not differentiated), the
+        """This case with a stated value and, for each argument (None: not differentiated), the
         stated vjp of the cotangent 1."""
         return replace(self, value=value, vjp=vjp)
 
@@ -162,8 +162,8 @@ class PrimitiveCase:
         return replace(self, version=version)
 
     def full_settings(self) -> dict[str, Any]:
-        """Every setting of the operation, the default ones too, but for those that say how it is
-        computed: they change no value."""
+        """Every setting of the operation, also those at their default, except those that choose an
+        algorithm: they change no value."""
         parameters = inspect.signature(PRIMITIVES[self.operation]).parameters.values()
         return {
             p.name: self.settings.get(p.name, p.default)
