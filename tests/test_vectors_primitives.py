@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from oracle import primitives, steps
 from oracle.dual import Dual, elementwise, pull_back, rounded, variables
-from oracle.primitives_case import PrimitiveCase
+from oracle.primitives_case import PrimitiveCase, case, normal
 
 from npdrt import autodiff
 from npdrt.autodiff import PRIMITIVES
@@ -89,7 +90,7 @@ def test_form(kind: str) -> None:
     assert [t["tcId"] for t in sorted(tests, key=lambda t: t["tcId"])] == [
         *range(1, len(tests) + 1)
     ]
-    assert {f for t in tests for f in t["flags"]} == set(MODULES[kind].NOTES)
+    assert {f for t in tests for f in t["flags"]} == set(MODULES[kind].FLAGS)
     assert {t["result"] for t in tests} <= {"valid", "acceptable"}
     for group, test in every(kind):
         assert test["comment"]
@@ -145,6 +146,12 @@ def test_ordinary_steps_move_every_layer() -> None:
         if test["flags"] == ["ORDINARY"]:
             for g in test["expected"]["grads"].values():
                 assert np.any(encoding.read_array(g, "") != 0)
+
+
+def test_new_cases_leave_the_numbers_of_old_ones() -> None:
+    rows = [case("exp", comment, normal(2)).since(2) for comment in ("new", "newer")]
+    found = primitives.ordered((SimpleNamespace(CASES=rows), *primitives.TABLES))
+    assert all(a is b for a, b in zip(found, [*primitives.CASES, *rows], strict=True))
 
 
 # --- npdrt passes ------------------------------------------------------------------------------

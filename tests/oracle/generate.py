@@ -1,4 +1,4 @@
-"""Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`.
+"""Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`, from the root.
 
 The same version gives the same bytes on any machine. Needs mpmath (extra `test`).
 """
@@ -162,7 +162,7 @@ def update_files() -> Iterator[tuple[str, dict[str, Any]]]:
             document(
                 f"Updates of {rule} in {form}; rules: docs/updates.md",
                 update_groups(rule, form, tests),
-                sorted({flag for test in tests for flag in test.case.flags}),
+                {flag: FLAGS[flag] for flag in sorted({f for t in tests for f in t.case.flags})},
             ),
         )
 
@@ -187,13 +187,15 @@ def update_groups(rule: str, form: str, tests: list[Vector]) -> list[dict[str, A
     return list(by_settings.values())
 
 
-def document(title: str, groups: list[dict[str, Any]], flags: list[str]) -> dict[str, Any]:
+def document(
+    title: str, groups: list[dict[str, Any]], flags: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
     """A vector file."""
     return {
         "npdrtVectors": VERSION,
         "title": title,
         "numberOfTests": sum(len(group["tests"]) for group in groups),
-        "notes": {f: dict(zip(("bugType", "description"), FLAGS[f], strict=True)) for f in flags},
+        "notes": {f: {"bugType": bug, "description": text} for f, (bug, text) in flags.items()},
         "testGroups": groups,
     }
 
@@ -212,8 +214,7 @@ def all_files() -> dict[str, bytes]:
     documents = dict(update_files())
     for name, module in (("norms", norms), ("primitives", primitives), ("steps", steps)):
         groups = numbered(module.groups(), NUMBERS[name])
-        documents[name] = document(str(module.TITLE), groups, [])
-        documents[name]["notes"] = module.NOTES
+        documents[name] = document(str(module.TITLE), groups, module.FLAGS)
     found = {f"{name}.json": text(content) for name, content in documents.items()}
     lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in found.items()]
     return {**found, "SHA256SUMS": "".join(lines).encode()}

@@ -15,13 +15,14 @@ from npdrt.random import Random
 from .dual import DIGITS, rounded
 
 TITLE = "Norms: the square root of the sum of squares, float64"
-NOTES = {
-    "ORDINARY": {"bugType": "BASIC", "description": "normal numbers"},
-    "EMPTY": {"bugType": "EDGE_CASE", "description": "no element"},
-    "NORM_OVERFLOW": {"bugType": "EDGE_CASE", "description": "squares above the largest number"},
-    "NORM_UNDERFLOW": {"bugType": "EDGE_CASE", "description": "squares below the smallest number"},
-    "LONG": {"bugType": "BASIC", "description": "the error of a sum grows with its length"},
-    "SUBNORMAL": {"bugType": "EDGE_CASE", "description": "subnormal elements"},
+# flag -> (kind of mistake it is after, what the test has)
+FLAGS = {
+    "ORDINARY": ("BASIC", "normal numbers"),
+    "EMPTY": ("EDGE_CASE", "no element"),
+    "NORM_OVERFLOW": ("EDGE_CASE", "squares above the largest number"),
+    "NORM_UNDERFLOW": ("EDGE_CASE", "squares below the smallest number"),
+    "LONG": ("BASIC", "the error of a sum grows with its length"),
+    "SUBNORMAL": ("EDGE_CASE", "subnormal elements"),
 }
 LENGTHS = (0, 1, 2, 5, 255, 256, 257, 1000)
 

@@ -47,12 +47,13 @@ from .primitives import DTYPES, REFERENCES
 from .primitives_case import SEED
 
 TITLE = "One training step of small networks: loss, gradients, new parameters"
-NOTES = {
-    "ORDINARY": {"bugType": "BASIC", "description": "random parameters, a fresh optimizer state"},
-    "ZERO_PARAMETER": {"bugType": "EDGE_CASE", "description": "biases that start at 0"},
-    "ZERO_GRADIENT": {"bugType": "EDGE_CASE", "description": "a layer without any gradient"},
-    "LARGE_LOGITS": {"bugType": "EDGE_CASE", "description": "exp of a logit would overflow"},
-    "RUNNING": {"bugType": "MISSING_STEP", "description": "running statistics move, too"},
+# flag -> (kind of mistake it is after, what the test has)
+FLAGS = {
+    "ORDINARY": ("BASIC", "random parameters, a fresh optimizer state"),
+    "ZERO_PARAMETER": ("EDGE_CASE", "biases that start at 0"),
+    "ZERO_GRADIENT": ("EDGE_CASE", "a layer without any gradient"),
+    "LARGE_LOGITS": ("EDGE_CASE", "exp of a logit would overflow"),
+    "RUNNING": ("MISSING_STEP", "running statistics move, too"),
 }
 BATCH = 4
 
