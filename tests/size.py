@@ -9,15 +9,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GUIDE = {
-    "engine": (1200, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
-    "program": (600, ["npdrt/program/*.py"]),
-    "trust": (500, ["npdrt/trust/*.py"]),
-    "conform": (700, ["npdrt/conform/*.py", "npdrt/conform/dialects/*.py"]),
-    "store": (400, ["npdrt/store/*.py"]),
-    "cli": (500, ["npdrt/cli/*.py"]),
-    "models": (600, ["models/*.py"]),
-    "train": (800, ["train/*.py", "train/studies/*.py"]),
-    "data": (500, ["data/*.py"]),
+    "engine": (3050, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
+    "program": (2500, ["npdrt/program/*.py"]),
+    "trust": (1200, ["npdrt/trust/*.py"]),
+    "conform": (3400, ["npdrt/conform/*.py", "npdrt/conform/*/*.py"]),
+    "store": (850, ["npdrt/store/*.py"]),
+    "cli": (1750, ["npdrt/cli/*.py"]),
+    "models": (1050, ["models/*.py"]),
+    "train": (1150, ["train/*.py"]),
+    "studies": (1750, ["train/studies/*.py"]),
+    "data": (1800, ["data/*.py"]),
 }
 BLANK = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

@@ -597,6 +597,7 @@ def test_unpack_takes_the_files_and_nothing_else(tmp_path: Path) -> None:
         (packed(*WHOLE)[:-2000], "damaged archive|lacks"),
         (gzip.compress(b"no tar" * 1000), "damaged archive"),
     ],
+    ids=range(10),
 )
 def test_bad_archives_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(FileRefused, match=message):
