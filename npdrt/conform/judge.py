@@ -195,8 +195,8 @@ def judge_arrays(kind: str, test: Json, answer: Any) -> tuple[float, str]:
     except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
             RecursionError) as error:  # fmt: skip
         raise FileRefused(f"{name}: {type(error).__name__}: {error}") from error
-    error, where = max(errors, key=lambda found: found[0])
-    return error / limit if error and limit else error and math.inf, where
+    worst, where = max(errors, key=lambda found: found[0])
+    return worst / limit if worst and limit else worst and math.inf, where
 
 
 def _norm(test: Json, answer: Any) -> Pairs:
