@@ -17,7 +17,8 @@ from npdrt.conform.report.verdict import (
     sentence,
     smallest,
 )
-from npdrt.conform.vectors import prompt_json, settings_json
+from npdrt.conform.encoding import settings_json
+from npdrt.conform.vectors import prompt_json
 from npdrt.conform.verify import Verification
 from npdrt.plain import line
 
