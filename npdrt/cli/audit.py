@@ -21,8 +21,8 @@ from npdrt.cli.common import (
     on_terminal,
     print_json,
     table,
+    toml_values,
 )
-from npdrt.cli.options import toml_values
 from npdrt.conform import recorded, report, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded

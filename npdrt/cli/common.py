@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,6 +81,23 @@ def combined(options: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
         return command
 
     return decorated
+
+
+def toml_values(pairs: Sequence[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """--set NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            toml = tomllib.loads(f"value = {value}")
+            found[name] = toml["value"] if len(toml) == 1 else value
+        except (tomllib.TOMLDecodeError, RecursionError):
+            found[name] = (words or {}).get(value, value)
+    return found
 
 
 def check_outputs(force: bool, *paths: Path | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from npdrt import optim
-from npdrt.cli.common import F, Name, combined, data_dir_option
+from npdrt.cli.common import F, Name, combined, data_dir_option, toml_values
 from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.train import Config
@@ -154,20 +154,3 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
 def option_of(name: str) -> str:
     """The option that gives a field, a setting of a rule or an option of a model."""
     return FLAGS.get(name, (f"--{name.replace('_', '-')}",))[0]
-
-
-def toml_values(pairs: Sequence[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """--set NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
-    import tomllib
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            toml = tomllib.loads(f"value = {value}")
-            found[name] = toml["value"] if len(toml) == 1 else value
-        except (tomllib.TOMLDecodeError, RecursionError):
-            found[name] = (words or {}).get(value, value)
-    return found
