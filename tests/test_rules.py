@@ -16,12 +16,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import numpy as np
 import pytest
 
 import npdrt
 from npdrt import optim
-from npdrt.cli import options
+from npdrt.cli import options, train
 from npdrt.errors import Error
 from npdrt.optim import Rule, Setting
 from npdrt.optim.setting import below_one
@@ -222,6 +223,23 @@ def test_one_option_serves_every_rule_that_has_the_setting() -> None:
         kinds = {str(r.settings[name].type) for r in optim.RULES.values() if name in r.settings}
         assert len(kinds) == 1, name
         assert name not in fields
+
+
+def test_every_field_and_setting_has_an_option_of_its_type() -> None:
+    """With None for "not given", and with the default of `Config` in the help."""
+    made = {str(option.name): option for option in train.command.params}
+    settings = {s: r.defaults[s] for r in optim.RULES.values() for s in r.settings}
+    fields = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
+    assert {*settings, *fields, *options.MODEL} <= set(made)
+    nothing = train.command.make_context("train", [])
+    for name, default in {**settings, **fields}.items():
+        option = made[name]
+        assert isinstance(option, click.Option)
+        assert nothing.params[name] in (None, ()), name
+        assert bool(option.secondary_opts) == isinstance(default, bool), name
+        if isinstance(default, int | str) and not isinstance(default, bool):
+            shown = {"device": "auto", "log_every": "0, never"}.get(name, default)
+            assert str(option.help).endswith(f"[default: {shown}]"), name
 
 
 TOY = '''

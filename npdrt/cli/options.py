@@ -74,6 +74,8 @@ def _options(field: dataclasses.Field[Any]) -> Sequence[Callable[[Any], Any]]:
         return [*(_option(name, kind, words) for name, (kind, words) in MODEL.items()), MORE]
     if field.name == "optimizer_options":
         return [_of_rules(name) for name in SETTINGS]
+    if not field.metadata:  # not one for the command line
+        return []
     own = _of_field(field, TYPES[field.name])
     return [own, data_dir_option] if field.name == "data" else [own]
 
