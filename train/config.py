@@ -20,6 +20,7 @@ from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS
+from npdrt.optim.schedules import FORMS
 from npdrt.regular import contents
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -27,7 +28,17 @@ MOST = 1 << 53  # of a whole number among the settings
 # Learning rate of `--lr auto`. For Fromage on a perceptron of depth L it is this share of
 # Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
 SHARE_OF_BOUND = 0.06
-DEFAULT_RATES = {"sgd": 0.1, "adam": 1e-3, "lars": 1.0, "lars_lesion": 0.01, "fromage": 0.01}
+USER_MODEL = "path/to/file.py:Class"
+
+
+def _setting(default: Any, words: str = "", **more: Any) -> Any:
+    """A field of `Config`; `npdrt.cli.options` makes an option of it.
+
+    words: for the help. least: the smallest value. choices: the values of a name; other: a form
+    with a colon that is accepted too. shown: the default in the help, if it is not the value.
+    resumable: whether a run may be resumed with another value.
+    """
+    return field(default=default, metadata={"words": words, **more})
 
 
 @dataclass(frozen=True)
@@ -41,53 +52,57 @@ class Config:
     another standardisation (`npdrt.data.load`). augment: none; crop-flip, a random crop after a
     border of 4 pixels and a random mirror image; or imagenet, a random part resized and a random
     mirror image, of a folder of images (`npdrt.data.augment`).
-    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
-    all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
-    lr: a rate or "auto". schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the
-    training data. threads: of BLAS; None is 1 where the matrix products of a step are small
-    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. eager: run every array call from
-    Python instead of recording the step once and replaying it; same bits. fast: replay with
-    compiled loops (extra `fast`); same bits. trace_every, log_every,
-    checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
-    once an epoch. snapshots: steps after which the parameters are kept in RUN/snapshots; 0 is
-    before the first. conditioning: log condition numbers and Jacobians at the start and after
-    every epoch; see `npdrt.train.conditioning`.
+    optimizer_options: settings of the rule (`npdrt.optim.RULES`). lr: a rate or "auto". schedule:
+    see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data. batch_size: examples
+    of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
+    together, to which larger ones are scaled (`npdrt.optim.clip`); None for any. threads: of BLAS;
+    None is 1 if the matrix products of a step are small (`npdrt.train.loop.SMALL_PRODUCT`), else
+    as many as BLAS takes. eager: run every array call from Python instead of recording the step
+    once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same bits.
+    trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
+    the end; None means once an epoch. snapshots: steps after which the parameters are kept in
+    RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the
+    start and after every epoch; see `npdrt.train.conditioning`.
     """
 
-    model: str = "mlp"
+    model: str = _setting("mlp", f"Or {USER_MODEL}.", choices=tuple(MODELS), other=USER_MODEL)
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    data: str = "digits"
-    standardise: bool | str = True
-    augment: str = "none"
-    optimizer: str = "fromage"
+    data: str = _setting("digits", "digits, wikitext-2, ..., FILE.npz, folder:PATH, text:PATH.")
+    standardise: bool | str = _setting(
+        True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
+    )
+    augment: str = _setting("none", "Random crops of images.", choices=tuple(AUGMENTS))
+    optimizer: str = _setting("fromage", choices=tuple(optim.RULES))
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    lr: float | str = "auto"
-    schedule: str = "linear"
-    epochs: int = 40
-    batch_size: int = 32
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    eager: bool = False
-    fast: bool = False
-    trace_every: int | None = None
-    log_every: int = 0
-    checkpoint_every: int | None = None
-    snapshots: tuple[int, ...] = ()
-    conditioning: bool = False
+    lr: float | str = _setting("auto", "Learning rate, or auto.")
+    schedule: str = _setting("linear", FORMS)
+    epochs: int = _setting(40, "Passes over the training data.", least=0, resumable=True)
+    batch_size: int = _setting(32, "Examples of a step.", least=1)
+    label_smoothing: float = _setting(0.0, "Share of a label given to all classes.")
+    clip: float | None = _setting(None, "Largest norm of all gradients together.")
+    seed: int = _setting(0, "Of every random number.", least=0)
+    dtype: str = _setting("float32", choices=("float32", "float64"))
+    device: str = _setting("cpu", "auto, cpu, cuda or cuda:N.", shown="auto", resumable=True)
+    threads: int | None = _setting(None, "BLAS threads.", least=1, shown="1 for small nets")
+    eager: bool = _setting(False, "Make every array call from Python, no program.", resumable=True)
+    fast: bool = _setting(False, "Compiled loops (extra fast); same bits.", resumable=True)
+    trace_every: int | None = _setting(
+        None, "Steps between layer measurements; 0 never.", least=0, shown="an epoch"
+    )
+    log_every: int = _setting(0, "Steps between logged losses.", least=0, shown="0, never")
+    checkpoint_every: int | None = _setting(
+        None, "Steps; 0 only at the end.", least=0, shown="an epoch"
+    )
+    snapshots: tuple[int, ...] = _setting(
+        (), "Keep the parameters after this step, for npdrt perturb; may be repeated."
+    )
+    conditioning: bool = _setting(False, "Trace condition numbers and Jacobians, once an epoch.")
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):  # numbers of NumPy are no JSON
-            object.__setattr__(self, setting.name, plain(getattr(self, setting.name)))
-        for name, least in {"epochs": 0, "batch_size": 1, "log_every": 0}.items():
-            if getattr(self, name) < least:
-                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
-        for name, least in {"trace_every": 0, "checkpoint_every": 0, "threads": 1}.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
+        for setting in dataclasses.fields(self):
+            value = plain(getattr(self, setting.name))  # numbers of NumPy are not JSON
+            object.__setattr__(self, setting.name, value)
+            _check_range(setting, value)
         if any(type(step) is not int or not 0 <= step <= MOST for step in self.snapshots):
             raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
         for name, value in vars(self).items():
@@ -102,9 +117,6 @@ class Config:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.eager and self.fast:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
-        check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
-        check_names("augment", {self.augment: None}, list(AUGMENTS))
-        check_names("dtype", {self.dtype: None}, ["float32", "float64"])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -115,7 +127,7 @@ class Config:
         """The settings that `as_dict` wrote, or a file has.
 
         code: the Python files that may be run. A model file that the settings name must be one of
-        them: what is run is for the user to say, not for the data.
+        them: the user decides which code runs, not a data file.
 
         Raises `Error` for an unknown setting or a model file that is not in `code`, `FileRefused`
         for a value of another type.
@@ -131,7 +143,7 @@ def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) ->
     """The configuration in the metadata of a run's checkpoint at `path`, all of which is checked.
 
     A user's model must be in one of the files `code` and must not have changed since the run was
-    started. Raises `FileRefused` where the metadata are not those of a run, else `Error`.
+    started. Raises `FileRefused` if the metadata are not those of a run, else `Error`.
     """
     if meta.get("run") != RUN_FORMAT:
         raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
@@ -156,6 +168,16 @@ def _require_code(model: str, code: Sequence[Path]) -> None:
             f"the model is Python code, {model}, and npdrt runs no code because a data file names "
             f"it; if you trust that file, repeat it: --code {shlex.quote(file)}"
         )
+
+
+def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
+    """Raise `Error` where a value is below the least of its field, or not one of its choices."""
+    least, choices = setting.metadata.get("least"), setting.metadata.get("choices")
+    given = value is not None or setting.default is not None
+    if given and least is not None and value < least:
+        raise Error(f"{setting.name} must be at least {least}; got {value}")
+    if choices and "other" not in setting.metadata:  # else `_model_class` looks
+        check_names(setting.name, {value: None}, list(choices))
 
 
 def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
@@ -185,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_json(name: str, value: Any) -> Any:
-    """What a checkpoint gives back for `value`, so that a run and its resumption see the same."""
+    """`value` as a checkpoint gives it back, so that a run and its resumption see the same."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -205,27 +227,23 @@ def learning_rate(config: Config, depth: Any) -> float:
     For Fromage on a model with a depth L and no skip connections: SHARE_OF_BOUND times the
     largest relative step that Lemma 2 (Bernstein et al. 2020) allows, 2**(1/L) - 1, but not
     above the paper's default 0.01; rounded to three digits, so that it is the same number
-    everywhere. For other rules a usual default.
+    everywhere. For other rules the `default_rate` in the rule's file.
     """
     if not isinstance(config.lr, str):
         return float(config.lr)
     if config.lr != "auto":
         raise Error(f"lr must be a number or auto; got {config.lr!r}")
-    default = DEFAULT_RATES[config.optimizer]
-    relative = config.optimizer in ("fromage", "lars_lesion")
-    if not relative or not isinstance(depth, int) or depth < 1:
-        return default
-    return min(default, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
+    rule = optim.RULES[config.optimizer]
+    if not rule.relative or not isinstance(depth, int) or depth < 1:
+        return rule.default_rate
+    return min(rule.default_rate, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
 
 
 def build_optimizer(config: Config) -> optim.Optimizer:
     """The optimizer that a resolved `config` names, with its settings."""
     rule = optim.RULES[config.optimizer]
-    known = [name for name in rule.__kwdefaults__ or {} if name != "lr"]
-    check_names(f"setting of {config.optimizer}", config.optimizer_options, known)
-    options = {k: tuple(v) if k == "betas" else v for k, v in config.optimizer_options.items()}
-    optimizer: optim.Optimizer = rule(lr=config.lr, **options)
-    return optimizer
+    check_names(f"setting of {rule.name}", config.optimizer_options, list(rule.settings))
+    return rule(lr=config.lr, **config.optimizer_options)
 
 
 def build_model(config: Config, dataset: Dataset) -> Any:
@@ -290,7 +308,7 @@ def _check_type(what: str, annotation: Any, value: Any) -> None:
 def _model_class(name: str) -> Any:
     """The class of a built-in model, or of "path/to/file.py:Class"."""
     if ":" not in name:
-        check_names("model", {name: None}, [*MODELS, "path/to/file.py:Class"])
+        check_names("model", {name: None}, [*MODELS, USER_MODEL])
         return MODELS[name]
     file, _, attribute = name.rpartition(":")
     cls = getattr(_import_file(Path(file)), attribute, None)
@@ -306,8 +324,8 @@ def _model_class(name: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
-    """The module in a Python file. No bytecode is read: it need not be of the source that the
-    digest is of."""
+    """The module in a Python file. Cached bytecode is not used: it may be of another source than
+    the one whose digest is stored."""
     source = _source(path)
     module = types.ModuleType(f"npdrt_user_model_{path.stem}")
     module.__file__ = str(path)

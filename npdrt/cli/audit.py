@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
+from npdrt.cli.common import (
+    Bars,
+    Name,
+    answer,
+    check_outputs,
+    echo,
+    json_option,
+    on_terminal,
+    print_json,
+    table,
+    toml_values,
+)
 from npdrt.conform import recorded, report, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
@@ -22,7 +33,7 @@ from npdrt.optim import RULES as OPTIMIZERS
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")
-WORDS = {"True": True, "False": False, "None": None, "none": None}  # besides those of TOML
+WORDS = {"True": True, "False": False, "None": None, "none": None}  # in addition to TOML's
 _FILE = click.Path(path_type=Path, dir_okay=False)
 html_option = click.option("--html", type=_FILE, help="Web page to write.")
 junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
@@ -31,7 +42,9 @@ junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
 @click.command("audit")
 @click.argument("target", required=False)
 @click.option(
-    "--rule", type=Name(list(RULES)), help="The rule to hold it to.  [default: what it is, or fits]"
+    "--rule",
+    type=Name(list(RULES)),
+    help="The rule to compare it with.  [default: what it is, or fits]",
 )
 @click.option(
     "--format",
@@ -67,7 +80,7 @@ def command(
     dialect: str | None, lr: float | None, parameter: str | None, limit: float,
     html: Path | None, junit: Path | None, force: bool, listing: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Hold an implementation of an update rule against the rules; name its dialect.
+    """Check an implementation of an update rule against the published rule; name its dialect.
 
     TARGET is torch.optim.SGD, optax.adam, ... (--list), path/to/file.py:callable of your own
     (docs/audit-protocol.md), whose code is run, or a recording of steps in .npz, .safetensors
@@ -93,7 +106,7 @@ def command(
         return
     if target is None:
         raise click.UsageError("Missing argument 'TARGET'.")
-    outputs(force, html, junit)
+    check_outputs(force, html, junit)
     given = values(settings)
     if Path(target).suffix.lower() in RECORDED:
         if formats:
@@ -105,10 +118,7 @@ def command(
     known_dialect(dialect, found.rule)
     write(html, lambda: report.html(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
-    if as_json:
-        print_json(report.as_json(found, dialect))
-    else:
-        echo(report.text(found, dialect))
+    answer(as_json, report.as_json(found, dialect), lambda: report.text(found, dialect))
     if not report.passes(found, dialect):
         raise SystemExit(1)
 
@@ -144,7 +154,7 @@ def _recorded(
 
 def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting of a rule but lr, as npdrt's own optimizer of the rule takes them."""
-    known = targets.SETTINGS[rule]
+    known = list(OPTIMIZERS[rule].settings)
     for name in given:
         if name not in known:
             hint = _hint(name, known, f"it has {', '.join(known) or 'none'}")
@@ -177,36 +187,7 @@ def _hint(name: str, known: Sequence[str], otherwise: str) -> str:
 
 def values(pairs: Sequence[str]) -> dict[str, Any]:
     """--set NAME=VALUE as a dict; a value is TOML, True, False or None, or else text."""
-    import tomllib
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            toml = tomllib.loads(f"value = {value}")
-            found[name] = toml["value"] if len(toml) == 1 else value
-        except (tomllib.TOMLDecodeError, RecursionError):
-            found[name] = WORDS.get(value, value)
-    return found
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def outputs(force: bool, *paths: Path | None) -> None:
-    """Refuse, before any work, files that exist and folders that do not."""
-    given = [path for path in paths if path is not None]
-    if len({path.absolute() for path in given}) < len(given):
-        raise Error(f"{given[0].absolute()}: two reports cannot go into one file")
-    for path in given:
-        if path.exists() and not path.is_file():
-            raise Error(f"{path} is no regular file; nothing is written to it")
-        if path.exists() and not force:
-            raise Error(f"{path} already exists; give --force to replace it")
-        if not path.absolute().parent.is_dir():
-            raise Error(f"{path.parent}: no such folder")
+    return toml_values(pairs, WORDS)
 
 
 def write(path: Path | None, content: Any) -> None:

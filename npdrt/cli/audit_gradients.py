@@ -9,22 +9,20 @@ from typing import Any
 import click
 
 from npdrt import data
-from npdrt.cli import train
-from npdrt.cli.common import Name, echo, json_option, print_json, table
+from npdrt.cli.common import Name, answer, json_option, table
+from npdrt.cli.options import config_options, settings_of
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Comparison, GradientAudit, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
 from npdrt.train.config import Config, build_model, example_shape, resolve
 
-# The options of `train` that decide the loss; its batch size and dtype have other defaults here.
-SHARED = (
-    *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
-    *("normalisation", "init", "fields", "data", "data_dir", "standardise", "seed"),
-)
+# The fields of `Config` that decide the loss; batch size and dtype have other defaults here.
+DECISIVE = ("model", "model_options", "data", "standardise", "seed")
 
 
 @click.command("audit-gradients")
+@config_options(*DECISIVE)
 @click.option(
     "--batch-size",
     "--batch",
@@ -60,15 +58,15 @@ def command(
 ) -> None:
     """npdrt's gradients against those of autograd, PyTorch and JAX.
 
-    Of the softmax cross-entropy of the network that the options describe (mlp, resnet18 or
-    transformer, without dropout), at its first weights, on a batch of --data. Each oracle has the
-    forward pass written anew in its own operations and computes in float64 on the same values. An
-    error is max|ours - oracle| / max|oracle|, of the loss and of every parameter's gradient. Exit
-    code 0 where all are within the tolerance, 1 where one is not, 4 where no oracle is installed.
+    The loss is the softmax cross-entropy of the network that the options describe (mlp, resnet18 or
+    transformer, without dropout), at its first weights, on a batch of --data. Each oracle repeats
+    the forward pass in its own operations and computes in float64 on the same values. An error is
+    max|ours - oracle| / max|oracle|, of the loss and of every parameter's gradient. Exit code 0 if
+    all are within the tolerance, 1 if one is not, 4 if no oracle is installed.
 
-    In float32 the errors are those of npdrt's rounding. Two exceed the tolerance and are no fault:
-    a relu whose argument rounds to the other side of 0, and derivatives below float32's range, as
-    under 50 layers of sigmoid.
+    In float32 the errors are those of npdrt's rounding. Two kinds exceed the tolerance and are not
+    faults: a relu whose argument rounds to the other side of 0, and derivatives below float32's
+    range, as under 50 layers of sigmoid.
 
     \b
     --json prints one object:
@@ -84,23 +82,14 @@ def command(
     """
     config, dataset, model = _described(given, data_dir)
     found = audit(_problem(config, dataset, model), tolerance=tolerance, against=against)
-    if as_json:
-        print_json(_as_json(found, config))
-    else:
-        echo(_text(found, config))
+    answer(as_json, _as_json(found, config), lambda: _text(found, config))
     if not found.agrees:
         raise SystemExit(1)
 
 
-command.params = [
-    *(option for option in train.command.params if option.name in SHARED),
-    *command.params,
-]
-
-
 def _described(given: dict[str, Any], data_dir: Path | None) -> tuple[Config, data.Dataset, Any]:
     """The configuration with every default filled in, the data set and the model."""
-    config = Config(**train.settings_of(given))
+    config = Config(**settings_of(given))
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
     return config, dataset, build_model(config, dataset)

@@ -1,4 +1,4 @@
-"""What the commands share: options, JSON on stdout, notices on stderr, signals."""
+"""Shared by the commands: options, JSON on stdout, notices on stderr, signals."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 
+from npdrt.errors import Error
 from npdrt.plain import printable as printable
 from npdrt.plain import table as table
 from npdrt.store.log import finite
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 class Name(click.ParamType[str]):
-    """One of a few names; anything else gets a suggestion. Other forms pass if they hold a mark.
+    """One of a few names; anything else gets a suggestion.
 
-    choices: the names. mark: a character such as ":" that makes a value another form, checked
-    by the library; other: that form, for the hint.
+    choices: the names. mark: a value that contains this character is another form, which the
+    library checks; other: that form, for the hint.
     """
 
     name = "name"
@@ -53,8 +56,13 @@ class Name(click.ParamType[str]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-
-
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where data sets are."
+)
+fast_option = click.option(
+    "--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 code_option = click.option(
     "--code",
     multiple=True,
@@ -62,6 +70,56 @@ code_option = click.option(
     type=click.Path(path_type=Path),
     help="Python file of a model that may be run, though a file names it; may be repeated.",
 )
+
+
+def combined(options: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
+    """One decorator for several options, in the order of the help."""
+
+    def decorated(command: F) -> F:
+        for option in reversed([*options]):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+def toml_values(pairs: Sequence[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """--set NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            toml = tomllib.loads(f"value = {value}")
+            found[name] = toml["value"] if len(toml) == 1 else value
+        except (tomllib.TOMLDecodeError, RecursionError):
+            found[name] = (words or {}).get(value, value)
+    return found
+
+
+def check_outputs(force: bool, *paths: Path | None) -> None:
+    """Refuse, before any work, files that a command cannot write or that exist; None is no file."""
+    given = [path for path in paths if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise Error(f"{given[0].absolute()}: two reports cannot go into one file")
+    for path in given:
+        if path.exists() and not path.is_file():
+            raise Error(f"{path} is not a regular file; give another name")
+        if path.exists() and not force:
+            raise Error(f"{path} already exists; give --force to replace it, or another name")
+        if not path.absolute().parent.is_dir():
+            raise Error(f"{path.parent}: no such folder")
+
+
+def answer(as_json: bool, value: Any, text: Callable[[], object]) -> None:
+    """What a command found, on stdout: `value` as JSON, or else text for a person."""
+    if as_json:
+        print_json(value)
+    else:
+        echo(text())
 
 
 def print_json(value: Any) -> None:
@@ -88,7 +146,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Write to stderr; if its reader has gone, this and what comes later goes nowhere."""
+    """Write to stderr; if its reader has gone, this and all later messages are discarded."""
     try:
         yield
     except OSError:
@@ -97,9 +155,9 @@ def telling() -> Iterator[None]:
 
 @contextmanager
 def unbroken(number: int) -> Iterator[None]:
-    """The last output of a command that the signal `number` ended, 0 if none did.
+    """Print the last output of a command; `number` is the signal that stopped it, or 0.
 
-    After a signal the exit code is 128 + number, also if the terminal or the reader has gone.
+    After a signal the exit code is 128 + number, even if the terminal or the reader has gone.
     """
     try:
         yield
@@ -125,6 +183,13 @@ def colour(**style: Any) -> dict[str, Any]:
 def on_terminal() -> bool:
     """Whether stderr is a terminal, where progress may be drawn."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def cell(value: Any, digits: int = 4) -> str:
+    """A value in a table: None is empty, a float has so many digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "" if value is None else str(value)
 
 
 @contextmanager
@@ -159,7 +224,7 @@ class Bars:
     """A progress bar on stderr, a new one when the label changes; or none. A context manager."""
 
     def __init__(self, *, show: bool):
-        self._show, self._label = show, ""
+        self._show, self._label, self._words = show, "", ""
         self._bar: Any = None
 
     def __enter__(self) -> Bars:
@@ -168,8 +233,8 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self._leave()
 
-    def progress(self, label: str, done: int, total: int) -> None:
-        """Move the bar of that label to `done` of `total`."""
+    def progress(self, label: str, done: int, total: int, words: Callable[[], str] = str) -> None:
+        """Move the bar of that label to `done` of `total`; `words` gives the text after it."""
         if not self._show:
             return
         with telling():
@@ -177,10 +242,22 @@ class Bars:
                 self._leave()
                 self._label = label
                 self._bar = click.progressbar(
-                    length=total, label=label, file=sys.stderr, color=False
+                    length=total,
+                    label=label,
+                    item_show_func=lambda _: self._words,
+                    file=sys.stderr,
+                    color=False,  # without escape codes: the cursor cannot stay hidden
                 )
+            self._words = words()
             self._bar.update(done - self._bar.pos)
 
     def _leave(self) -> None:
         if self._bar is not None:
             notice("")
+
+
+@contextmanager
+def working(*, quiet: bool) -> Iterator[tuple[Bars, Callable[[], int]]]:
+    """Bars, which are shown on a terminal unless `quiet`, and `signals`, for a long command."""
+    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+        yield bars, stop

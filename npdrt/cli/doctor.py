@@ -13,7 +13,7 @@ import click
 
 from npdrt import __version__, arrays, data
 from npdrt.blas import AVX2_KERNELS, AVX512_KERNELS, VARIABLE, suited_here
-from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.cli.common import answer, data_dir_option, json_option, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
 
@@ -40,7 +40,7 @@ for info in threadpoolctl.threadpool_info():
 
 
 @click.command("doctor")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@data_dir_option
 @json_option
 def command(data_dir: Path | None, as_json: bool) -> None:
     """What npdrt found on this machine, and what to change."""
@@ -62,10 +62,7 @@ def command(data_dir: Path | None, as_json: bool) -> None:
         ],
     }
     found["advice"] = advice(found)
-    if as_json:
-        print_json(found)
-    else:
-        echo(_text(found))
+    answer(as_json, found, lambda: _text(found))
 
 
 def _gpu() -> dict[str, Any]:
@@ -83,7 +80,7 @@ def _version(package: str) -> str | None:
 
 
 def _kernel_by_itself() -> str | None:
-    """The kernels OpenBLAS picks when nobody chooses, asked of a new process; None without one."""
+    """The kernels that OpenBLAS picks by itself, found in a new process; None without OpenBLAS."""
     unset = {name: value for name, value in os.environ.items() if name != VARIABLE}
     command = [sys.executable, "-c", ASK_KERNEL]
     try:
@@ -94,7 +91,7 @@ def _kernel_by_itself() -> str | None:
 
 
 def advice(found: dict[str, Any]) -> list[str]:
-    """What could be better, a sentence or two each: the BLAS, and its kernels."""
+    """Advice on the BLAS and its kernels, a sentence or two each."""
     if not found["blas"]:
         return ["NumPy has no BLAS that threadpoolctl knows; matrix products may be slow."]
     wide = any("AVX512" in f or f == "X86_V4" for f in found["cpu_features"])
@@ -103,7 +100,7 @@ def advice(found: dict[str, Any]) -> list[str]:
 
 
 def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
-    """Advice where other kernels of OpenBLAS, in this process or in others, suit the processor."""
+    """Advice if other OpenBLAS kernels, in this process or in others, suit the processor better."""
     by_itself, chosen_by = found["blas_kernel_by_itself"], found["blas_kernel_chosen_by"]
     better = found["blas_kernel_suited"] or AVX512_KERNELS
     set_it = SET_IT.format(better)

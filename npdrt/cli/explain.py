@@ -6,43 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from npdrt import data, store
-from npdrt.cli import train
-from npdrt.cli.common import Name, echo, print_json
-from npdrt.data import Dataset
+from npdrt import store
+from npdrt.cli.common import Name, answer, code_option, echo, print_json
+from npdrt.cli.options import config_options, option_of, settings_of
 from npdrt.errors import Error
-from npdrt.program import Program, compare, listing, load, record
-from npdrt.random import Random
-from npdrt.train.config import (
-    Config,
-    build_model,
-    build_optimizer,
-    example_shape,
-    resolve,
-    stored,
-)
-from npdrt.train.run import blame
-from npdrt.train.step import State, Task, make_step
+from npdrt.program import Program, compare, listing, load
+from npdrt.train.config import Config, stored
+from npdrt.train.record import record_step
 
-# The options of `train` that decide which calls a step makes, or that one has at hand.
-SHARED = (
-    *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
-    *(
-        "normalisation",
-        "fields",
-        "data",
-        "data_dir",
-        "optimizer",
-        "lr",
-        "momentum",
-        "dampening",
-        "nesterov",
-    ),
-    *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
-    *("batch_size", "label_smoothing", "clip", "dtype"),
-    "code",
+# The fields of `Config` that decide which calls a step makes.
+DECISIVE = (
+    *("model", "model_options", "data", "optimizer", "optimizer_options", "lr", "batch_size"),
+    *("label_smoothing", "clip", "dtype"),
 )
 
 
@@ -63,18 +39,20 @@ SHARED = (
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the program to a file, and list nothing.",
 )
+@config_options(*DECISIVE)
+@code_option
 def command(
     run: tuple[Path, ...], form: str, as_json: bool, target: Path | None, **given: Any
 ) -> None:
     """The array calls of one training step: forward, backward, update.
 
-    Of the network and rule that the options describe, as `npdrt train` has them; of RUN, a run
-    directory, by its configuration; or of FILE, a program that --save wrote. Each call is listed
-    with the name, dtype and shape of its result, its floating-point operations, the bytes it
-    reads and writes, and the line of source that asked for it.
+    Describe the network and the update rule with the options of `npdrt train`, or give RUN, a run
+    directory, or FILE, a program that --save wrote. Each call is listed with the name, dtype and
+    shape of its result, its floating-point operations, the bytes it reads and writes, and the line
+    of source that asked for it.
 
-    Two of them, `npdrt explain A B`, are compared call by call, without names and sources: the
-    first difference is shown. Exit code 0 where there is none, 1 where there is one.
+    `npdrt explain A B` compares two runs or files call by call, without names and sources, and
+    shows the first difference. Exit code 0 if there is none, 1 if there is one.
     """
     given = {name: value for name, value in given.items() if value not in (None, ())}
     _check_usage(run, given, target)
@@ -85,17 +63,11 @@ def command(
     program = _program(run[0], given) if run else _described(given)
     if target is not None:
         program.save(target)
-        if json_wanted:
-            print_json({"saved": str(target)})
-        else:
-            echo(target)
+        answer(json_wanted, {"saved": str(target)}, lambda: target)
     elif json_wanted:
         print_json(listing.as_json(program))
     else:
         echo(program.listing())
-
-
-command.params += [option for option in train.command.params if option.name in SHARED]
 
 
 def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
@@ -107,19 +79,18 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
         raise click.UsageError("--save writes one program; two are compared.")
     odd = sorted(given.keys() - {"data_dir", "code"})
     if paths and odd:
-        option = "--set" if odd[0] == "fields" else f"--{odd[0].replace('_', '-')}"
+        option = "--set" if odd[0] == "fields" else option_of(odd[0])
         raise click.UsageError(f"{option} describes a step; {paths[0]} is one already.")
     if not paths and not odd:
         raise click.UsageError("give --model, a run directory, or a file that --save wrote.")
 
 
 def _compare(a: Program, b: Program, json_wanted: bool) -> None:
-    """Print the first difference; exit code 1 where there is one."""
+    """Print the first difference; exit code 1 if there is one."""
     found = compare(a, b)
-    if json_wanted:
-        print_json({"same": found is None, "difference": None if found is None else vars(found)})
-    else:
-        echo(found or f"the same {len(a.calls)} calls")
+    difference = None if found is None else vars(found)
+    text = found or f"the same {len(a.calls)} calls"
+    answer(json_wanted, {"same": found is None, "difference": difference}, lambda: text)
     if found is not None:
         raise SystemExit(1)
 
@@ -135,46 +106,11 @@ def _program(path: Path, given: dict[str, Any]) -> Program:
         return load(path)
     file = path / "checkpoint.h5"
     config = stored(store.load(file).meta, file, code=given.get("code", ()))
-    return _step_program(config, given.get("data_dir"))
+    return record_step(config, given.get("data_dir"))
 
 
 def _described(given: dict[str, Any]) -> Program:
     """The program that options describe."""
     data_dir = given.pop("data_dir", None)
     given.pop("code", None)
-    return _step_program(Config(**train.settings_of({"fields": (), **given})), data_dir)
-
-
-def _step_program(config: Config, data_dir: Path | None) -> Program:
-    """One step of `npdrt train` with that configuration, recorded on arrays without values."""
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
-    config = resolve(config, dataset)
-    dataset = dataset.arranged(config.batch_size)
-    model, optimizer = build_model(config, dataset), build_optimizer(config)
-    x, y = _batch(config, dataset, model)
-    with blame(config):
-        params = _parameters(model, config)
-        task = Task(model, dataset.classes, config.label_smoothing, config.clip)
-        buffers = task.buffers(config.seed, "cpu", config.dtype)
-        state = State(params, buffers, optimizer.init(params))
-        step = make_step(task, optimizer)
-        return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
-
-
-def _parameters(model: Any, config: Config) -> dict[str, Any]:
-    """Arrays of the model's shapes; drawn where it is no model of npdrt that says them."""
-    if ":" not in config.model and hasattr(model, "shapes"):
-        shapes = model.shapes().items()
-        return {name: np.zeros(shape, config.dtype) for name, shape in shapes}
-    drawn: dict[str, Any] = model.init(seed=config.seed, device="cpu", dtype=config.dtype)
-    return drawn
-
-
-def _batch(config: Config, dataset: Dataset, model: Any) -> tuple[Any, Any]:
-    """Arrays of the form of a batch's examples and labels or targets."""
-    rows = len(dataset.sampler(config.batch_size, config.seed).batch(0))
-    dtype = config.dtype if dataset.vocabulary is None else dataset.x.dtype
-    x = np.zeros((rows, *example_shape(model, dataset)), dtype)
-    if dataset.classes is not None:
-        return x, np.zeros((rows, *dataset.y.shape[1:]), dataset.y.dtype)
-    return x, np.zeros((rows, dataset.y[0].size), config.dtype)
+    return record_step(Config(**settings_of(given)), data_dir)

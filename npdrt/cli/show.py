@@ -11,7 +11,7 @@ import numpy as np
 
 from npdrt import schema
 from npdrt.arrays import quiet
-from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.cli.common import answer, echo, json_option, table
 from npdrt.errors import Error
 from npdrt.store import container, trace
 
@@ -23,10 +23,10 @@ RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 @click.option("--sha256", help="Refuse the file unless its HDF5 image has this digest.")
 @json_option
 def command(path: Path, sha256: str | None, as_json: bool) -> None:
-    """What is in a checkpoint, trace or run directory, and how it was made; a study's tables.
+    """What is in a checkpoint, trace or run directory, and how it was made.
 
-    Elsewhere every array is listed with dtype, shape, norm, smallest and largest value; --json
-    adds the SHA-256 of its bytes (C order, little-endian).
+    A study shows its tables. Other files list every array with dtype, shape, norm, smallest and
+    largest value; --json adds the SHA-256 of its bytes (C order, little-endian).
     """
     file = container.within(path, "checkpoint.h5", "study.h5")
     if not file.exists():
@@ -43,12 +43,10 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
         "meta": meta,
         "arrays": {name: _describe(value) for name, value in arrays.items()},
     }
-    if as_json:
-        print_json(report)
-    else:
-        echo(_study(meta) if meta.get("kind") == "study" else _text(report, arrays))
-        if path.is_dir() and (path / "trace.h5").exists():
-            echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+    study = meta.get("kind") == "study"
+    answer(as_json, report, lambda: _study(meta) if study else _text(report, arrays))
+    if not as_json and path.is_dir() and (path / "trace.h5").exists():
+        echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
 
 
 def _check(arrays: dict[str, Any], meta: dict[str, Any], file: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,20 @@ from typing import Any
 import click
 
 from npdrt.cli.common import (
-    Bars,
     Name,
+    cell,
     code_option,
+    combined,
+    data_dir_option,
     echo,
+    fast_option,
     json_option,
     notice,
-    on_terminal,
     print_json,
-    signals,
+    quiet_option,
     table,
     unbroken,
+    working,
 )
 from npdrt.train import recipe as recipes
 from npdrt.train import sweep as sweeps
@@ -44,28 +46,24 @@ class Shard(click.ParamType[tuple[int, int]]):
         return int(index), int(count)
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of both commands."""
-    cores = os.cpu_count() or 1
-    for option in (
-        json_option,
-        code_option,
-        click.option("-q", "--quiet", is_flag=True, help="No progress."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
-        click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
-        click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."),
+CORES = os.cpu_count() or 1
+run_options = combined(  # of `sweep` and `reproduce`
+    (
+        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
         click.option(
             "--jobs",
             type=click.IntRange(min=1),
-            default=cores,
-            help=f"Runs at a time.  [default: one a core, here {cores}]",
+            default=CORES,
+            help=f"Runs at a time.  [default: one a core, here {CORES}]",
         ),
-        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
-    ):
-        command = option(command)
-    return command
-
-
+        fast_option,
+        click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
+        data_dir_option,
+        quiet_option,
+        code_option,
+        json_option,
+    )
+)
 scale_option = click.option(
     "--scale", type=Name(list(SCALES)), default="full", help="[default: full, as in the paper]"
 )
@@ -77,12 +75,7 @@ scale_option = click.option(
 @click.option("--shard", type=Shard(), default=(0, 1), help="Only every N-th run, from run I.")
 @run_options
 def command(
-    recipe: str,
-    scale: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    recipe: str, scale: str, out: Path | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Make every run of RECIPE: the name of a bundled recipe, or the path of a TOML file.
 
@@ -91,10 +84,9 @@ def command(
     """
     found = recipes.load(recipe, scale, code=options["code"])
     out = out or directory(found)
-    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
-        every = sweeps.sweep(
-            found, out, Options(**options), progress=partial(bars.progress, "sweep"), stop=stop
-        )
+    with working(quiet=quiet) as (bars, stop):
+        progress = partial(bars.progress, "sweep")
+        every = sweeps.sweep(found, out, Options(**options), progress=progress, stop=stop)
         stopped = stop()
     if stopped:
         notice("stopped; the same command goes on")
@@ -113,7 +105,7 @@ def directory(recipe: Recipe) -> Path:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """One run for the table: its settings and what it came to."""
+    """One run for the table: its settings and its result."""
     config, result = run.config, run.result
     shown = {
         "run": run.path.name,
@@ -138,8 +130,4 @@ def as_text(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     names = list(dict.fromkeys(name for r in rows for name in r))
     kept = [n for n in names if len({str(r.get(n)) for r in rows}) > 1 or n in ("run", "state")]
     heading = tuple(name.replace("_", " ") for name in kept)
-    return [heading, *(tuple(_cell(r.get(name)) for name in kept) for r in rows)]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return [heading, *(tuple(cell(r.get(name), 5) for name in kept) for r in rows)]

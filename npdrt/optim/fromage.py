@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.norm import norm
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, no_slots, representable
+from npdrt.optim.optimizer import Slots, representable
+from npdrt.optim.rule import Formula, rule
+from npdrt.optim.setting import Setting, at_least_zero
 
 
-def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
+@rule(slots={"max_norm": "the largest norm allowed"}, relative=True)
+def fromage(
+    *,
+    lr: float = 0.01,
+    norm_bound: Annotated[
+        float | None, Setting("largest norm over the initial norm", at_least_zero)
+    ] = None,
+) -> Formula:
     """Fromage with learning rate `lr`; each array changes by `lr` of its own norm a step.
 
         w <- (w - lr * |w| / |g| * g) / sqrt(1 + lr**2)
@@ -19,25 +29,20 @@ def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
     norm_bound * |w at init| around 0 (the authors' remedy against overfitting, from their code;
     not in Algorithm 1).
 
-    Where |w| or |g| is not > 0 (zero or NaN), or lr * |w| / |g| overflows the dtype of w, the step
-    is w <- (w - lr * g) / sqrt(1 + lr**2): for the norms as in the authors' code, which does not
-    guard the overflow; Algorithm 1 is silent. So a zero weight starts with a plain gradient step,
-    a zero gradient shrinks w by the prefactor, an array of zeros under a norm_bound stays zero,
-    and a one-element array never changes sign for lr < 1. A NaN or inf in g makes those elements
-    NaN (an inf makes them inf where w is zero); with |g| = inf the others only shrink by the
-    prefactor.
+    If |w| or |g| is not > 0 (zero or NaN), or lr * |w| / |g| overflows the dtype of w, the step is
+    w <- (w - lr * g) / sqrt(1 + lr**2). Algorithm 1 does not define these cases; the authors' code
+    treats the norms in the same way and does not guard against the overflow. As a result, a zero
+    weight starts with a plain gradient step, a zero gradient shrinks w by the prefactor, an array
+    of zeros under a norm_bound stays zero, and a one-element array never changes sign for lr < 1.
+    A NaN or inf in g makes those elements NaN (an inf makes them inf if w is zero); if |g| is inf,
+    the others only shrink by the prefactor.
 
     Source: Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, Algorithm 1. docs/updates.md has the
     sequence of operations.
     """
-    if norm_bound is not None:
-        norm_bound = at_least_zero("norm_bound", norm_bound)
-    return Optimizer(
-        "fromage",
-        {"lr": at_least_zero("lr", lr), "norm_bound": norm_bound},
-        update if norm_bound is None else bounded_update,
-        no_slots if norm_bound is None else partial(slots, norm_bound=norm_bound),
-    )
+    if norm_bound is None:
+        return Formula(update)
+    return Formula(bounded_update, partial(slots, norm_bound=norm_bound))
 
 
 def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[Array, Slots]:

@@ -1,8 +1,7 @@
-"""The one lifting: a rule on one array, mapped over the dict of parameters."""
+"""The optimizer: an update rule for one array, applied to every array of a dict."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 
 from npdrt.arrays import Array, Params, namespace, number, phase, quiet, scalar
 from npdrt.errors import Error
+from npdrt.optim.setting import at_least_zero
 
 Slots = dict[str, Array]
 
@@ -63,7 +63,7 @@ class Optimizer:
         """New parameters and new state after one step.
 
         lr: a number or 0-d array that takes the place of the setting for this step. Arithmetic
-        follows IEEE without warnings: what a NaN or inf does is stated by each rule.
+        follows IEEE without warnings; the docstring of each rule says what a NaN or inf does.
 
         Raises `Error` where names, shapes or dtypes of params, grads and state do not fit.
         """
@@ -83,7 +83,7 @@ class Optimizer:
 
     @cached_property
     def slot_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The slots of an array of shape (1,): a slot of shape () is 0-d float64 for any array."""
+        """Slot -> shape for an array of shape (1,); shape () is a 0-d float64 for any array."""
         return {slot: value.shape for slot, value in self.slots(np.zeros(1)).items()}
 
     def _slot(self, state: dict[str, Array], name: str, w: Array) -> Array:
@@ -131,29 +131,11 @@ def _check(params: Params, grads: Params) -> None:
 
 
 def _checked_rate(lr: Any) -> Any:
-    """A number as `at_least_zero` gives it; an array of a device or a program is not looked at."""
+    """A number as `at_least_zero` gives it. Of an array only the shape is checked: its value may be
+    on a device, or unknown while a program is recorded."""
     lr = number(lr)
     if not hasattr(lr, "shape"):
         return at_least_zero("lr", lr)
     if tuple(lr.shape) != ():
         raise Error(f"lr must be a number or a 0-d array; got shape {tuple(lr.shape)}")
     return lr
-
-
-def at_least_zero(name: str, value: float) -> float:
-    """`value`, of Python or NumPy, as a float, or `Error` unless it is a finite number >= 0.
-
-    A number of NumPy would decide the dtype of what it meets; a float does not.
-    """
-    value = number(value)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise Error(f"{name} must be a finite number >= 0; got {value!r}")
-    return float(value)
-
-
-def below_one(name: str, value: float) -> float:
-    """`value`, of Python or NumPy, as a float, or `Error` unless 0 <= value < 1."""
-    value = number(value)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise Error(f"{name} must lie in [0, 1); got {value!r}")
-    return float(value)

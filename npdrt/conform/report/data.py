@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.audit import Audit
+from npdrt.conform.encoding import settings_json
 from npdrt.conform.judge import Judged
 from npdrt.conform.report.verdict import (
     Found,
@@ -17,7 +18,6 @@ from npdrt.conform.report.verdict import (
     sentence,
     smallest,
 )
-from npdrt.conform.encoding import settings_json
 from npdrt.conform.vectors import prompt_json
 from npdrt.conform.verify import Verification
 from npdrt.plain import line
