@@ -121,8 +121,7 @@ def _arguments(case: Case, model: Any) -> tuple[Any, ...]:
 
 
 def _optimizer(case: Case) -> optim.Optimizer:
-    rule: optim.Optimizer = optim.RULES[case.optimizer](lr=RATE)
-    return rule
+    return optim.RULES[case.optimizer](lr=RATE)
 
 
 def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]:

@@ -27,7 +27,6 @@ MOST = 1 << 53  # of a whole number among the settings
 # Learning rate of `--lr auto`. For Fromage on a perceptron of depth L it is this share of
 # Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
 SHARE_OF_BOUND = 0.06
-DEFAULT_RATES = {"sgd": 0.1, "adam": 1e-3, "lars": 1.0, "lars_lesion": 0.01, "fromage": 0.01}
 
 
 @dataclass(frozen=True)
@@ -205,27 +204,23 @@ def learning_rate(config: Config, depth: Any) -> float:
     For Fromage on a model with a depth L and no skip connections: SHARE_OF_BOUND times the
     largest relative step that Lemma 2 (Bernstein et al. 2020) allows, 2**(1/L) - 1, but not
     above the paper's default 0.01; rounded to three digits, so that it is the same number
-    everywhere. For other rules a usual default.
+    everywhere. For other rules the `default_rate` in the rule's file.
     """
     if not isinstance(config.lr, str):
         return float(config.lr)
     if config.lr != "auto":
         raise Error(f"lr must be a number or auto; got {config.lr!r}")
-    default = DEFAULT_RATES[config.optimizer]
-    relative = config.optimizer in ("fromage", "lars_lesion")
-    if not relative or not isinstance(depth, int) or depth < 1:
-        return default
-    return min(default, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
+    rule = optim.RULES[config.optimizer]
+    if not rule.relative or not isinstance(depth, int) or depth < 1:
+        return rule.default_rate
+    return min(rule.default_rate, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
 
 
 def build_optimizer(config: Config) -> optim.Optimizer:
     """The optimizer that a resolved `config` names, with its settings."""
     rule = optim.RULES[config.optimizer]
-    known = [name for name in rule.__kwdefaults__ or {} if name != "lr"]
-    check_names(f"setting of {config.optimizer}", config.optimizer_options, known)
-    options = {k: tuple(v) if k == "betas" else v for k, v in config.optimizer_options.items()}
-    optimizer: optim.Optimizer = rule(lr=config.lr, **options)
-    return optimizer
+    check_names(f"setting of {rule.name}", config.optimizer_options, list(rule.settings))
+    return rule(lr=config.lr, **config.optimizer_options)
 
 
 def build_model(config: Config, dataset: Dataset) -> Any:

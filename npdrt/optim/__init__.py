@@ -1,6 +1,7 @@
 """Optimizers: one file a rule, each a pure function on one array that reads as its equation."""
 
-from typing import Any
+from importlib import import_module
+from pkgutil import iter_modules
 
 from npdrt.optim.adam import adam
 from npdrt.optim.fromage import fromage
@@ -8,25 +9,37 @@ from npdrt.optim.lars import lars
 from npdrt.optim.lars_lesion import lars_lesion
 from npdrt.optim.norm import norm
 from npdrt.optim.optimizer import Optimizer
+from npdrt.optim.rule import Formula, Rule, rule
 from npdrt.optim.schedules import schedule
+from npdrt.optim.setting import Setting
 from npdrt.optim.sgd import sgd
 
-RULES: dict[str, Any] = {
-    "sgd": sgd,
-    "adam": adam,
-    "lars": lars,
-    "lars_lesion": lars_lesion,
-    "fromage": fromage,
-}
+
+def _rules() -> dict[str, Rule[...]]:
+    """Every rule by its name: those of the papers first, then any other file's, by name."""
+    found: dict[str, Rule[...]] = {r.name: r for r in (sgd, adam, lars, lars_lesion, fromage)}
+    for module in iter_modules(__path__):
+        made = getattr(import_module(f"{__name__}.{module.name}"), module.name, None)
+        if isinstance(made, Rule):
+            found.setdefault(made.name, made)
+    return found
+
+
+RULES = _rules()
+globals().update(RULES)  # npdrt.optim.<name> is the rule, not its module
 
 __all__ = [
     "RULES",
+    "Formula",
     "Optimizer",
+    "Rule",
+    "Setting",
     "adam",
     "fromage",
     "lars",
     "lars_lesion",
     "norm",
+    "rule",
     "schedule",
     "sgd",
 ]

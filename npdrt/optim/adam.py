@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from npdrt.arrays import Array, cast, label, namespace
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, below_one
+from npdrt.optim.optimizer import Slots
+from npdrt.optim.rule import Formula, rule
+from npdrt.optim.setting import Setting, WeightDecay, at_least_zero, below_one_each, flag
 
 
+@rule(slots={"exp_avg": "the first moment m", "exp_avg_sq": "the second moment v"})
 def adam(
     *,
     lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-) -> Optimizer:
+    betas: Annotated[
+        tuple[float, float], Setting("shares of the two moments that are kept", below_one_each)
+    ] = (0.9, 0.999),
+    eps: Annotated[float, Setting("added to the root", at_least_zero)] = 1e-8,
+    weight_decay: WeightDecay = 0.0,
+    decoupled: Annotated[bool, Setting("decay as in AdamW", flag, needs="weight_decay")] = False,
+) -> Formula:
     """Adam with bias correction; t counts from 1.
 
         m <- beta1 * m + (1 - beta1) * g
@@ -32,15 +38,9 @@ def adam(
     "epsilon-hat" form at the end of their section 2.
     """
     beta1, beta2 = betas
-    settings = {
-        "lr": at_least_zero("lr", lr),
-        "betas": (beta1 := below_one("beta1", beta1), beta2 := below_one("beta2", beta2)),
-        "eps": (eps := at_least_zero("eps", eps)),
-        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
-        "decoupled": decoupled,
-    }
-    rule = partial(update, beta1=beta1, beta2=beta2, eps=eps, decay=decay, decoupled=decoupled)
-    return Optimizer("adam", settings, rule, slots, {"beta1_power": beta1, "beta2_power": beta2})
+    step = partial(update, beta1=beta1, beta2=beta2, eps=eps, decay=weight_decay)
+    powers = {"beta1_power": beta1, "beta2_power": beta2}
+    return Formula(partial(step, decoupled=decoupled), slots, powers)
 
 
 def slots(w: Array) -> Slots:

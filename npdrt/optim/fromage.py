@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.norm import norm
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, no_slots, representable
+from npdrt.optim.optimizer import Slots, representable
+from npdrt.optim.rule import Formula, rule
+from npdrt.optim.setting import Setting, at_least_zero
 
 
-def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
+@rule(slots={"max_norm": "the largest norm allowed"}, relative=True)
+def fromage(
+    *,
+    lr: float = 0.01,
+    norm_bound: Annotated[
+        float | None, Setting("norm over its initial norm", at_least_zero)
+    ] = None,
+) -> Formula:
     """Fromage with learning rate `lr`; each array changes by `lr` of its own norm a step.
 
         w <- (w - lr * |w| / |g| * g) / sqrt(1 + lr**2)
@@ -30,14 +40,9 @@ def fromage(*, lr: float = 0.01, norm_bound: float | None = None) -> Optimizer:
     Source: Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, Algorithm 1. docs/updates.md has the
     sequence of operations.
     """
-    if norm_bound is not None:
-        norm_bound = at_least_zero("norm_bound", norm_bound)
-    return Optimizer(
-        "fromage",
-        {"lr": at_least_zero("lr", lr), "norm_bound": norm_bound},
-        update if norm_bound is None else bounded_update,
-        no_slots if norm_bound is None else partial(slots, norm_bound=norm_bound),
-    )
+    if norm_bound is None:
+        return Formula(update)
+    return Formula(bounded_update, partial(slots, norm_bound=norm_bound))
 
 
 def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[Array, Slots]:

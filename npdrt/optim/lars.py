@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.norm import norm
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, representable
+from npdrt.optim.optimizer import Slots, representable
+from npdrt.optim.rule import Formula, rule
+from npdrt.optim.setting import Setting, WeightDecay, at_least_zero
 
 
+@rule(default_rate=1.0, slots={"momentum": "the velocity v"}, layerwise=True)
 def lars(
     *,
     lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    trust_coefficient: float = 1e-3,
-    eps: float = 0.0,
-) -> Optimizer:
+    momentum: Annotated[float, Setting("share of the velocity that is kept", at_least_zero)] = 0.9,
+    weight_decay: WeightDecay = 0.0,
+    trust_coefficient: Annotated[float, Setting("multiple of |w|/|g|", at_least_zero)] = 1e-3,
+    eps: Annotated[float, Setting("added to the norm", at_least_zero)] = 0.0,
+) -> Formula:
     """LARS with momentum; tc is the trust coefficient, wd the weight decay.
 
         r = tc * |w| / (|g| + wd * |w| + eps), and 1 where |w| or |g| is 0
@@ -30,15 +34,8 @@ def lars(
 
     Source: You et al. 2017, Algorithm 1.
     """
-    settings = {
-        "lr": at_least_zero("lr", lr),
-        "momentum": (momentum := at_least_zero("momentum", momentum)),
-        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
-        "trust_coefficient": (trust := at_least_zero("trust_coefficient", trust_coefficient)),
-        "eps": (eps := at_least_zero("eps", eps)),
-    }
-    rule = partial(update, momentum=momentum, decay=decay, trust=trust, eps=eps)
-    return Optimizer("lars", settings, rule, slots)
+    step = partial(update, momentum=momentum, decay=weight_decay, trust=trust_coefficient, eps=eps)
+    return Formula(step, slots)
 
 
 def slots(w: Array) -> Slots:

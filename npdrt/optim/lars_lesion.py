@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from npdrt.arrays import Array, cast
 from npdrt.optim.fromage import relative_rate
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero
+from npdrt.optim.optimizer import Slots
+from npdrt.optim.rule import Formula, rule
 
 
-def lars_lesion(*, lr: float) -> Optimizer:
+@rule(default_rate=0.01, relative=True)
+def lars_lesion(*, lr: float) -> Formula:
     """w <- w - lr * |w| / |g| * g, and w - lr * g where either norm is not > 0.
 
     No trust coefficient, momentum, weight decay or norm bound. In a layer that is invariant to
@@ -16,7 +18,7 @@ def lars_lesion(*, lr: float) -> Optimizer:
     Source: Bernstein et al. 2020, Equation 5 and Figure 2 (right). `lars` is the rule of You et
     al. 2017.
     """
-    return Optimizer("lars_lesion", {"lr": at_least_zero("lr", lr)}, update)
+    return Formula(update)
 
 
 def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[Array, Slots]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 
 from npdrt.arrays import Array, Params, namespace, number, phase, quiet, scalar
 from npdrt.errors import Error
+from npdrt.optim.setting import at_least_zero
 
 Slots = dict[str, Array]
 
@@ -138,22 +138,3 @@ def _checked_rate(lr: Any) -> Any:
     if tuple(lr.shape) != ():
         raise Error(f"lr must be a number or a 0-d array; got shape {tuple(lr.shape)}")
     return lr
-
-
-def at_least_zero(name: str, value: float) -> float:
-    """`value`, of Python or NumPy, as a float, or `Error` unless it is a finite number >= 0.
-
-    A number of NumPy would decide the dtype of what it meets; a float does not.
-    """
-    value = number(value)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise Error(f"{name} must be a finite number >= 0; got {value!r}")
-    return float(value)
-
-
-def below_one(name: str, value: float) -> float:
-    """`value`, of Python or NumPy, as a float, or `Error` unless 0 <= value < 1."""
-    value = number(value)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise Error(f"{name} must lie in [0, 1); got {value!r}")
-    return float(value)

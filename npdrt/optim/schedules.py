@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 from npdrt.arrays import plain
 from npdrt.errors import Error
-from npdrt.optim.optimizer import at_least_zero
+from npdrt.optim.setting import at_least_zero
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 from npdrt.arrays import Array, cast, namespace, scalar
 from npdrt.errors import Error
-from npdrt.optim.optimizer import Optimizer, Slots, at_least_zero, no_slots
+from npdrt.optim.optimizer import Slots
+from npdrt.optim.rule import Formula, rule
+from npdrt.optim.setting import Setting, WeightDecay, at_least_zero, flag
 
 
+@rule(default_rate=0.1, slots={"momentum": "the velocity v"})
 def sgd(
     *,
     lr: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Optimizer:
+    momentum: Annotated[float, Setting("share of the velocity that is kept", at_least_zero)] = 0.0,
+    dampening: Annotated[
+        float, Setting("share of the gradient that is left out", at_least_zero, needs="momentum")
+    ] = 0.0,
+    nesterov: Annotated[bool, Setting("look ahead", flag, needs="momentum")] = False,
+    weight_decay: WeightDecay = 0.0,
+) -> Formula:
     """SGD with the learning rate outside the velocity, as PyTorch has it.
 
         d = g + weight_decay * w
@@ -28,19 +34,12 @@ def sgd(
     Source: Sutskever et al. 2013 for the momentum forms, with PyTorch's placement of lr and
     dampening.
     """
-    settings = {
-        "lr": at_least_zero("lr", lr),
-        "momentum": (momentum := at_least_zero("momentum", momentum)),
-        "dampening": (dampening := at_least_zero("dampening", dampening)),
-        "nesterov": nesterov,
-        "weight_decay": (decay := at_least_zero("weight_decay", weight_decay)),
-    }
     if nesterov and not (momentum > 0 and dampening == 0):
         raise Error("nesterov needs momentum > 0 and dampening = 0")
     if momentum == 0:
-        return Optimizer("sgd", settings, partial(plain_update, decay=decay), no_slots)
-    rule = partial(update, momentum=momentum, dampening=dampening, nesterov=nesterov, decay=decay)
-    return Optimizer("sgd", settings, rule, slots)
+        return Formula(partial(plain_update, decay=weight_decay))
+    heavy = partial(update, momentum=momentum, dampening=dampening, nesterov=nesterov)
+    return Formula(partial(heavy, decay=weight_decay), slots)
 
 
 def slots(w: Array) -> Slots:

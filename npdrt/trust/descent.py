@@ -17,7 +17,7 @@ import numpy as np
 
 from npdrt.arrays import Array, Params, cast, namespace, quiet
 from npdrt.errors import Error
-from npdrt.optim.optimizer import at_least_zero
+from npdrt.optim.setting import at_least_zero
 from npdrt.trust.distances import (
     check_depth,
     check_same_layers,

@@ -10,7 +10,7 @@ import numpy as np
 
 from npdrt.arrays import Array, cast, namespace, quiet
 from npdrt.errors import Error
-from npdrt.optim.optimizer import at_least_zero
+from npdrt.optim.setting import at_least_zero
 from npdrt.trust.distances import check_depth, safe_norm
 
 
