@@ -131,7 +131,9 @@ def test_help_of_train_in_full() -> None:
         "--optimizer, --optimiser [sgd|adam|lars|lars_lesion|fromage] [default: fromage]",
         "--lr TEXT Learning rate, or auto. [default: auto]",
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
-        "--betas <FLOAT FLOAT>... adam.",
+        "--betas <FLOAT FLOAT>... adam: shares of the two moments that are kept.",
+        "--momentum FLOAT sgd, lars: share of the velocity that is kept. [default: sgd 0, lars",
+        "adam: decay as in AdamW, with --weight- decay.",
         "--dtype [float32|float64] [default: float32]",
         "--resume Go on with the run in --out.",
     ):
@@ -670,13 +672,13 @@ def test_export_overwrites_only_by_force(here: Path, tmp_path: Path) -> None:
     words = ("export", "run", "--to", "npz", "--output", target)
     result = call(*words)
     assert (result.exit_code, target.read_text()) == (2, "mine")
-    assert "already exists; give --force to replace it, or another --output" in result.stderr
+    assert "already exists; give --force to replace it, or another name" in result.stderr
     assert call(*words, "--force").exit_code == 0
     assert target.read_bytes().startswith(b"PK")
     (tmp_path / "folder").mkdir()
     result = call("export", "run", "--to", "npz", "--output", tmp_path / "folder", "--force")
     assert result.exit_code == 2
-    assert "folder: Is a directory; give another path" in result.stderr
+    assert "folder is not a regular file; give another name" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "w.npz"]
 
 

@@ -358,4 +358,4 @@ def test_reports_go_into_files_of_their_own(tmp_path: Path) -> None:
     asked = ["audit", "x.py:f", "--html", str(tmp_path / "pipe"), "--force"]
     result = CliRunner().invoke(cli, asked)
     assert result.exit_code == 2
-    assert "is no regular file" in result.output
+    assert "is not a regular file" in result.output

@@ -20,6 +20,7 @@ from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS
+from npdrt.optim.schedules import FORMS
 from npdrt.regular import contents
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -27,6 +28,17 @@ MOST = 1 << 53  # of a whole number among the settings
 # Learning rate of `--lr auto`. For Fromage on a perceptron of depth L it is this share of
 # Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
 SHARE_OF_BOUND = 0.06
+USER_MODEL = "path/to/file.py:Class"
+
+
+def _setting(default: Any, words: str = "", **more: Any) -> Any:
+    """A field of `Config`; `npdrt.cli.options` makes an option of it.
+
+    words: for the help. least: its smallest value. choices: the names that it may be; other: the
+    form of a value with a colon, which is accepted too. shown: its default in words, if the value
+    does not tell. resumable: whether a run that is resumed may have another value.
+    """
+    return field(default=default, metadata={"words": words, **more})
 
 
 @dataclass(frozen=True)
@@ -40,53 +52,57 @@ class Config:
     another standardisation (`npdrt.data.load`). augment: none; crop-flip, a random crop after a
     border of 4 pixels and a random mirror image; or imagenet, a random part resized and a random
     mirror image, of a folder of images (`npdrt.data.augment`).
-    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
-    all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
-    lr: a rate or "auto". schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the
-    training data. threads: of BLAS; None is 1 where the matrix products of a step are small
-    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. eager: run every array call from
-    Python instead of recording the step once and replaying it; same bits. fast: replay with
-    compiled loops (extra `fast`); same bits. trace_every, log_every,
-    checkpoint_every: in steps; 0 means never, for checkpoint_every only at the end; None means
-    once an epoch. snapshots: steps after which the parameters are kept in RUN/snapshots; 0 is
-    before the first. conditioning: log condition numbers and Jacobians at the start and after
-    every epoch; see `npdrt.train.conditioning`.
+    optimizer_options: settings of the rule (`npdrt.optim.RULES`). lr: a rate or "auto". schedule:
+    see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data. batch_size: examples
+    of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
+    together, to which larger ones are scaled (`npdrt.optim.clip`); None for any. threads: of BLAS;
+    None is 1 if the matrix products of a step are small (`npdrt.train.loop.SMALL_PRODUCT`), else
+    as many as BLAS takes. eager: run every array call from Python instead of recording the step
+    once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same bits.
+    trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
+    the end; None means once an epoch. snapshots: steps after which the parameters are kept in
+    RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the
+    start and after every epoch; see `npdrt.train.conditioning`.
     """
 
-    model: str = "mlp"
+    model: str = _setting("mlp", f"Or {USER_MODEL}.", choices=tuple(MODELS), other=USER_MODEL)
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    data: str = "digits"
-    standardise: bool | str = True
-    augment: str = "none"
-    optimizer: str = "fromage"
+    data: str = _setting("digits", "digits, wikitext-2, ..., FILE.npz, folder:PATH, text:PATH.")
+    standardise: bool | str = _setting(
+        True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
+    )
+    augment: str = _setting("none", "Random crops of images.", choices=tuple(AUGMENTS))
+    optimizer: str = _setting("fromage", choices=tuple(optim.RULES))
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    lr: float | str = "auto"
-    schedule: str = "linear"
-    epochs: int = 40
-    batch_size: int = 32
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    eager: bool = False
-    fast: bool = False
-    trace_every: int | None = None
-    log_every: int = 0
-    checkpoint_every: int | None = None
-    snapshots: tuple[int, ...] = ()
-    conditioning: bool = False
+    lr: float | str = _setting("auto", "Learning rate, or auto.")
+    schedule: str = _setting("linear", FORMS)
+    epochs: int = _setting(40, "Passes over the training data.", least=0, resumable=True)
+    batch_size: int = _setting(32, "Examples of a step.", least=1)
+    label_smoothing: float = _setting(0.0, "Share of a label given to all classes.")
+    clip: float | None = _setting(None, "Largest norm of all gradients together.")
+    seed: int = _setting(0, "Of every random number.", least=0)
+    dtype: str = _setting("float32", choices=("float32", "float64"))
+    device: str = _setting("cpu", "auto, cpu, cuda or cuda:N.", shown="auto", resumable=True)
+    threads: int | None = _setting(None, "BLAS threads.", least=1, shown="1 for small nets")
+    eager: bool = _setting(False, "Make every array call from Python, no program.", resumable=True)
+    fast: bool = _setting(False, "Compiled loops (extra fast); same bits.", resumable=True)
+    trace_every: int | None = _setting(
+        None, "Steps between layer measurements; 0 never.", least=0, shown="an epoch"
+    )
+    log_every: int = _setting(0, "Steps between logged losses.", least=0, shown="0, never")
+    checkpoint_every: int | None = _setting(
+        None, "Steps; 0 only at the end.", least=0, shown="an epoch"
+    )
+    snapshots: tuple[int, ...] = _setting(
+        (), "Keep the parameters after this step, for npdrt perturb; may be repeated."
+    )
+    conditioning: bool = _setting(False, "Trace condition numbers and Jacobians, once an epoch.")
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):  # numbers of NumPy are no JSON
-            object.__setattr__(self, setting.name, plain(getattr(self, setting.name)))
-        for name, least in {"epochs": 0, "batch_size": 1, "log_every": 0}.items():
-            if getattr(self, name) < least:
-                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
-        for name, least in {"trace_every": 0, "checkpoint_every": 0, "threads": 1}.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise Error(f"{name} must be at least {least}; got {getattr(self, name)}")
+        for setting in dataclasses.fields(self):
+            value = plain(getattr(self, setting.name))  # numbers of NumPy are not JSON
+            object.__setattr__(self, setting.name, value)
+            _check_range(setting, value)
         if any(type(step) is not int or not 0 <= step <= MOST for step in self.snapshots):
             raise Error(f"snapshots must be step numbers, 0 or more; got {self.snapshots}")
         for name, value in vars(self).items():
@@ -101,9 +117,6 @@ class Config:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.eager and self.fast:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
-        check_names("optimizer", {self.optimizer: None}, list(optim.RULES))
-        check_names("augment", {self.augment: None}, list(AUGMENTS))
-        check_names("dtype", {self.dtype: None}, ["float32", "float64"])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -155,6 +168,16 @@ def _require_code(model: str, code: Sequence[Path]) -> None:
             f"the model is Python code, {model}, and npdrt runs no code because a data file names "
             f"it; if you trust that file, repeat it: --code {shlex.quote(file)}"
         )
+
+
+def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
+    """Raise `Error` where a value is below the least of its field, or not one of its choices."""
+    least, choices = setting.metadata.get("least"), setting.metadata.get("choices")
+    given = value is not None or setting.default is not None
+    if given and least is not None and value < least:
+        raise Error(f"{setting.name} must be at least {least}; got {value}")
+    if choices and "other" not in setting.metadata:  # else `_model_class` looks
+        check_names(setting.name, {value: None}, list(choices))
 
 
 def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
@@ -285,7 +308,7 @@ def _check_type(what: str, annotation: Any, value: Any) -> None:
 def _model_class(name: str) -> Any:
     """The class of a built-in model, or of "path/to/file.py:Class"."""
     if ":" not in name:
-        check_names("model", {name: None}, [*MODELS, "path/to/file.py:Class"])
+        check_names("model", {name: None}, [*MODELS, USER_MODEL])
         return MODELS[name]
     file, _, attribute = name.rpartition(":")
     cls = getattr(_import_file(Path(file)), attribute, None)

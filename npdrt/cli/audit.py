@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.common import Bars, Name, echo, json_option, on_terminal, print_json, table
+from npdrt.cli.common import (
+    Bars,
+    Name,
+    answer,
+    check_outputs,
+    echo,
+    json_option,
+    on_terminal,
+    print_json,
+    table,
+)
+from npdrt.cli.options import toml_values
 from npdrt.conform import recorded, report, report_html, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
@@ -93,7 +104,7 @@ def command(
         return
     if target is None:
         raise click.UsageError("Missing argument 'TARGET'.")
-    outputs(force, html, junit)
+    check_outputs(force, html, junit)
     given = values(settings)
     if Path(target).suffix.lower() in RECORDED:
         if formats:
@@ -105,10 +116,7 @@ def command(
     known_dialect(dialect, found.rule)
     write(html, lambda: report_html.html(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
-    if as_json:
-        print_json(report.as_json(found, dialect))
-    else:
-        echo(report.text(found))
+    answer(as_json, report.as_json(found, dialect), lambda: report.text(found))
     if not report.passes(found, dialect):
         if dialect is not None and not as_json:
             echo(f"It is not the {dialect} dialect of {found.rule}, which --dialect asks for.")
@@ -146,7 +154,7 @@ def _recorded(
 
 def settings_of(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting of a rule but lr, as npdrt's own optimizer of the rule takes them."""
-    known = targets.SETTINGS[rule]
+    known = list(OPTIMIZERS[rule].settings)
     for name in given:
         if name not in known:
             hint = _hint(name, known, f"it has {', '.join(known) or 'none'}")
@@ -179,36 +187,7 @@ def _hint(name: str, known: Sequence[str], otherwise: str) -> str:
 
 def values(pairs: Sequence[str]) -> dict[str, Any]:
     """--set NAME=VALUE as a dict; a value is TOML, True, False or None, or else text."""
-    import tomllib
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            toml = tomllib.loads(f"value = {value}")
-            found[name] = toml["value"] if len(toml) == 1 else value
-        except (tomllib.TOMLDecodeError, RecursionError):
-            found[name] = WORDS.get(value, value)
-    return found
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def outputs(force: bool, *paths: Path | None) -> None:
-    """Refuse, before any work, files that exist and folders that do not."""
-    given = [path for path in paths if path is not None]
-    if len({path.absolute() for path in given}) < len(given):
-        raise Error(f"{given[0].absolute()}: two reports cannot go into one file")
-    for path in given:
-        if path.exists() and not path.is_file():
-            raise Error(f"{path} is no regular file; nothing is written to it")
-        if path.exists() and not force:
-            raise Error(f"{path} already exists; give --force to replace it")
-        if not path.absolute().parent.is_dir():
-            raise Error(f"{path.parent}: no such folder")
+    return toml_values(pairs, WORDS)
 
 
 def write(path: Path | None, content: Any) -> None:

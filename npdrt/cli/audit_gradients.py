@@ -9,22 +9,20 @@ from typing import Any
 import click
 
 from npdrt import data
-from npdrt.cli import train
-from npdrt.cli.common import Name, echo, json_option, print_json, table
+from npdrt.cli.common import Name, answer, json_option, table
+from npdrt.cli.options import config_options, settings_of
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Audit, Comparison, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
 from npdrt.train.config import Config, build_model, example_shape, resolve
 
-# The options of `train` that decide the loss; its batch size and dtype have other defaults here.
-SHARED = (
-    *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
-    *("normalisation", "init", "fields", "data", "data_dir", "standardise", "seed"),
-)
+# The fields of `Config` that decide the loss; batch size and dtype have other defaults here.
+DECISIVE = ("model", "model_options", "data", "standardise", "seed")
 
 
 @click.command("audit-gradients")
+@config_options(*DECISIVE)
 @click.option(
     "--batch-size",
     "--batch",
@@ -84,23 +82,14 @@ def command(
     """
     config, dataset, model = _described(given, data_dir)
     found = audit(_problem(config, dataset, model), tolerance=tolerance, against=against)
-    if as_json:
-        print_json(_as_json(found, config))
-    else:
-        echo(_text(found, config))
+    answer(as_json, _as_json(found, config), lambda: _text(found, config))
     if not found.agrees:
         raise SystemExit(1)
 
 
-command.params = [
-    *(option for option in train.command.params if option.name in SHARED),
-    *command.params,
-]
-
-
 def _described(given: dict[str, Any], data_dir: Path | None) -> tuple[Config, data.Dataset, Any]:
     """The configuration with every default filled in, the data set and the model."""
-    config = Config(**train.settings_of(given))
+    config = Config(**settings_of(given))
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
     return config, dataset, build_model(config, dataset)

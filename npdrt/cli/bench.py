@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from npdrt import optim
-from npdrt.cli.common import Name, echo, json_option, notice, on_terminal, print_json, table
+from npdrt.cli.common import Name, answer, json_option, notice, on_terminal, table
 from npdrt.train.bench import QUICK, Case, measure
 
 DEFAULTS = Case()
@@ -60,10 +60,7 @@ def command(quick: bool, as_json: bool, **given: Any) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     case = dataclasses.replace(QUICK if quick else DEFAULTS, **chosen)
     found = measure(case, _tell)
-    if as_json:
-        print_json(found)
-    else:
-        echo(_text(found))
+    answer(as_json, found, lambda: _text(found))
 
 
 def _tell(text: str) -> None:

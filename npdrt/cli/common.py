@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import click
 
+from npdrt.errors import Error
 from npdrt.store.log import finite
 
 
@@ -51,8 +52,13 @@ class Name(click.ParamType[str]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-
-
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where data sets are."
+)
+fast_option = click.option(
+    "--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 code_option = click.option(
     "--code",
     multiple=True,
@@ -60,6 +66,28 @@ code_option = click.option(
     type=click.Path(path_type=Path),
     help="Python file of a model that may be run, though a file names it; may be repeated.",
 )
+
+
+def check_outputs(force: bool, *paths: Path | None) -> None:
+    """Refuse, before any work, files that a command cannot write or that exist; None is no file."""
+    given = [path for path in paths if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise Error(f"{given[0].absolute()}: two reports cannot go into one file")
+    for path in given:
+        if path.exists() and not path.is_file():
+            raise Error(f"{path} is not a regular file; give another name")
+        if path.exists() and not force:
+            raise Error(f"{path} already exists; give --force to replace it, or another name")
+        if not path.absolute().parent.is_dir():
+            raise Error(f"{path.parent}: no such folder")
+
+
+def answer(as_json: bool, value: Any, text: Callable[[], object]) -> None:
+    """What a command found, on stdout: `value` as JSON, or else text for a person."""
+    if as_json:
+        print_json(value)
+    else:
+        echo(text())
 
 
 def print_json(value: Any) -> None:
@@ -149,6 +177,13 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def cell(value: Any, digits: int = 4) -> str:
+    """A value in a table: None is empty, a float has so many digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "" if value is None else str(value)
+
+
 @contextmanager
 def signals() -> Iterator[Any]:
     """Catch SIGINT, SIGTERM and SIGHUP: yields a function that returns the first's number, or 0.
@@ -181,7 +216,7 @@ class Bars:
     """A progress bar on stderr, a new one when the label changes; or none. A context manager."""
 
     def __init__(self, *, show: bool):
-        self._show, self._label = show, ""
+        self._show, self._label, self._words = show, "", ""
         self._bar: Any = None
 
     def __enter__(self) -> Bars:
@@ -190,8 +225,8 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self._leave()
 
-    def progress(self, label: str, done: int, total: int) -> None:
-        """Move the bar of that label to `done` of `total`."""
+    def progress(self, label: str, done: int, total: int, words: Callable[[], str] = str) -> None:
+        """Move the bar of that label to `done` of `total`; `words` gives the text after it."""
         if not self._show:
             return
         with telling():
@@ -199,10 +234,22 @@ class Bars:
                 self._leave()
                 self._label = label
                 self._bar = click.progressbar(
-                    length=total, label=label, file=sys.stderr, color=False
+                    length=total,
+                    label=label,
+                    item_show_func=lambda _: self._words,
+                    file=sys.stderr,
+                    color=False,  # without escape codes: the cursor cannot stay hidden
                 )
+            self._words = words()
             self._bar.update(done - self._bar.pos)
 
     def _leave(self) -> None:
         if self._bar is not None:
             notice("")
+
+
+@contextmanager
+def working(*, quiet: bool) -> Iterator[tuple[Bars, Callable[[], int]]]:
+    """Bars, which are shown on a terminal unless `quiet`, and `signals`, for a long command."""
+    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+        yield bars, stop

@@ -9,10 +9,8 @@ from typing import Any
 import click
 
 from npdrt import data
-from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.cli.common import answer, data_dir_option, echo, json_option, table
 from npdrt.errors import Diverged
-
-folder = click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
 
 
 @click.group("data")
@@ -24,25 +22,22 @@ def command() -> None:
 
 
 @command.command("list")
-@folder
+@data_dir_option
 @json_option
 def list_(data_dir: Path | None, as_json: bool) -> None:
     """The data sets npdrt knows, and which are here."""
     entries = data.listing(data_dir)
-    if as_json:
-        print_json({"data": [_plain(e) for e in entries]})
-        return
     rows = [("name", "MB", "here", "what", "licence")]
     for e in entries:
         here = "bundled" if e.bundled else str(e.where or "no")
         here += f" ({e.part})" if e.part else ""
         rows.append((e.name, f"{e.bytes / 1e6:.1f}", here, e.what, e.licence))
-    echo(table(rows))
+    answer(as_json, {"data": [_plain(e) for e in entries]}, lambda: table(rows))
 
 
 @command.command("fetch")
 @click.argument("name")
-@folder
+@data_dir_option
 def fetch(name: str, data_dir: Path | None) -> None:
     """Download data set NAME; every file is checked against its published digest."""
     echo(f"{name}: {data.fetch(name, data_dir)}")
@@ -50,7 +45,7 @@ def fetch(name: str, data_dir: Path | None) -> None:
 
 @command.command("verify")
 @click.argument("name")
-@folder
+@data_dir_option
 @json_option
 def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Hold the files of data set NAME against their published digests; exit 1 unless all fit.
@@ -58,10 +53,8 @@ def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     Of folder:PATH every image is decoded instead.
     """
     checks = data.verify(name, data_dir)
-    if as_json:
-        print_json({"data": name, "files": [_plain(c) for c in checks]})
-    else:
-        echo(table([(c.status, str(c.path or c.file), c.found or c.expected) for c in checks]))
+    rows = [(c.status, str(c.path or c.file), c.found or c.expected) for c in checks]
+    answer(as_json, {"data": name, "files": [_plain(c) for c in checks]}, lambda: table(rows))
     bad = [c.file for c in checks if c.status not in ("ok", "unpacked")]
     if bad:
         cure = "" if name.startswith("folder") else f"; run npdrt data fetch {name}"

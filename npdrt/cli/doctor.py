@@ -13,7 +13,7 @@ import click
 
 from npdrt import __version__, arrays, data
 from npdrt.blas import NARROW, VARIABLE, WIDE, suited_here
-from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.cli.common import answer, data_dir_option, json_option, table
 from npdrt.errors import Unavailable
 from npdrt.train import provenance
 
@@ -40,7 +40,7 @@ for info in threadpoolctl.threadpool_info():
 
 
 @click.command("doctor")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@data_dir_option
 @json_option
 def command(data_dir: Path | None, as_json: bool) -> None:
     """What npdrt found on this machine, and what to change."""
@@ -62,10 +62,7 @@ def command(data_dir: Path | None, as_json: bool) -> None:
         ],
     }
     found["advice"] = advice(found)
-    if as_json:
-        print_json(found)
-    else:
-        echo(_text(found))
+    answer(as_json, found, lambda: _text(found))
 
 
 def _gpu() -> dict[str, Any]:

@@ -9,8 +9,8 @@ import click
 import numpy as np
 
 from npdrt import data, store
-from npdrt.cli import train
-from npdrt.cli.common import Name, echo, print_json
+from npdrt.cli.common import Name, answer, code_option, echo, print_json
+from npdrt.cli.options import config_options, option_of, settings_of
 from npdrt.data import Dataset
 from npdrt.errors import Error
 from npdrt.program import Program, compare, listing, load, record
@@ -26,23 +26,10 @@ from npdrt.train.config import (
 from npdrt.train.run import blame
 from npdrt.train.step import State, Task, make_step
 
-# The options of `train` that decide which calls a step makes, or that one has at hand.
-SHARED = (
-    *("model", "depth", "width", "bias", "nonlinearity", "output_nonlinearity", "residual"),
-    *(
-        "normalisation",
-        "fields",
-        "data",
-        "data_dir",
-        "optimizer",
-        "lr",
-        "momentum",
-        "dampening",
-        "nesterov",
-    ),
-    *("weight_decay", "decoupled", "betas", "eps", "trust_coefficient", "norm_bound"),
-    *("batch_size", "label_smoothing", "clip", "dtype"),
-    "code",
+# The fields of `Config` that decide which calls a step makes.
+DECISIVE = (
+    *("model", "model_options", "data", "optimizer", "optimizer_options", "lr", "batch_size"),
+    *("label_smoothing", "clip", "dtype"),
 )
 
 
@@ -63,6 +50,8 @@ SHARED = (
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the program to a file, and list nothing.",
 )
+@config_options(*DECISIVE)
+@code_option
 def command(
     run: tuple[Path, ...], form: str, as_json: bool, target: Path | None, **given: Any
 ) -> None:
@@ -85,17 +74,11 @@ def command(
     program = _program(run[0], given) if run else _described(given)
     if target is not None:
         program.save(target)
-        if json_wanted:
-            print_json({"saved": str(target)})
-        else:
-            echo(target)
+        answer(json_wanted, {"saved": str(target)}, lambda: target)
     elif json_wanted:
         print_json(listing.as_json(program))
     else:
         echo(program.listing())
-
-
-command.params += [option for option in train.command.params if option.name in SHARED]
 
 
 def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | None) -> None:
@@ -107,7 +90,7 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
         raise click.UsageError("--save writes one program; two are compared.")
     odd = sorted(given.keys() - {"data_dir", "code"})
     if paths and odd:
-        option = "--set" if odd[0] == "fields" else f"--{odd[0].replace('_', '-')}"
+        option = "--set" if odd[0] == "fields" else option_of(odd[0])
         raise click.UsageError(f"{option} describes a step; {paths[0]} is one already.")
     if not paths and not odd:
         raise click.UsageError("give --model, a run directory, or a file that --save wrote.")
@@ -116,10 +99,9 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
 def _compare(a: Program, b: Program, json_wanted: bool) -> None:
     """Print the first difference; exit code 1 where there is one."""
     found = compare(a, b)
-    if json_wanted:
-        print_json({"same": found is None, "difference": None if found is None else vars(found)})
-    else:
-        echo(found or f"the same {len(a.calls)} calls")
+    difference = None if found is None else vars(found)
+    text = found or f"the same {len(a.calls)} calls"
+    answer(json_wanted, {"same": found is None, "difference": difference}, lambda: text)
     if found is not None:
         raise SystemExit(1)
 
@@ -142,7 +124,7 @@ def _described(given: dict[str, Any]) -> Program:
     """The program that options describe."""
     data_dir = given.pop("data_dir", None)
     given.pop("code", None)
-    return _step_program(Config(**train.settings_of({"fields": (), **given})), data_dir)
+    return _step_program(Config(**settings_of(given)), data_dir)
 
 
 def _step_program(config: Config, data_dir: Path | None) -> Program:

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from npdrt import atomic, store
-from npdrt.cli.common import Name, echo
+from npdrt.cli.common import Name, check_outputs, echo
 from npdrt.errors import Error, Unavailable
 from npdrt.store import container, log
 from npdrt.store.trace import HISTORY
@@ -33,15 +33,14 @@ def command(run: Path, form: str, output: Path | None, force: bool) -> None:
     npz or safetensors, under their names; or the history of a run directory as CSV, one row an
     epoch.
     """
-    target = output or _beside(run, form)
-    if target.exists() and not force:
-        raise Error(f"{target} already exists; give --force to replace it, or another --output")
+    target = output or _next_to(run, form)
+    check_outputs(force, target)
     content = _history(run) if form == "csv" else _parameters(run, form)
     atomic.replace(target, content)
     echo(target)
 
 
-def _beside(run: Path, form: str) -> Path:
+def _next_to(run: Path, form: str) -> Path:
     """first -> first.npz; first/checkpoint.h5 -> first/checkpoint.npz."""
     run = run if run.name not in ("", "..") else run.resolve()
     return Path(f"{run.with_suffix('') if run.is_file() else run}.{form}")

@@ -10,16 +10,18 @@ import click
 import numpy as np
 
 from npdrt.cli.common import (
-    Bars,
+    cell,
     code_option,
+    data_dir_option,
     echo,
+    fast_option,
     json_option,
     notice,
-    on_terminal,
     print_json,
-    signals,
+    quiet_option,
     table,
     unbroken,
+    working,
 )
 from npdrt.train import perturb
 from npdrt.train.perturb import Slices
@@ -39,10 +41,10 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 )
 @click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: the run's]")
-@click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@fast_option
+@data_dir_option
 @code_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def command(
     run: Path,
@@ -58,15 +60,9 @@ def command(
     Figure 1). Writes RUN/slices.h5; `npdrt plot` draws it.
     """
     eta = np.linspace(0.0, largest, points).tolist()
-    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
-        found = perturb.slices(
-            run,
-            eta=eta,
-            steps=steps,
-            progress=partial(bars.progress, "slices"),
-            stop=stop,
-            **options,
-        )
+    with working(quiet=quiet) as (bars, stop):
+        progress = partial(bars.progress, "slices")
+        found = perturb.slices(run, eta=eta, steps=steps, progress=progress, stop=stop, **options)
         signal = stop()
     if signal:
         notice("stopped; the same command goes on with the next snapshot")
@@ -76,7 +72,7 @@ def command(
             print_json({"file": str(run / "slices.h5"), "settings": found.settings, "rows": rows})
         else:
             heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
-            echo(table([*heads, *(tuple(map(_cell, r.values())) for r in rows)]))
+            echo(table([*heads, *(tuple(map(cell, r.values())) for r in rows)]))
             echo(f"file   {run / 'slices.h5'}")
             echo(f"next: npdrt plot {run / 'slices.h5'}")
 
@@ -101,7 +97,3 @@ def _nearest(grid: Any, eta: float) -> int | None:
     """The index of `eta` on the grid, None where it is not on it."""
     i = int(np.argmin(abs(grid - eta)))
     return i if abs(grid[i] - eta) < 1e-9 else None
-
-
-def _cell(value: float) -> str:
-    return f"{value:.4g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from npdrt.cli.common import Name, echo
+from npdrt.cli.common import Name, check_outputs, echo
 from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.train import figure
@@ -18,7 +18,7 @@ from npdrt.train.draw import FORMATS, draw
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Picture to write.  [default: beside FILE]",
+    help="Picture to write.  [default: next to FILE]",
 )
 @click.option(
     "--format", "form", type=Name(list(FORMATS)), help="Form.  [default: that of --output, or png]"
@@ -31,18 +31,17 @@ def command(file: Path, output: Path | None, form: str | None, force: bool) -> N
     and direction of every layer, the deep relative trust, and what --conditioning measured. Needs
     Matplotlib (extra `plot`).
     """
-    target = output or _beside(file, form or "png")
+    target = output or _next_to(file, form or "png")
     suffix = target.suffix.lower().removeprefix(".")
     if form and suffix != form:
         raise Error(f"--format {form} and --output {target} differ; end its name in .{form}")
     if suffix not in FORMATS:
         raise Error(f"{target}: end the name in .png, .svg or .pdf")
-    if target.exists() and not force:
-        raise Error(f"{target} already exists; give --force to replace it, or another --output")
+    check_outputs(force, target)
     draw(figure.load(file), target)
     echo(target)
 
 
-def _beside(file: Path, form: str) -> Path:
+def _next_to(file: Path, form: str) -> Path:
     """run -> run/trace.png; study.h5 -> study.png."""
     return container.within(file, "trace.h5", "study.h5").with_suffix(f".{form}")

@@ -10,16 +10,15 @@ from typing import Any
 import click
 
 from npdrt.cli.common import (
-    Bars,
     Name,
+    cell,
     echo,
     notice,
-    on_terminal,
     print_json,
     printable,
-    signals,
     table,
     warn,
+    working,
 )
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
@@ -56,7 +55,7 @@ def command(
     """
     recipe = recipes.load(name, scale, code=options["code"])
     out = out or directory(recipe)
-    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+    with working(quiet=quiet) as (bars, stop):
         try:
             report = reproduce(
                 recipe, out, Options(**options), as_is=as_is, progress=bars.progress, stop=stop
@@ -93,7 +92,7 @@ def text(found: Mapping[str, Any], form: Callable[[list[Row]], str] = table) -> 
 
 
 def _cells(content: Mapping[str, Any]) -> list[Row]:
-    return [tuple(content["columns"]), *(tuple(map(_cell, row)) for row in content["rows"])]
+    return [tuple(content["columns"]), *(tuple(map(cell, row)) for row in content["rows"])]
 
 
 def markdown_table(rows: list[Row]) -> str:
@@ -101,7 +100,3 @@ def markdown_table(rows: list[Row]) -> str:
     rows = [tuple(printable(cell, keep="") for cell in row) for row in rows]
     lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     return "\n".join(["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ import numpy as np
 
 from npdrt import schema
 from npdrt.arrays import quiet
-from npdrt.cli.common import echo, json_option, print_json, table
+from npdrt.cli.common import answer, echo, json_option, table
 from npdrt.errors import Error
 from npdrt.store import container, trace
 
@@ -43,12 +43,10 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
         "meta": meta,
         "arrays": {name: _describe(value) for name, value in arrays.items()},
     }
-    if as_json:
-        print_json(report)
-    else:
-        echo(_study(meta) if meta.get("kind") == "study" else _text(report, arrays))
-        if path.is_dir() and (path / "trace.h5").exists():
-            echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+    study = meta.get("kind") == "study"
+    answer(as_json, report, lambda: _study(meta) if study else _text(report, arrays))
+    if not as_json and path.is_dir() and (path / "trace.h5").exists():
+        echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
 
 
 def _check(arrays: dict[str, Any], meta: dict[str, Any], file: Path) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 import click
 
 from npdrt.cli.common import (
-    Bars,
     Name,
+    cell,
     code_option,
+    data_dir_option,
     echo,
+    fast_option,
     json_option,
     notice,
-    on_terminal,
     print_json,
-    signals,
+    quiet_option,
     table,
     unbroken,
+    working,
 )
 from npdrt.train import recipe as recipes
 from npdrt.train import sweep as sweeps
@@ -50,10 +52,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         json_option,
         code_option,
-        click.option("-q", "--quiet", is_flag=True, help="No progress."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
+        quiet_option,
+        data_dir_option,
         click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
-        click.option("--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."),
+        fast_option,
         click.option(
             "--jobs",
             type=click.IntRange(min=1),
@@ -91,10 +93,9 @@ def command(
     """
     found = recipes.load(recipe, scale, code=options["code"])
     out = out or directory(found)
-    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
-        every = sweeps.sweep(
-            found, out, Options(**options), progress=partial(bars.progress, "sweep"), stop=stop
-        )
+    with working(quiet=quiet) as (bars, stop):
+        progress = partial(bars.progress, "sweep")
+        every = sweeps.sweep(found, out, Options(**options), progress=progress, stop=stop)
         stopped = stop()
     if stopped:
         notice("stopped; the same command goes on")
@@ -138,8 +139,4 @@ def as_text(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     names = list(dict.fromkeys(name for r in rows for name in r))
     kept = [n for n in names if len({str(r.get(n)) for r in rows}) > 1 or n in ("run", "state")]
     heading = tuple(name.replace("_", " ") for name in kept)
-    return [heading, *(tuple(_cell(r.get(name)) for name in kept) for r in rows)]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return [heading, *(tuple(cell(r.get(name), 5) for name in kept) for r in rows)]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,106 +12,44 @@ from typing import Any
 
 import click
 
-from npdrt import arrays, optim
+from npdrt import arrays
 from npdrt.cli.common import (
-    Name,
+    Bars,
     code_option,
     echo,
     json_option,
     notice,
-    on_terminal,
     print_json,
-    signals,
-    telling,
     unbroken,
     warn,
+    working,
 )
-from npdrt.data import AUGMENTS
+from npdrt.cli.options import RESUMABLE, config_options, option_of, settings_of
 from npdrt.errors import Error
-from npdrt.models import MODELS
-from npdrt.models.initialisation import SCHEMES
-from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
-from npdrt.optim.schedules import FORMS
 from npdrt.store.lock import numbered
 from npdrt.train import Config, Reporter, Summary, resume, train
 
-DEFAULTS = Config()
-USER_MODEL = "path/to/file.py:Class"
-MODEL_OPTIONS = (
-    "depth",
-    "width",
-    "bias",
-    "nonlinearity",
-    "output_nonlinearity",
-    "residual",
-    "normalisation",
-    "init",
-)
-OPTIMIZER_OPTIONS = (
-    "momentum",
-    "dampening",
-    "nesterov",
-    "weight_decay",
-    "decoupled",
-    "betas",
-    "eps",
-    "trust_coefficient",
-    "norm_bound",
-)
-RESUMABLE = ("epochs", "device", "eager", "fast")  # what may differ from the run that is resumed
 
+class Progress(Reporter):
+    """A progress bar with time left, loss and accuracy; warnings on stderr."""
 
-class Bar(Reporter):
-    """A progress bar on stderr with time left, loss and accuracy."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._step = 0
-        self._shown = ""
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._record: dict[str, Any] = {}
 
     def progress(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
-        """Move the bar; the newest record gives the numbers beside it."""
-        with telling():
-            self._move(step, steps, record)
-
-    def _move(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
-        if self._bar is None:
-            self._bar = click.progressbar(
-                length=steps,
-                label="training",
-                item_show_func=lambda _: self._shown,
-                file=sys.stderr,
-                color=False,  # no escape codes: the cursor is not hidden, so it cannot stay so
-            )
-            self._bar.update(step - 1)
-            self._step = step - 1
-        if record:
-            self._shown = _numbers(record)
-        self._bar.update(step - self._step)
-        self._step = step
+        """Move the bar; the newest record gives the numbers next to it."""
+        self._record = record or self._record
+        self._bars.progress("training", step, steps, partial(_numbers, self._record))
 
     def warning(self, text: str) -> None:
         """A warning on stderr."""
         warn(text)
-
-    def close(self) -> None:
-        """Leave the bar's line."""
-        if self._bar is not None:
-            notice("")
-
-
-class Quiet(Reporter):
-    """No progress; warnings on stderr."""
-
-    def warning(self, text: str) -> None:
-        """A warning on stderr."""
-        warn(text)
-
-    def close(self) -> None:
-        """Nothing to leave."""
 
 
 def _numbers(record: dict[str, Any]) -> str:
+    if not record:
+        return ""
     loss = record.get("train_loss", record.get("loss"))
     shown = f"loss {loss:.4f}"
     if "train_perplexity" in record:
@@ -122,125 +59,17 @@ def _numbers(record: dict[str, Any]) -> str:
     return shown
 
 
-_POSITIVE, _NATURAL = click.IntRange(min=1), click.IntRange(min=0)
-OPTIONS = (  # in the order of the help; None means not given
-    click.option(
-        "--model",
-        type=Name(list(MODELS), ":", USER_MODEL),
-        help=f"Or {USER_MODEL}.  [default: {DEFAULTS.model}]",
-    ),
-    click.option("--depth", type=_POSITIVE, help="Weight matrices L.  [default: 2]"),
-    click.option("--width", type=_POSITIVE, help="Units of a hidden layer.  [default: 128]"),
-    click.option("--bias/--no-bias", default=None, help="Add a bias to every layer."),
-    click.option("--nonlinearity", type=Name(list(NONLINEARITIES)), help="[default: relu]"),
-    click.option(
-        "--output-nonlinearity/--no-output-nonlinearity",
-        default=None,
-        help="Apply it after the last layer too.",
-    ),
-    click.option("--residual/--no-residual", default=None, help="Skip connections."),
-    click.option(
-        "--normalisation", type=Name(list(NORMALISATIONS)), help="Of weights.  [default: none]"
-    ),
-    click.option("--init", type=Name(list(SCHEMES)), help="Initialisation.  [default: he]"),
-    click.option(
-        "--set",
-        "fields",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="A field of the model without an option of its own, as TOML.",
-    ),
-    click.option(
-        "--data",
-        help="digits, wikitext-2, ..., FILE.npz, folder:PATH, text:PATH.  [default: digits]",
-    ),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are."),
-    click.option(
-        "--standardise/--no-standardise",
-        default=None,
-        help="Mean 0 and deviation 1 over the training inputs.  [default: standardise]",
-    ),
-    click.option(
-        "--augment", type=Name(list(AUGMENTS)), help="Random crops of images.  [default: none]"
-    ),
-    click.option(
-        "--optimizer",
-        "--optimiser",
-        type=Name(list(optim.RULES)),
-        help=f"[default: {DEFAULTS.optimizer}]",
-    ),
-    click.option("--lr", help="Learning rate, or auto.  [default: auto]"),
-    click.option("--schedule", metavar="FORM", help=f"{FORMS}  [default: {DEFAULTS.schedule}]"),
-    click.option("--momentum", type=float, help="sgd, lars."),
-    click.option("--dampening", type=float, help="sgd."),
-    click.option("--nesterov/--no-nesterov", default=None, help="sgd."),
-    click.option("--weight-decay", type=float, help="sgd, adam, lars."),
-    click.option("--decoupled/--no-decoupled", default=None, help="adam: decay as in AdamW."),
-    click.option("--betas", type=(float, float), default=None, help="adam."),
-    click.option("--eps", type=float, help="adam, lars."),
-    click.option("--trust-coefficient", type=float, help="lars."),
-    click.option("--norm-bound", type=float, help="fromage: norm over its initial norm."),
-    click.option("--epochs", type=_NATURAL, help=f"[default: {DEFAULTS.epochs}]"),
-    click.option("--batch-size", type=_POSITIVE, help=f"[default: {DEFAULTS.batch_size}]"),
-    click.option("--label-smoothing", type=float, help="[default: 0]"),
-    click.option("--clip", type=float, help="Largest norm of all gradients together."),
-    click.option("--seed", type=_NATURAL, help="[default: 0]"),
-    click.option("--dtype", type=Name(["float32", "float64"]), help="[default: float32]"),
-    click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
-    click.option("--threads", type=_POSITIVE, help="BLAS threads.  [default: 1 for small nets]"),
-    click.option(
-        "--eager/--no-eager", default=None, help="Make every array call from Python, no program."
-    ),
-    click.option("--fast/--no-fast", default=None, help="Compiled loops (extra fast); same bits."),
-    click.option(
-        "--trace-every",
-        type=_NATURAL,
-        help="Steps between layer measurements; 0 never.  [default: an epoch]",
-    ),
-    click.option(
-        "--conditioning/--no-conditioning",
-        default=None,
-        help="Trace condition numbers and Jacobians, once an epoch.",
-    ),
-    click.option(
-        "--log-every",
-        type=_NATURAL,
-        help="Steps between logged losses.  [default: 0, never]",
-    ),
-    click.option(
-        "--checkpoint-every",
-        type=_NATURAL,
-        help="Steps; 0 only at the end.  [default: an epoch]",
-    ),
-    click.option(
-        "--snapshot",
-        "snapshots",
-        type=_NATURAL,
-        multiple=True,
-        metavar="STEP",
-        help="Keep the parameters after this step, for npdrt perturb; may be repeated.",
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        help="Run directory, to be made.  [default: runs/MODEL-N]",
-    ),
-    click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out."),
-    code_option,
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no notices."),
-    json_option,
-)
-
-
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `train` on a function."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command("train")
-@_options
+@config_options()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory, to be made.  [default: runs/MODEL-N]",
+)
+@click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out.")
+@code_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notices.")
+@json_option
 def command(**given: Any) -> None:
     """Train a network, or go on with a run.
 
@@ -255,16 +84,12 @@ def command(**given: Any) -> None:
     code += tuple(map(Path, _model_file(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
-    reporter = Bar() if on_terminal() and not quiet else Quiet()
-    with signals() as stop:
-        common = {"data_dir": data_dir, "reporter": reporter, "stop": stop}
-        try:
-            if resuming:
-                summary = _resume(out, settings, code, quiet, common)
-            else:
-                summary = _start(out, settings, quiet, common)
-        finally:
-            reporter.close()
+    with working(quiet=quiet) as (bars, stop):
+        common = {"data_dir": data_dir, "reporter": Progress(bars), "stop": stop}
+        if resuming:
+            summary = _resume(out, settings, code, quiet, common)
+        else:
+            summary = _start(out, settings, quiet, common)
     with unbroken(summary.stopped):
         if as_json:
             print_json(dataclasses.asdict(summary))
@@ -304,18 +129,11 @@ def _resume(
             notice(f"{out} holds no run yet; starting it")
         return _configuration(settings, quiet)
 
-    device = settings.get("device")
-    return resume(
-        out,
-        epochs=settings.get("epochs"),
-        eager=settings.get("eager"),
-        fast=settings.get("fast"),
-        device=_device(device, quiet) if device else None,
-        code=code,
-        begin=begin,
-        accept=partial(_check_settings, out, settings),
-        **common,
-    )
+    other = {name: settings[name] for name in RESUMABLE if name in settings}
+    if "device" in other:
+        other["device"] = _device(other["device"], quiet)
+    accept = partial(_check_settings, out, settings)
+    return resume(out, **other, code=code, begin=begin, accept=accept, **common)
 
 
 def _check_settings(out: Path, settings: dict[str, Any], stored: Mapping[str, Any]) -> None:
@@ -323,7 +141,7 @@ def _check_settings(out: Path, settings: dict[str, Any], stored: Mapping[str, An
     own = _flat(stored)
     for name, value in _flat(settings).items():
         if name not in RESUMABLE and not _same(value, own.get(name)):
-            option = "--" + name.rpartition(".")[2].replace("_", "-")
+            option = option_of(name.rpartition(".")[2])
             raise Error(
                 f"{out} was started with {option} {own.get(name)!r}, not {value!r}; "
                 "leave the option out, or start a new run"
@@ -344,48 +162,6 @@ def _same(given: Any, stored: Any) -> bool:
     if isinstance(given, tuple):
         return bool(list(given) == stored)
     return given in ("auto", stored)
-
-
-def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as fields of `Config`."""
-    given = {name: value for name, value in given.items() if value not in (None, ())}
-    fields = _model_fields(given.pop("fields", ()))
-    model = {n: given.pop(n) for n in MODEL_OPTIONS if n in given}
-    for name in model.keys() & fields.keys():
-        raise click.UsageError(f"--set {name} and --{name} name the same field; give one of them.")
-    model |= fields
-    optimizer = {n: given.pop(n) for n in OPTIMIZER_OPTIONS if n in given}
-    if "lr" in given:
-        given["lr"] = _rate(given["lr"])
-    for name, options in (("model_options", model), ("optimizer_options", optimizer)):
-        if options:
-            given[name] = options
-    return given
-
-
-def _rate(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a number nor auto.", param_hint="--lr"
-        ) from None
-
-
-def _model_fields(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """--set NAME=VALUE as a dict; a value is TOML, or text where it is not."""
-    import tomllib
-
-    fields = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            fields[name] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            fields[name] = value
-    return fields
 
 
 def _device(spec: str, quiet: bool) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.audit import html_option, junit_option, outputs, write
-from npdrt.cli.common import Name, echo, json_option, print_json, table
+from npdrt.cli.audit import html_option, junit_option, write
+from npdrt.cli.common import Name, answer, check_outputs, echo, json_option, table
 from npdrt.conform import report, report_html, vectors, verify
 from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
@@ -50,11 +50,9 @@ def list_files(as_json: bool) -> None:
     """
     rows = [_described(name, digest) for name, digest in vectors.sums().items()]
     whole = all(row["sha256_ok"] for row in rows)
-    if as_json:
-        total = sum(row["tests"] for row in rows)
-        print_json({"version": vectors.VERSION, "tests": total, "whole": whole, "files": rows})
-    else:
-        echo(_listing(rows))
+    total = sum(row["tests"] for row in rows)
+    found = {"version": vectors.VERSION, "tests": total, "whole": whole, "files": rows}
+    answer(as_json, found, lambda: _listing(rows))
     if not whole:
         raise SystemExit(1)
 
@@ -115,14 +113,14 @@ def export(out: Path, rule: str | None, formats: tuple[str, ...], form: str, for
     The folder has SHA256SUMS of its files and their JSON Schema, schema.json.
     """
     if form == "prompt":
-        outputs(force, out)
+        check_outputs(force, out)
         found = _prompts(rule, formats)
         atomic.replace(out, json.dumps(found).encode())
         count = sum(len(group["tests"]) for group in found["testGroups"])
         echo(f"{out}: {report.counted(count, 'test')}")
     else:
         files = _files(rule, formats)
-        outputs(force, *(out / name for name in files) if out.exists() else ())
+        check_outputs(force, *(out / name for name in files) if out.exists() else ())
         out.mkdir(exist_ok=True)
         for name, data in files.items():
             atomic.replace(out / name, data)
@@ -187,13 +185,10 @@ def verify_response(
       checked        a list: norms, primitives and training steps
       missing, not_attempted, ignored, versions
     """
-    outputs(force, html, junit)
+    check_outputs(force, html, junit)
     found = verify.verify(response, rule, formats)
     write(html, lambda: report_html.verification_html(found))
     write(junit, lambda: report.verification_junit(found))
-    if as_json:
-        print_json(report.verification_json(found))
-    else:
-        echo(report.verification_text(found))
+    answer(as_json, report.verification_json(found), lambda: report.verification_text(found))
     if not found.passes:
         raise SystemExit(1)

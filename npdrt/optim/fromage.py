@@ -17,7 +17,7 @@ def fromage(
     *,
     lr: float = 0.01,
     norm_bound: Annotated[
-        float | None, Setting("norm over its initial norm", at_least_zero)
+        float | None, Setting("largest norm over the initial norm", at_least_zero)
     ] = None,
 ) -> Formula:
     """Fromage with learning rate `lr`; each array changes by `lr` of its own norm a step.

@@ -20,7 +20,7 @@ def sgd(
     dampening: Annotated[
         float, Setting("share of the gradient that is left out", at_least_zero, needs="momentum")
     ] = 0.0,
-    nesterov: Annotated[bool, Setting("look ahead", flag, needs="momentum")] = False,
+    nesterov: Annotated[bool, Setting("Nesterov's form", flag, needs="momentum")] = False,
     weight_decay: WeightDecay = 0.0,
 ) -> Formula:
     """SGD with the learning rate outside the velocity, as PyTorch has it.

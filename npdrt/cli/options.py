@@ -1,0 +1,184 @@
+"""Options made from what is described elsewhere: the fields of `Config`, the settings of the rules.
+
+@click.command("explain")
+@config_options("model", "model_options", "optimizer", "optimizer_options")
+def command(**given): ...
+    config = Config(**settings_of(given))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+from npdrt import optim
+from npdrt.cli.common import Name, data_dir_option
+from npdrt.models.initialisation import SCHEMES
+from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
+from npdrt.train import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+FLAGS = {  # field of `Config` -> its option, if that is not --field
+    "optimizer": ("--optimizer", "--optimiser"),
+    "snapshots": ("--snapshot", "snapshots"),
+}
+METAVARS = {"schedule": "FORM", "snapshots": "STEP"}
+RESUMABLE = [f.name for f in dataclasses.fields(Config) if f.metadata.get("resumable")]
+TYPES = get_type_hints(Config)
+SETTINGS = list(dict.fromkeys(name for rule in optim.RULES.values() for name in rule.settings))
+
+
+MODEL = {  # option of the built-in models -> its type and words; --set gives the others
+    "depth": (click.IntRange(min=1), "Weight matrices L.  [default: 2]"),
+    "width": (click.IntRange(min=1), "Units of a hidden layer.  [default: 128]"),
+    "bias": (bool, "Add a bias to every layer."),
+    "nonlinearity": (Name(list(NONLINEARITIES)), "[default: relu]"),
+    "output_nonlinearity": (bool, "Apply it after the last layer too."),
+    "residual": (bool, "Skip connections."),
+    "normalisation": (Name(list(NORMALISATIONS)), "Of weights.  [default: none]"),
+    "init": (Name(list(SCHEMES)), "Initialisation.  [default: he]"),
+}
+MORE = click.option(
+    "--set",
+    "fields",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A field of the model without an option of its own, as TOML.",
+)
+
+
+class Rate(click.ParamType[float | str]):
+    """A number, or auto."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
+        """The number, or auto as it is."""
+        try:
+            return "auto" if value == "auto" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto.", param, ctx)
+
+
+def config_options(*names: str) -> Callable[[F], F]:
+    """Decorate a command with the options of these fields of `Config`, None if not given.
+
+    model_options stands for the options of the built-in models, optimizer_options for those of the
+    update rules; data brings --data-dir. Without names: all fields.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    made = [option for name in names or fields for option in _options(fields[name])]
+
+    def decorated(command: F) -> F:
+        for option in reversed(made):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+def _options(field: dataclasses.Field[Any]) -> Sequence[Callable[[Any], Any]]:
+    """The options of a field of `Config`: one, unless it holds settings of something."""
+    if field.name == "model_options":
+        return [*(_option(name, *told) for name, told in MODEL.items()), MORE]
+    if field.name == "optimizer_options":
+        return [_of_rules(name) for name in SETTINGS]
+    own = _of_field(field, TYPES[field.name])
+    return [own, data_dir_option] if field.name == "data" else [own]
+
+
+def _option(name: str, kind: Any, words: str, default: str = "") -> Callable[[Any], Any]:
+    """One option; None if it is not given. kind: bool for a pair of flags, or a type of Click."""
+    dashed = name.replace("_", "-")
+    words = f"{words}  [default: {default}]".lstrip() if default else words
+    if kind is bool:
+        return click.option(f"--{dashed}/--no-{dashed}", default=None, help=words)
+    flags, several = FLAGS.get(name, (f"--{dashed}",)), name == "snapshots"
+    metavar = METAVARS.get(name)
+    return click.option(*flags, type=kind, multiple=several, metavar=metavar, help=words)
+
+
+def _shown(value: Any) -> str:
+    """A default in the help; nothing for None and for flags."""
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _of_field(field: dataclasses.Field[Any], kind: Any) -> Callable[[Any], Any]:
+    """The option of a field, by its type and what `npdrt.train.config` says of it."""
+    told = field.metadata
+    default = told.get("shown", _shown(field.default))
+    return _option(field.name, _type(kind, told), told["words"], default)
+
+
+def _type(kind: Any, told: Mapping[str, Any]) -> Any:
+    """How Click reads a value of the type `kind`."""
+    if "choices" in told:
+        other = told.get("other", "")
+        return Name(list(told["choices"]), ":" if other else "", other)
+    if "least" in told:
+        return click.IntRange(min=told["least"])
+    if kind == tuple[int, ...]:
+        return click.IntRange(min=0)
+    kinds = [t for t in get_args(kind) if t is not type(None)] or [kind]
+    return bool if bool in kinds else Rate() if kinds == [float, str] else kinds[0]
+
+
+def _of_rules(name: str) -> Callable[[Any], Any]:
+    """The option of a setting: the rules that have it, what it is in each, and its default."""
+    rules = {r.name: r.settings[name] for r in optim.RULES.values() if name in r.settings}
+    words: dict[str, list[str]] = {}
+    for rule, setting in rules.items():
+        needs = f", with {option_of(setting.needs)}" if setting.needs else ""
+        words.setdefault(setting.help + needs, []).append(rule)
+    text = "; ".join(f"{', '.join(of)}: {what}" for what, of in words.items())
+    defaults = {rule: _shown(setting.default) for rule, setting in rules.items()}
+    shown = ", ".join(f"{rule} {value}" for rule, value in defaults.items())
+    if len(set(defaults.values())) == 1:
+        shown = next(iter(defaults.values()))
+    kind = next(iter(rules.values())).type
+    of_type = get_args(kind) if get_origin(kind) is tuple else _type(kind, {})
+    return _option(name, of_type, f"{text}.", shown)
+
+
+# --- from options to settings ---------------------------------------------------------------------
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as fields of `Config`."""
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    fields = toml_values(given.pop("fields", ()))
+    model = {name: given.pop(name) for name in MODEL if name in given}
+    for name in model.keys() & fields.keys():
+        raise click.UsageError(f"--set {name} and --{name} name the same field; give one of them.")
+    optimizer = {name: given.pop(name) for name in SETTINGS if name in given}
+    grouped = {"model_options": model | fields, "optimizer_options": optimizer}
+    return {**given, **{name: options for name, options in grouped.items() if options}}
+
+
+def option_of(name: str) -> str:
+    """The option that gives a field, a setting of a rule or an option of a model."""
+    return FLAGS.get(name, (f"--{name.replace('_', '-')}",))[0]
+
+
+def toml_values(pairs: Sequence[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """--set NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            toml = tomllib.loads(f"value = {value}")
+            found[name] = toml["value"] if len(toml) == 1 else value
+        except (tomllib.TOMLDecodeError, RecursionError):
+            found[name] = (words or {}).get(value, value)
+    return found
