@@ -133,7 +133,7 @@ def test_help_of_train_in_full() -> None:
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
         "--betas <FLOAT FLOAT>... adam: shares of the two moments that are kept.",
         "--momentum FLOAT sgd, lars: share of the velocity that is kept. [default: sgd 0, lars",
-        "adam: decay as in AdamW, with --weight- decay.",
+        "adam: decay as in AdamW, with --weight-",
         "--dtype [float32|float64] [default: float32]",
         "--resume Go on with the run in --out.",
     ):

@@ -34,9 +34,9 @@ USER_MODEL = "path/to/file.py:Class"
 def _setting(default: Any, words: str = "", **more: Any) -> Any:
     """A field of `Config`; `npdrt.cli.options` makes an option of it.
 
-    words: for the help. least: its smallest value. choices: the names that it may be; other: the
-    form of a value with a colon, which is accepted too. shown: its default in words, if the value
-    does not tell. resumable: whether a run that is resumed may have another value.
+    words: for the help. least: the smallest value. choices: the values of a name; other: a form
+    with a colon that is accepted too. shown: the default in the help, if it is not the value.
+    resumable: whether a run may be resumed with another value.
     """
     return field(default=default, metadata={"words": words, **more})
 
@@ -127,7 +127,7 @@ class Config:
         """The settings that `as_dict` wrote, or a file has.
 
         code: the Python files that may be run. A model file that the settings name must be one of
-        them: what is run is for the user to say, not for the data.
+        them: the user decides which code runs, not a data file.
 
         Raises `Error` for an unknown setting or a model file that is not in `code`, `FileRefused`
         for a value of another type.
@@ -143,7 +143,7 @@ def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) ->
     """The configuration in the metadata of a run's checkpoint at `path`, all of which is checked.
 
     A user's model must be in one of the files `code` and must not have changed since the run was
-    started. Raises `FileRefused` where the metadata are not those of a run, else `Error`.
+    started. Raises `FileRefused` if the metadata are not those of a run, else `Error`.
     """
     if meta.get("run") != RUN_FORMAT:
         raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
@@ -207,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_json(name: str, value: Any) -> Any:
-    """What a checkpoint gives back for `value`, so that a run and its resumption see the same."""
+    """`value` as a checkpoint gives it back, so that a run and its resumption see the same."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -324,8 +324,8 @@ def _model_class(name: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
-    """The module in a Python file. No bytecode is read: it need not be of the source that the
-    digest is of."""
+    """The module in a Python file. Cached bytecode is not used: it may be of another source than
+    the one whose digest is stored."""
     source = _source(path)
     module = types.ModuleType(f"npdrt_user_model_{path.stem}")
     module.__file__ = str(path)

@@ -64,7 +64,7 @@ def command(quick: bool, as_json: bool, **given: Any) -> None:
 
 
 def _tell(text: str) -> None:
-    """Progress, for whoever looks on."""
+    """Progress, on a terminal."""
     if on_terminal():
         notice(f"measuring: {text}")
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, JSON on stdout, notices on stderr, signals."""
+"""Shared by the commands: options, JSON on stdout, notices on stderr, signals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from npdrt.store.log import finite
 
 
 class Name(click.ParamType[str]):
-    """One of a few names; anything else gets a suggestion. Other forms pass if they hold a mark.
+    """One of a few names; anything else gets a suggestion.
 
-    choices: the names. mark: a character such as ":" that makes a value another form, checked
-    by the library; other: that form, for the hint.
+    choices: the names. mark: a value that contains this character is another form, which the
+    library checks; other: that form, for the hint.
     """
 
     name = "name"
@@ -130,7 +130,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Write to stderr; if its reader has gone, this and what comes later goes nowhere."""
+    """Write to stderr; if its reader has gone, this and all later messages are discarded."""
     try:
         yield
     except OSError:
@@ -139,9 +139,9 @@ def telling() -> Iterator[None]:
 
 @contextmanager
 def unbroken(number: int) -> Iterator[None]:
-    """The last output of a command that the signal `number` ended, 0 if none did.
+    """Print the last output of a command; `number` is the signal that stopped it, or 0.
 
-    After a signal the exit code is 128 + number, also if the terminal or the reader has gone.
+    After a signal the exit code is 128 + number, even if the terminal or the reader has gone.
     """
     try:
         yield

@@ -6,25 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from npdrt import data, store
+from npdrt import store
 from npdrt.cli.common import Name, answer, code_option, echo, print_json
 from npdrt.cli.options import config_options, option_of, settings_of
-from npdrt.data import Dataset
 from npdrt.errors import Error
-from npdrt.program import Program, compare, listing, load, record
-from npdrt.random import Random
-from npdrt.train.config import (
-    Config,
-    build_model,
-    build_optimizer,
-    example_shape,
-    resolve,
-    stored,
-)
-from npdrt.train.run import blame
-from npdrt.train.step import State, Task, make_step
+from npdrt.program import Program, compare, listing, load
+from npdrt.train.config import Config, stored
+from npdrt.train.record import record_step
 
 # The fields of `Config` that decide which calls a step makes.
 DECISIVE = (
@@ -117,46 +106,11 @@ def _program(path: Path, given: dict[str, Any]) -> Program:
         return load(path)
     file = path / "checkpoint.h5"
     config = stored(store.load(file).meta, file, code=given.get("code", ()))
-    return _step_program(config, given.get("data_dir"))
+    return record_step(config, given.get("data_dir"))
 
 
 def _described(given: dict[str, Any]) -> Program:
     """The program that options describe."""
     data_dir = given.pop("data_dir", None)
     given.pop("code", None)
-    return _step_program(Config(**settings_of(given)), data_dir)
-
-
-def _step_program(config: Config, data_dir: Path | None) -> Program:
-    """One step of `npdrt train` with that configuration, recorded on arrays without values."""
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
-    config = resolve(config, dataset)
-    dataset = dataset.arranged(config.batch_size)
-    model, optimizer = build_model(config, dataset), build_optimizer(config)
-    x, y = _batch(config, dataset, model)
-    with blame(config):
-        params = _parameters(model, config)
-        task = Task(model, dataset.classes, config.label_smoothing, config.clip)
-        buffers = task.buffers(config.seed, "cpu", config.dtype)
-        state = State(params, buffers, optimizer.init(params))
-        step = make_step(task, optimizer)
-        return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
-
-
-def _parameters(model: Any, config: Config) -> dict[str, Any]:
-    """Arrays of the model's shapes; drawn where it is no model of npdrt that says them."""
-    if ":" not in config.model and hasattr(model, "shapes"):
-        shapes = model.shapes().items()
-        return {name: np.zeros(shape, config.dtype) for name, shape in shapes}
-    drawn: dict[str, Any] = model.init(seed=config.seed, device="cpu", dtype=config.dtype)
-    return drawn
-
-
-def _batch(config: Config, dataset: Dataset, model: Any) -> tuple[Any, Any]:
-    """Arrays of the form of a batch's examples and labels or targets."""
-    rows = len(dataset.sampler(config.batch_size, config.seed).batch(0))
-    dtype = config.dtype if dataset.vocabulary is None else dataset.x.dtype
-    x = np.zeros((rows, *example_shape(model, dataset)), dtype)
-    if dataset.classes is not None:
-        return x, np.zeros((rows, *dataset.y.shape[1:]), dataset.y.dtype)
-    return x, np.zeros((rows, dataset.y[0].size), config.dtype)
+    return record_step(Config(**settings_of(given)), data_dir)

@@ -18,7 +18,7 @@ from npdrt.errors import Error, Unavailable
 from npdrt.store import container, log
 from npdrt.store.trace import HISTORY
 
-APART = ("event", "seconds")  # of a record of the log, no columns of the history
+APART = ("event", "seconds")  # fields of a log record that are not columns of the history
 
 
 @click.command("export")

@@ -1,9 +1,7 @@
-"""Options made from what is described elsewhere: the fields of `Config`, the settings of the rules.
+"""Options from descriptions that stand elsewhere: fields of `Config`, settings of update rules.
 
-@click.command("explain")
-@config_options("model", "model_options", "optimizer", "optimizer_options")
-def command(**given): ...
-    config = Config(**settings_of(given))
+Decorate a command with `config_options("model", "lr", "optimizer_options")`, names of fields of
+`Config`; `Config(**settings_of(given))` is the configuration that its options describe.
 """
 
 from __future__ import annotations
@@ -29,8 +27,6 @@ METAVARS = {"schedule": "FORM", "snapshots": "STEP"}
 RESUMABLE = [f.name for f in dataclasses.fields(Config) if f.metadata.get("resumable")]
 TYPES = get_type_hints(Config)
 SETTINGS = list(dict.fromkeys(name for rule in optim.RULES.values() for name in rule.settings))
-
-
 MODEL = {  # option of the built-in models -> its type and words; --set gives the others
     "depth": (click.IntRange(min=1), "Weight matrices L.  [default: 2]"),
     "width": (click.IntRange(min=1), "Units of a hidden layer.  [default: 128]"),
@@ -83,22 +79,23 @@ def config_options(*names: str) -> Callable[[F], F]:
 def _options(field: dataclasses.Field[Any]) -> Sequence[Callable[[Any], Any]]:
     """The options of a field of `Config`: one, unless it holds settings of something."""
     if field.name == "model_options":
-        return [*(_option(name, *told) for name, told in MODEL.items()), MORE]
+        return [*(_option(name, kind, words) for name, (kind, words) in MODEL.items()), MORE]
     if field.name == "optimizer_options":
         return [_of_rules(name) for name in SETTINGS]
     own = _of_field(field, TYPES[field.name])
     return [own, data_dir_option] if field.name == "data" else [own]
 
 
-def _option(name: str, kind: Any, words: str, default: str = "") -> Callable[[Any], Any]:
+def _option(
+    name: str, kind: Any, words: str, default: str = "", **more: Any
+) -> Callable[[Any], Any]:
     """One option; None if it is not given. kind: bool for a pair of flags, or a type of Click."""
     dashed = name.replace("_", "-")
     words = f"{words}  [default: {default}]".lstrip() if default else words
     if kind is bool:
         return click.option(f"--{dashed}/--no-{dashed}", default=None, help=words)
-    flags, several = FLAGS.get(name, (f"--{dashed}",)), name == "snapshots"
-    metavar = METAVARS.get(name)
-    return click.option(*flags, type=kind, multiple=several, metavar=metavar, help=words)
+    flags = FLAGS.get(name, (f"--{dashed}",))
+    return click.option(*flags, type=kind, metavar=METAVARS.get(name), help=words, **more)
 
 
 def _shown(value: Any) -> str:
@@ -111,21 +108,21 @@ def _shown(value: Any) -> str:
 
 
 def _of_field(field: dataclasses.Field[Any], kind: Any) -> Callable[[Any], Any]:
-    """The option of a field, by its type and what `npdrt.train.config` says of it."""
-    told = field.metadata
-    default = told.get("shown", _shown(field.default))
-    return _option(field.name, _type(kind, told), told["words"], default)
-
-
-def _type(kind: Any, told: Mapping[str, Any]) -> Any:
-    """How Click reads a value of the type `kind`."""
-    if "choices" in told:
-        other = told.get("other", "")
-        return Name(list(told["choices"]), ":" if other else "", other)
-    if "least" in told:
-        return click.IntRange(min=told["least"])
+    """The option of a field, by its type and the metadata that `npdrt.train.config` gives it."""
+    meta = field.metadata
+    default = meta.get("shown", _shown(field.default))
     if kind == tuple[int, ...]:
-        return click.IntRange(min=0)
+        return _option(field.name, click.IntRange(min=0), meta["words"], default, multiple=True)
+    return _option(field.name, _type(kind, meta), meta["words"], default)
+
+
+def _type(kind: Any, meta: Mapping[str, Any]) -> Any:
+    """How Click reads a value of the type `kind`."""
+    if "choices" in meta:
+        other = meta.get("other", "")
+        return Name(list(meta["choices"]), ":" if other else "", other)
+    if "least" in meta:
+        return click.IntRange(min=meta["least"])
     kinds = [t for t in get_args(kind) if t is not type(None)] or [kind]
     return bool if bool in kinds else Rate() if kinds == [float, str] else kinds[0]
 
@@ -139,7 +136,7 @@ def _of_rules(name: str) -> Callable[[Any], Any]:
         words.setdefault(setting.help + needs, []).append(rule)
     text = "; ".join(f"{', '.join(of)}: {what}" for what, of in words.items())
     defaults = {rule: _shown(setting.default) for rule, setting in rules.items()}
-    shown = ", ".join(f"{rule} {value}" for rule, value in defaults.items())
+    shown = ", ".join(f"{rule} {value}" for rule, value in defaults.items() if value)
     if len(set(defaults.values())) == 1:
         shown = next(iter(defaults.values()))
     kind = next(iter(rules.values())).type

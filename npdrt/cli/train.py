@@ -158,7 +158,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(given: Any, stored: Any) -> bool:
-    """Whether a given setting is the stored one."""
+    """Whether a setting that was given is the stored one."""
     if isinstance(given, tuple):
         return bool(list(given) == stored)
     return given in ("auto", stored)

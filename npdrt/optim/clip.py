@@ -12,9 +12,9 @@ def clipped(grads: Params, limit: float) -> Params:
     """Every gradient times min(1, limit / (total + 1e-6)), total = sqrt(sum_l |g_l|^2).
 
     The sum over arrays is in their order, of float64 norms (`npdrt.optim.norm`), and the factor is
-    rounded once to each dtype: the same bits on every machine. As PyTorch's `clip_grad_norm_`,
-    whose norms are of the gradients' own dtype. A NaN makes every gradient NaN; with an infinite
-    norm finite elements become 0 and infinite ones NaN.
+    rounded once to each dtype: the same bits on every machine. PyTorch's `clip_grad_norm_` differs
+    only in that its norms have the gradients' own dtype. A NaN makes every gradient NaN. If the
+    total is infinite, finite elements become 0 and infinite ones NaN.
 
     Source: Pascanu et al. 2013, section 3.2; the 1e-6 is PyTorch's.
     """

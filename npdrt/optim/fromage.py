@@ -29,13 +29,13 @@ def fromage(
     norm_bound * |w at init| around 0 (the authors' remedy against overfitting, from their code;
     not in Algorithm 1).
 
-    Where |w| or |g| is not > 0 (zero or NaN), or lr * |w| / |g| overflows the dtype of w, the step
-    is w <- (w - lr * g) / sqrt(1 + lr**2): for the norms as in the authors' code, which does not
-    guard the overflow; Algorithm 1 is silent. So a zero weight starts with a plain gradient step,
-    a zero gradient shrinks w by the prefactor, an array of zeros under a norm_bound stays zero,
-    and a one-element array never changes sign for lr < 1. A NaN or inf in g makes those elements
-    NaN (an inf makes them inf where w is zero); with |g| = inf the others only shrink by the
-    prefactor.
+    If |w| or |g| is not > 0 (zero or NaN), or lr * |w| / |g| overflows the dtype of w, the step is
+    w <- (w - lr * g) / sqrt(1 + lr**2). Algorithm 1 does not define these cases; the authors' code
+    treats the norms in the same way and does not guard against the overflow. As a result, a zero
+    weight starts with a plain gradient step, a zero gradient shrinks w by the prefactor, an array
+    of zeros under a norm_bound stays zero, and a one-element array never changes sign for lr < 1.
+    A NaN or inf in g makes those elements NaN (an inf makes them inf if w is zero); if |g| is inf,
+    the others only shrink by the prefactor.
 
     Source: Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, Algorithm 1. docs/updates.md has the
     sequence of operations.

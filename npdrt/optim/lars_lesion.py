@@ -10,7 +10,7 @@ from npdrt.optim.rule import Formula, rule
 
 @rule(default_rate=0.01, relative=True)
 def lars_lesion(*, lr: float) -> Formula:
-    """w <- w - lr * |w| / |g| * g, and w - lr * g where either norm is not > 0.
+    """w <- w - lr * |w| / |g| * g, and w - lr * g if either norm is not > 0.
 
     No trust coefficient, momentum, weight decay or norm bound. In a layer that is invariant to
     rescaling, g is orthogonal to w and |w| grows by sqrt(1 + lr**2) a step.

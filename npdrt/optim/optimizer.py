@@ -1,4 +1,4 @@
-"""The one lifting: a rule on one array, mapped over the dict of parameters."""
+"""The optimizer: an update rule for one array, applied to every array of a dict."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Optimizer:
         """New parameters and new state after one step.
 
         lr: a number or 0-d array that takes the place of the setting for this step. Arithmetic
-        follows IEEE without warnings: what a NaN or inf does is stated by each rule.
+        follows IEEE without warnings; the docstring of each rule says what a NaN or inf does.
 
         Raises `Error` where names, shapes or dtypes of params, grads and state do not fit.
         """
@@ -83,7 +83,7 @@ class Optimizer:
 
     @cached_property
     def slot_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The slots of an array of shape (1,): a slot of shape () is 0-d float64 for any array."""
+        """Slot -> shape for an array of shape (1,); shape () is a 0-d float64 for any array."""
         return {slot: value.shape for slot, value in self.slots(np.zeros(1)).items()}
 
     def _slot(self, state: dict[str, Array], name: str, w: Array) -> Array:
@@ -131,7 +131,8 @@ def _check(params: Params, grads: Params) -> None:
 
 
 def _checked_rate(lr: Any) -> Any:
-    """A number as `at_least_zero` gives it; an array of a device or a program is not looked at."""
+    """A number as `at_least_zero` gives it. Of an array only the shape is checked: its value may be
+    on a device, or unknown while a program is recorded."""
     lr = number(lr)
     if not hasattr(lr, "shape"):
         return at_least_zero("lr", lr)

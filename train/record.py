@@ -1,0 +1,51 @@
+"""One training step as a program, recorded on arrays without values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npdrt import data
+from npdrt.data import Dataset
+from npdrt.program import Program, record
+from npdrt.random import Random
+from npdrt.train.config import Config, build_model, build_optimizer, example_shape, resolve
+from npdrt.train.run import blame
+from npdrt.train.step import State, Task, make_step
+
+
+def record_step(config: Config, data_dir: Path | None = None) -> Program:
+    """One step of `npdrt train` with that configuration, recorded on arrays without values."""
+    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    config = resolve(config, dataset)
+    dataset = dataset.arranged(config.batch_size)
+    model, optimizer = build_model(config, dataset), build_optimizer(config)
+    x, y = _batch(config, dataset, model)
+    with blame(config):
+        params = _parameters(model, config)
+        task = Task(model, dataset.classes, config.label_smoothing, config.clip)
+        buffers = task.buffers(config.seed, "cpu", config.dtype)
+        state = State(params, buffers, optimizer.init(params))
+        step = make_step(task, optimizer)
+        return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
+
+
+def _parameters(model: Any, config: Config) -> dict[str, Any]:
+    """Arrays of the model's shapes; a user's model, which may not tell them, draws its own."""
+    if ":" not in config.model and hasattr(model, "shapes"):
+        shapes = model.shapes().items()
+        return {name: np.zeros(shape, config.dtype) for name, shape in shapes}
+    drawn: dict[str, Any] = model.init(seed=config.seed, device="cpu", dtype=config.dtype)
+    return drawn
+
+
+def _batch(config: Config, dataset: Dataset, model: Any) -> tuple[Any, Any]:
+    """Arrays of the form of a batch's examples and labels or targets."""
+    rows = len(dataset.sampler(config.batch_size, config.seed).batch(0))
+    dtype = config.dtype if dataset.vocabulary is None else dataset.x.dtype
+    x = np.zeros((rows, *example_shape(model, dataset)), dtype)
+    if dataset.classes is not None:
+        return x, np.zeros((rows, *dataset.y.shape[1:]), dataset.y.dtype)
+    return x, np.zeros((rows, dataset.y[0].size), config.dtype)
