@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ import npdrt
 from npdrt import optim
 from npdrt.cli import options
 from npdrt.errors import Error
-from npdrt.optim import Rule
+from npdrt.optim import Rule, Setting
+from npdrt.optim.setting import below_one
 from npdrt.train import Config
 
 DOCS = Path(__file__).parents[1] / "docs" / "updates.md"
@@ -161,6 +162,27 @@ def test_the_docs_have_the_settings_and_slots() -> None:
         defaults.pop("lr", None)
         assert defaults == optim.RULES[name].defaults, name
         assert set(re.findall(r"`(\w+)`: ", slots)) == set(optim.RULES[name].slots), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "message"),
+    [
+        (float, 0.5, "rule toy: expected `beta: Annotated"),
+        (Annotated[float, "kept"], 0.5, "rule toy: expected `beta: Annotated"),
+        (Annotated[float, Setting("kept", below_one)], inspect.Parameter.empty, "= default`"),
+        (Annotated[float, Setting("kept", below_one)], 0.5, "lr has no default; give @rule a"),
+    ],
+)
+def test_a_rule_that_is_not_described(kind: Any, default: Any, message: str) -> None:
+    def toy(*, lr: float, beta: Any = None) -> optim.Formula:
+        raise AssertionError(lr, beta)
+
+    beta = inspect.Parameter("beta", inspect.Parameter.KEYWORD_ONLY, default=default)
+    lr = inspect.Parameter("lr", inspect.Parameter.KEYWORD_ONLY)
+    toy.__signature__ = inspect.Signature([lr, beta])  # type: ignore[attr-defined]
+    toy.__annotations__["beta"] = kind
+    with pytest.raises(Error, match=re.escape(message)):
+        optim.rule()(toy)
 
 
 # --- what settings are refused --------------------------------------------------------------------

@@ -58,15 +58,15 @@ def command(
 ) -> None:
     """npdrt's gradients against those of autograd, PyTorch and JAX.
 
-    Of the softmax cross-entropy of the network that the options describe (mlp, resnet18 or
-    transformer, without dropout), at its first weights, on a batch of --data. Each oracle has the
-    forward pass written anew in its own operations and computes in float64 on the same values. An
-    error is max|ours - oracle| / max|oracle|, of the loss and of every parameter's gradient. Exit
-    code 0 where all are within the tolerance, 1 where one is not, 4 where no oracle is installed.
+    The loss is the softmax cross-entropy of the network that the options describe (mlp, resnet18 or
+    transformer, without dropout), at its first weights, on a batch of --data. Each oracle repeats
+    the forward pass in its own operations and computes in float64 on the same values. An error is
+    max|ours - oracle| / max|oracle|, of the loss and of every parameter's gradient. Exit code 0 if
+    all are within the tolerance, 1 if one is not, 4 if no oracle is installed.
 
-    In float32 the errors are those of npdrt's rounding. Two exceed the tolerance and are no fault:
-    a relu whose argument rounds to the other side of 0, and derivatives below float32's range, as
-    under 50 layers of sigmoid.
+    In float32 the errors are those of npdrt's rounding. Two kinds exceed the tolerance and are not
+    faults: a relu whose argument rounds to the other side of 0, and derivatives below float32's
+    range, as under 50 layers of sigmoid.
 
     \b
     --json prints one object:

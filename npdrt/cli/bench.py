@@ -36,13 +36,13 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--quick", is_flag=True, help="A small model and rough limits, in a few seconds.")
 @json_option
 def command(quick: bool, as_json: bool, **given: Any) -> None:
-    """The speed of this machine's CPU, and of a training step beside it.
+    """The speed of this machine's CPU, and of a training step on it.
 
-    The limits: GFLOP/s of float32 matrix products of the step's shapes (SGEMM), GB/s of memory
-    (triad). The step: forward, backward and update on random data, made eagerly, replayed from its
-    program, and replayed with compiled loops; medians. Its GFLOP/s count its matrix products only.
-    Its floor is the time of those at the SGEMM rate plus that of the bytes its update must move at
-    the triad's. The limits are those of float32, whatever --dtype is.
+    The limits are the GFLOP/s of float32 matrix products of the step's shapes (SGEMM) and the GB/s
+    of memory (triad), whatever --dtype is. The step is forward, backward and update on random data,
+    made eagerly, replayed from its program, and replayed with compiled loops; times are medians.
+    Its GFLOP/s count its matrix products only. Its floor is the time of these products at the SGEMM
+    rate plus the time of the bytes that its update must move at the triad's rate.
 
     \b
     --json prints one object:

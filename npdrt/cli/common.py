@@ -6,17 +6,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from npdrt.errors import Error
 from npdrt.store.log import finite
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Name(click.ParamType[str]):
@@ -66,6 +68,17 @@ code_option = click.option(
     type=click.Path(path_type=Path),
     help="Python file of a model that may be run, though a file names it; may be repeated.",
 )
+
+
+def combined(options: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
+    """One decorator for several options, in the order of the help."""
+
+    def decorated(command: F) -> F:
+        for option in reversed([*options]):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 def check_outputs(force: bool, *paths: Path | None) -> None:

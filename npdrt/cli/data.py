@@ -48,9 +48,9 @@ def fetch(name: str, data_dir: Path | None) -> None:
 @data_dir_option
 @json_option
 def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
-    """Hold the files of data set NAME against their published digests; exit 1 unless all fit.
+    """Check the files of data set NAME against their published digests; exit code 1 if one differs.
 
-    Of folder:PATH every image is decoded instead.
+    For folder:PATH every image is decoded instead.
     """
     checks = data.verify(name, data_dir)
     rows = [(c.status, str(c.path or c.file), c.found or c.expected) for c in checks]
@@ -62,7 +62,7 @@ def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
 
 
 def _several(names: list[str], most: int = 10) -> str:
-    """Names for a message; of many, the first ones."""
+    """Names for a message; only the first ones if there are many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

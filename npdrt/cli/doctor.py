@@ -80,7 +80,7 @@ def _version(package: str) -> str | None:
 
 
 def _kernel_by_itself() -> str | None:
-    """The kernels OpenBLAS picks when nobody chooses, asked of a new process; None without one."""
+    """The kernels that OpenBLAS picks by itself, found in a new process; None without OpenBLAS."""
     unset = {name: value for name, value in os.environ.items() if name != VARIABLE}
     command = [sys.executable, "-c", ASK_KERNEL]
     try:
@@ -91,7 +91,7 @@ def _kernel_by_itself() -> str | None:
 
 
 def advice(found: dict[str, Any]) -> list[str]:
-    """What could be better, a sentence or two each: the BLAS, and its kernels."""
+    """Advice on the BLAS and its kernels, a sentence or two each."""
     if not found["blas"]:
         return ["NumPy has no BLAS that threadpoolctl knows; matrix products may be slow."]
     wide = any("AVX512" in f or f == "X86_V4" for f in found["cpu_features"])
@@ -100,7 +100,7 @@ def advice(found: dict[str, Any]) -> list[str]:
 
 
 def _on_kernels(kernel: str, found: dict[str, Any]) -> str | None:
-    """Advice where other kernels of OpenBLAS, in this process or in others, suit the processor."""
+    """Advice if other OpenBLAS kernels, in this process or in others, suit the processor better."""
     by_itself, chosen_by = found["blas_kernel_by_itself"], found["blas_kernel_chosen_by"]
     better = found["blas_kernel_suited"] or WIDE
     set_it = SET_IT.format(better)

@@ -46,13 +46,13 @@ def command(
 ) -> None:
     """The array calls of one training step: forward, backward, update.
 
-    Of the network and rule that the options describe, as `npdrt train` has them; of RUN, a run
-    directory, by its configuration; or of FILE, a program that --save wrote. Each call is listed
-    with the name, dtype and shape of its result, its floating-point operations, the bytes it
-    reads and writes, and the line of source that asked for it.
+    Describe the network and the update rule with the options of `npdrt train`, or give RUN, a run
+    directory, or FILE, a program that --save wrote. Each call is listed with the name, dtype and
+    shape of its result, its floating-point operations, the bytes it reads and writes, and the line
+    of source that asked for it.
 
-    Two of them, `npdrt explain A B`, are compared call by call, without names and sources: the
-    first difference is shown. Exit code 0 where there is none, 1 where there is one.
+    `npdrt explain A B` compares two runs or files call by call, without names and sources, and
+    shows the first difference. Exit code 0 if there is none, 1 if there is one.
     """
     given = {name: value for name, value in given.items() if value not in (None, ())}
     _check_usage(run, given, target)
@@ -86,7 +86,7 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
 
 
 def _compare(a: Program, b: Program, json_wanted: bool) -> None:
-    """Print the first difference; exit code 1 where there is one."""
+    """Print the first difference; exit code 1 if there is one."""
     found = compare(a, b)
     difference = None if found is None else vars(found)
     text = found or f"the same {len(a.calls)} calls"

@@ -30,7 +30,7 @@ APART = ("event", "seconds")  # fields of a log record that are not columns of t
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def command(run: Path, form: str, output: Path | None, force: bool) -> None:
     """Parameters and buffers (running statistics, say) of RUN, a run directory or a checkpoint, as
-    npz or safetensors, under their names; or the history of a run directory as CSV, one row an
+    npz or safetensors, under their names; or the history of a run directory as CSV, one row per
     epoch.
     """
     target = output or _next_to(run, form)

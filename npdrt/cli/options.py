@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
 from npdrt import optim
-from npdrt.cli.common import Name, data_dir_option
+from npdrt.cli.common import F, Name, combined, data_dir_option
 from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.train import Config
 
-F = TypeVar("F", bound=Callable[..., Any])
 FLAGS = {  # field of `Config` -> its option, if that is not --field
     "optimizer": ("--optimizer", "--optimiser"),
     "snapshots": ("--snapshot", "snapshots"),
@@ -66,14 +65,7 @@ def config_options(*names: str) -> Callable[[F], F]:
     update rules; data brings --data-dir. Without names: all fields.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    made = [option for name in names or fields for option in _options(fields[name])]
-
-    def decorated(command: F) -> F:
-        for option in reversed(made):
-            command = option(command)
-        return command
-
-    return decorated
+    return combined(option for name in names or fields for option in _options(fields[name]))
 
 
 def _options(field: dataclasses.Field[Any]) -> Sequence[Callable[[Any], Any]]:

@@ -47,13 +47,7 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 @quiet_option
 @json_option
 def command(
-    run: Path,
-    points: int,
-    largest: float,
-    quiet: bool,
-    as_json: bool,
-    steps: tuple[int, ...],
-    **options: Any,
+    run: Path, points: int, largest: float, quiet: bool, as_json: bool, **options: Any
 ) -> None:
     """Loss and gradient of RUN along its layerwise gradient, at every snapshot (train --snapshot)
     or else at its last checkpoint: W - eta g |W|/|g| for eta from 0 (Bernstein et al. 2020,
@@ -62,7 +56,7 @@ def command(
     eta = np.linspace(0.0, largest, points).tolist()
     with working(quiet=quiet) as (bars, stop):
         progress = partial(bars.progress, "slices")
-        found = perturb.slices(run, eta=eta, steps=steps, progress=progress, stop=stop, **options)
+        found = perturb.slices(run, eta=eta, progress=progress, stop=stop, **options)
         signal = stop()
     if signal:
         notice("stopped; the same command goes on with the next snapshot")

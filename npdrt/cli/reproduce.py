@@ -46,12 +46,12 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Make the runs of a figure, and print the paper's statement and the authors' logged numbers
-    beside ours; the numbers go to OUT/study.h5, the figure to OUT/figure.png.
+    """Make the runs of a figure, then print the paper's statement and the authors' logged numbers
+    next to ours. The numbers go to OUT/study.h5, the figure to OUT/figure.png.
 
-    NAME is a bundled recipe or the path of a TOML file. What is finished is not made again: after
-    a crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes
-    to hours on two cores, smoke seconds.
+    NAME is a bundled recipe or the path of a TOML file. Finished runs are not repeated: after a
+    crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes to
+    hours on two cores, smoke seconds.
     """
     recipe = recipes.load(name, scale, code=options["code"])
     out = out or directory(recipe)

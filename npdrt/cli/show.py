@@ -23,10 +23,10 @@ RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 @click.option("--sha256", help="Refuse the file unless its HDF5 image has this digest.")
 @json_option
 def command(path: Path, sha256: str | None, as_json: bool) -> None:
-    """What is in a checkpoint, trace or run directory, and how it was made; a study's tables.
+    """What is in a checkpoint, trace or run directory, and how it was made.
 
-    Elsewhere every array is listed with dtype, shape, norm, smallest and largest value; --json
-    adds the SHA-256 of its bytes (C order, little-endian).
+    A study shows its tables. Other files list every array with dtype, shape, norm, smallest and
+    largest value; --json adds the SHA-256 of its bytes (C order, little-endian).
     """
     file = container.within(path, "checkpoint.h5", "study.h5")
     if not file.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from npdrt.cli.common import (
     Name,
     cell,
     code_option,
+    combined,
     data_dir_option,
     echo,
     fast_option,
@@ -46,28 +46,24 @@ class Shard(click.ParamType[tuple[int, int]]):
         return int(index), int(count)
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of both commands."""
-    cores = os.cpu_count() or 1
-    for option in (
-        json_option,
-        code_option,
-        quiet_option,
-        data_dir_option,
-        click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
-        fast_option,
+CORES = os.cpu_count() or 1
+run_options = combined(  # of `sweep` and `reproduce`
+    (
+        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
         click.option(
             "--jobs",
             type=click.IntRange(min=1),
-            default=cores,
-            help=f"Runs at a time.  [default: one a core, here {cores}]",
+            default=CORES,
+            help=f"Runs at a time.  [default: one a core, here {CORES}]",
         ),
-        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
-    ):
-        command = option(command)
-    return command
-
-
+        fast_option,
+        click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
+        data_dir_option,
+        quiet_option,
+        code_option,
+        json_option,
+    )
+)
 scale_option = click.option(
     "--scale", type=Name(list(SCALES)), default="full", help="[default: full, as in the paper]"
 )
@@ -79,12 +75,7 @@ scale_option = click.option(
 @click.option("--shard", type=Shard(), default=(0, 1), help="Only every N-th run, from run I.")
 @run_options
 def command(
-    recipe: str,
-    scale: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    recipe: str, scale: str, out: Path | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Make every run of RECIPE: the name of a bundled recipe, or the path of a TOML file.
 
@@ -114,7 +105,7 @@ def directory(recipe: Recipe) -> Path:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """One run for the table: its settings and what it came to."""
+    """One run for the table: its settings and its result."""
     config, result = run.config, run.result
     shown = {
         "run": run.path.name,

@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, ParamSpec, get_args, get_type_hints
 
 from npdrt.arrays import Array
+from npdrt.errors import Error
 from npdrt.optim.optimizer import Optimizer, Slots, no_slots
 from npdrt.optim.setting import Setting, at_least_zero
 
@@ -49,7 +50,7 @@ class Rule(Generic[P]):
     the order of the signature. default_rate: the learning rate that "auto" stands for. slots:
     name -> meaning of the state that the rule can keep for an array; some settings need none.
     layerwise: whether the step of an array depends on its norm. relative: whether lr is the size
-    of the step relative to the norm of the array.
+    of the step relative to the norm of the array. defaults: name -> default of `settings`.
     """
 
     def __init__(
@@ -58,24 +59,23 @@ class Rule(Generic[P]):
     ):  # fmt: skip
         functools.update_wrapper(self, make)
         self._make: Callable[..., Formula] = make
-        signature, hints = inspect.signature(make), get_type_hints(make, include_extras=True)
-        defaults = {name: p.default for name, p in signature.parameters.items()}
-        rate = defaults.pop("lr")
         self.name = make.__name__
-        self.settings = {name: _described(hints[name], value) for name, value in defaults.items()}
-        self.default_rate: float = rate if default_rate is None else default_rate
         self.slots, self.layerwise, self.relative = dict(slots), layerwise, relative
-        self._rate = {} if rate is inspect.Parameter.empty else {"lr": rate}
+        signature = inspect.signature(make)
         self.__signature__ = _plain(signature, get_type_hints(make))
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The default of every setting but lr."""
-        return {name: setting.default for name, setting in self.settings.items()}
+        own = {name: p for name, p in signature.parameters.items() if name != "lr"}
+        hints = get_type_hints(make, include_extras=True)
+        self.settings = {name: _described(self.name, p, hints[name]) for name, p in own.items()}
+        self.defaults = {name: setting.default for name, setting in self.settings.items()}
+        rate = signature.parameters["lr"].default
+        self._given = {**({} if rate is inspect.Parameter.empty else {"lr": rate}), **self.defaults}
+        self.default_rate: float = default_rate or self._given.get("lr", 0.0)
+        if not self.default_rate > 0:
+            raise Error(f"rule {self.name}: lr has no default; give @rule a default_rate > 0")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Optimizer:
         """The optimizer with these settings. Raises `Error` for a value outside its range."""
-        given: dict[str, Any] = {**self._rate, **self.defaults, **kwargs}
+        given: dict[str, Any] = {**self._given, **kwargs}
         settings = {"lr": at_least_zero("lr", given["lr"])} if "lr" in given else {}
         settings |= {name: s.checked(name, given[name]) for name, s in self.settings.items()}
         return Optimizer(self.name, settings, *self._make(*args, **{**given, **settings}))
@@ -103,11 +103,15 @@ def rule(
     )
 
 
-def _described(annotation: Any, default: Any) -> Setting:
-    """The `Setting` in `Annotated[type, Setting(...)]`, with the type and the default."""
-    kind, setting = get_args(annotation)
-    described: Setting = replace(setting, type=kind, default=default)
-    return described
+def _described(rule: str, parameter: inspect.Parameter, annotation: Any) -> Setting:
+    """The `Setting` in `Annotated[type, Setting(...)] = default`, with the type and the default."""
+    match get_args(annotation):
+        case kind, Setting() as setting if parameter.default is not parameter.empty:
+            return replace(setting, type=kind, default=parameter.default)
+    raise Error(
+        f"rule {rule}: expected `{parameter.name}: Annotated[type, Setting(help, check)] = default`"
+        f" in its signature; got `{parameter}`"
+    )
 
 
 def _plain(signature: inspect.Signature, hints: Mapping[str, Any]) -> inspect.Signature:
