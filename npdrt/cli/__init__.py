@@ -18,11 +18,11 @@ from npdrt.errors import WRONG_PATH, DiskError, Error, Unavailable
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
-    "reproduce": "A figure of the papers: their numbers beside ours.",
+    "reproduce": "A figure of the papers: their numbers next to ours.",
     "perturb": "Loss and gradient along a run's layerwise gradient.",
     "sweep": "Every run of a recipe, resumable.",
     "distance": "Deep relative trust and bounds between two checkpoints.",
-    "audit": "Hold an implementation against the rules; name its dialect.",
+    "audit": "Check an implementation of an update rule; name its dialect.",
     "audit-gradients": "Our gradients against autograd, PyTorch and JAX.",
     "vectors": "Conformance vectors: list, export, verify a response.",
     "explain": "The array calls of one training step, or where two differ.",
@@ -32,7 +32,7 @@ COMMANDS = {
     "plot": "A picture of a run, a study or slices.",
     "data": "List, fetch and verify data sets.",
     "doctor": "What npdrt found on this machine, and what to change.",
-    "bench": "The speed of this machine, and of a training step beside it.",
+    "bench": "The speed of this machine, and of a training step on it.",
     "completion": "Print the completion script of a shell.",
 }
 
@@ -84,7 +84,7 @@ class Commands(click.Group):
         except Error as error:
             raise Failure(error) from error
         except BrokenPipeError:
-            raise  # Click's affair: whoever read the output has gone
+            raise  # Click handles it: the reader of the output has gone
         except OSError as error:
             raise Failure(of_the_system(error)) from error
         except (MemoryError, OverflowError) as error:
@@ -97,7 +97,7 @@ LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, open files
 
 
 def of_the_system(error: OSError) -> Error:
-    """The npdrt error for one of the system that no module has named."""
+    """The npdrt error for an error of the system that no module has named."""
     text = error.strerror or str(error)
     if error.errno in LACKS:
         return Unavailable(f"the system is out of something: {text}")
@@ -141,7 +141,7 @@ def open_standard_streams() -> None:
 
 
 def show_warnings() -> None:
-    """Show what npdrt's modules warn of as a line on stderr, without the line of code."""
+    """Show warnings of npdrt's modules as one line on stderr, without the line of code."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

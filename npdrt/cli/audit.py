@@ -33,7 +33,7 @@ from npdrt.optim import RULES as OPTIMIZERS
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")
-WORDS = {"True": True, "False": False, "None": None, "none": None}  # besides those of TOML
+WORDS = {"True": True, "False": False, "None": None, "none": None}  # in addition to TOML's
 _FILE = click.Path(path_type=Path, dir_okay=False)
 html_option = click.option("--html", type=_FILE, help="Web page to write.")
 junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
@@ -42,7 +42,9 @@ junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
 @click.command("audit")
 @click.argument("target", required=False)
 @click.option(
-    "--rule", type=Name(list(RULES)), help="The rule to hold it to.  [default: what it is, or fits]"
+    "--rule",
+    type=Name(list(RULES)),
+    help="The rule to compare it with.  [default: what it is, or fits]",
 )
 @click.option(
     "--format",
@@ -78,7 +80,7 @@ def command(
     dialect: str | None, lr: float | None, parameter: str | None, limit: float,
     html: Path | None, junit: Path | None, force: bool, listing: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Hold an implementation of an update rule against the rules; name its dialect.
+    """Check an implementation of an update rule against the published rule; name its dialect.
 
     TARGET is torch.optim.SGD, optax.adam, ... (--list), path/to/file.py:callable of your own
     (docs/audit-protocol.md), whose code is run, or a recording of steps in .npz, .safetensors
