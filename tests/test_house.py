@@ -82,6 +82,19 @@ def test_imports_point_downwards(module: str) -> None:
             assert HEIGHT[imported] <= HEIGHT[part], f"{module} imports npdrt.{imported}"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_the_package_imports_nothing_of_the_tests(module: str) -> None:
+    """The maker of the vectors, and mpmath which it needs, are not installed with npdrt."""
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(modules()[module])
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([str(node.module)] if isinstance(node, ast.ImportFrom) else
+                     [alias.name for alias in node.names])
+    }  # fmt: skip
+    assert not names & {"tests", "oracle", "mpmath"}
+
+
 # --- one file knows array libraries ----------------------------------------------------------
 
 KNOWS_LIBRARIES = {

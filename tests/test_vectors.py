@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from oracle import generate, norms, primitives, steps
+from oracle.cases import cases
 
 from npdrt.cli import cli
-from npdrt.conform import canonical, generated, norms, primitives, steps, vectors, verify
+from npdrt.conform import canonical, encoding, generated, vectors, verify
 from npdrt.conform.case import Answer, Case, operands
-from npdrt.conform.cases import FLAGS, cases
+from npdrt.conform.cases import FLAGS
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.judge import judge, same_bits
 from npdrt.conform.vectors import Vector
@@ -150,21 +152,18 @@ def test_the_schema_refuses(documents: dict[str, Json]) -> None:
 
 
 def test_generation_gives_the_same_bytes() -> None:
-    """Of two small files; `python -m npdrt.conform.generate --check` does all."""
-    pytest.importorskip("mpmath")
-    from npdrt.conform import generate
-
+    """Of two small files; `python -m tests.oracle.generate --check` does all."""
     context = generate.mp_context()
     every = chain(cases(), generated.cases())
     asked = [c for c in every if (c.rule, c.format) == ("lars_lesion", "float16")]
     answered = [generate.answered(case, context) for case in asked]
-    flags = sorted({flag for case in asked for flag in case.flags})
+    flags = {flag: FLAGS[flag] for flag in sorted({f for case in asked for f in case.flags})}
     groups = generate.update_groups("lars_lesion", "float16", answered)
     title = "Updates of lars_lesion in float16; rules: docs/updates.md"
     found = generate.text(generate.document(title, groups, flags))
     assert found == (vectors.FOLDER / "lars_lesion_float16.json").read_bytes()
     groups = generate.numbered(norms.groups(), generate.NUMBERS["norms"])
-    found = generate.text({**generate.document(norms.TITLE, groups, []), "notes": norms.NOTES})
+    found = generate.text(generate.document(norms.TITLE, groups, norms.FLAGS))
     assert found == (vectors.FOLDER / "norms.json").read_bytes()
 
 
@@ -225,7 +224,7 @@ def test_our_norms(tests: list[tuple[Json, Json]]) -> None:
     for group, test in tests:
         if group["type"] == "Norm" and group["format"] != "bfloat16":
             x = norms.elements(group, test).astype(group["format"])
-            exact, got = vectors.unhexed(test["norm"]), float(norm(x))
+            exact, got = encoding.unhexed(test["norm"]), float(norm(x))
             if test["result"] == "valid":
                 assert abs(got - exact) <= np.spacing(exact), test["tcId"]
 
@@ -474,7 +473,7 @@ def own_answers(tests: list[tuple[Json, Json]]) -> list[Json]:
     for group, test in tests:
         if group["type"] == "Norm":
             values = norms.elements(group, test)
-            answers.append({"tcId": test["tcId"], "norm": vectors.hexed(float(norm(values)))})
+            answers.append({"tcId": test["tcId"], "norm": encoding.hexed(float(norm(values)))})
         elif group["type"] in ("Primitive", "TrainingStep"):
             module: Any = primitives if group["type"] == "Primitive" else steps
             answers.append({"tcId": test["tcId"], **module.answer(group, test)})
@@ -494,7 +493,7 @@ def test_the_other_kinds(tests: list[tuple[Json, Json]], tmp_path: Path) -> None
     assert done.exit_code == 0, done.stdout
     assert done.stdout.startswith("ours passes: C2: ")
     assert validator("response").is_valid(json.loads((tmp_path / "ours.json").read_bytes()))
-    answers[0]["norm"] = vectors.hexed(2.0)
+    answers[0]["norm"] = encoding.hexed(2.0)
     answers[-1] = {"tcId": answers[-1]["tcId"], "error": "no\x1b[31m \ud800"}
     value = next(a for a in answers if "value" in a and a["value"]["bits"])
     value["value"]["bits"] = value["value"]["bits"][::-1]

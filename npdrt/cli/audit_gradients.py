@@ -11,7 +11,7 @@ import click
 from npdrt import data
 from npdrt.cli.common import Name, answer, json_option, table
 from npdrt.cli.options import config_options, settings_of
-from npdrt.conform.gradients import ORACLES, TOLERANCES, Audit, Comparison, Problem, audit
+from npdrt.conform.gradients import ORACLES, TOLERANCES, Comparison, GradientAudit, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
@@ -121,7 +121,7 @@ def _first(dataset: data.Dataset, count: int) -> tuple[Any, Any]:
 # --- the report -------------------------------------------------------------------------------
 
 
-def _as_json(found: Audit, config: Config) -> dict[str, Any]:
+def _as_json(found: GradientAudit, config: Config) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in ("model", "data", "seed", "dtype")}
     return {
         **settings,
@@ -142,7 +142,7 @@ def _oracle_json(c: Comparison, tolerance: float) -> dict[str, Any]:
     return {**vars(c), "error": c.error, "worst": c.worst, "agrees": c.agrees(tolerance)}
 
 
-def _text(found: Audit, config: Config) -> str:
+def _text(found: GradientAudit, config: Config) -> str:
     """The report for a person."""
     heads = ("oracle", "version", "loss", "overall", "worst", "parameter", "verdict")
     rows = [heads, *(_row(c, found.tolerance) for c in found.comparisons)]
@@ -175,7 +175,7 @@ def _verdict(c: Comparison, tolerance: float) -> str:
     return "agrees" if c.agrees(tolerance) else "differs in the loss"
 
 
-def _notes(found: Audit) -> list[str]:
+def _notes(found: GradientAudit) -> list[str]:
     """What a reader should know of these numbers."""
     notes = []
     if found.spread is not None:

@@ -72,7 +72,7 @@ class Format:
         return bytes(data).hex()
 
     def values(self, text: str) -> Values:
-        """The numbers of a text made by `bits`. Raises `FileRefused` where it is none."""
+        """The numbers of a text made by `bits`. Raises `FileRefused` for another text."""
         try:
             data = bytes.fromhex(text)
             if self.name == "bfloat16":

@@ -1,8 +1,8 @@
 """npdrt's gradients against those of autograd, PyTorch and JAX.
 
-The forward passes are written anew here, apart from npdrt's models, of operations that each oracle
-has in its own functions, as it has the loss; it differentiates them itself, in float64 on the CPU.
-An oracle is imported when it is asked, and leaves no setting of its library changed.
+The forward passes are written here anew, apart from npdrt's models, from functions of each oracle,
+and so is the loss. The oracle differentiates them itself, in float64 on the CPU. It is imported
+when you ask it; no setting of its library stays changed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Comparison:
-    """npdrt beside one oracle; every error is max|ours - theirs| / max|theirs|.
+    """npdrt compared with one oracle; every error is max|ours - theirs| / max|theirs|.
 
     loss: the oracle's. loss_error: of the loss. errors: of each parameter's gradient by name.
     overall: of all gradients as one vector; never above the largest of `errors`.
@@ -93,13 +93,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What `audit` found.
+class GradientAudit:
+    """The result of `audit`.
 
-    loss: npdrt's. zero: the parameters whose gradient is zero throughout, of which nothing is
-    learnt. tolerance: the largest accepted error. comparisons: one an oracle. absent: the
+    loss: npdrt's. zero: the parameters whose gradient is zero throughout, so that they learn
+    nothing. tolerance: the largest accepted error. comparisons: one for each oracle. absent: the
     oracles that could not be asked, each with the reason. spread: the largest error between two
-    oracles, None where there is one only; where it is above the tolerance, rounding alone is.
+    oracles, None if there is only one; if it is above the tolerance, so is rounding alone.
     """
 
     loss: float
@@ -117,14 +117,14 @@ class Audit:
 
 def audit(
     problem: Problem, *, tolerance: float | None = None, against: Sequence[str] = ()
-) -> Audit:
-    """Hold npdrt's loss and gradients against the oracles, per parameter array.
+) -> GradientAudit:
+    """Compare npdrt's loss and gradients with those of the oracles, for each parameter array.
 
     tolerance: see `Comparison`; None is that of TOLERANCES for problem.dtype. The oracles
-    compute in float64 on the same values, so that an error of a float32 pass is npdrt's. Two are
-    none of a formula: a relu whose argument rounds to the other side of 0, and derivatives below
-    float32's range of 1e-38, as under 50 layers of sigmoid. Nothing widens the tolerance: an array
-    whose derivative is zero in theory, but is rounded, differs.
+    compute in float64 on the same values, so that an error of a float32 pass is npdrt's. Two
+    such errors do not come from a formula: a relu whose argument rounds to the other side of 0, and
+    derivatives below float32's range of 1e-38, as under 50 layers of sigmoid. Nothing widens the
+    tolerance: an array whose derivative is zero in theory, but is rounded, differs.
     against: names in ORACLES, all of which are needed; () means those that are installed.
 
     Raises Unavailable where a named oracle, or every one, is not installed; Error for a model
@@ -138,7 +138,7 @@ def audit(
     answers = {name: ask(name, problem) for name in asked}
     found = tuple(compare(name, (loss, grads), theirs) for name, theirs in answers.items())
     zero = tuple(name for name, g in grads.items() if not np.any(g))
-    return Audit(loss, zero, limit, found, absent, _spread(list(answers.values())))
+    return GradientAudit(loss, zero, limit, found, absent, _spread(list(answers.values())))
 
 
 def _check(problem: Problem, tolerance: float, against: Sequence[str]) -> None:
@@ -148,7 +148,7 @@ def _check(problem: Problem, tolerance: float, against: Sequence[str]) -> None:
         known = ", ".join(model.__name__ for model in FORWARDS)
         raise Error(
             f"no oracle has the forward pass of {type(problem.model).__name__}; they have {known} "
-            "(npdrt.check_gradients holds any model against the complex step)"
+            "(npdrt.check_gradients compares any model with the complex step)"
         )
     for name in against:
         if name not in ORACLES:
@@ -156,18 +156,18 @@ def _check(problem: Problem, tolerance: float, against: Sequence[str]) -> None:
 
 
 def _absent(against: Sequence[str]) -> dict[str, str]:
-    """The oracles that cannot be asked with the reason; Unavailable where they are needed."""
+    """The oracles that cannot be asked, with the reason; raises Unavailable if they are needed."""
     absent = {name: why for name in against or ORACLES if (why := absence(name))}
     reasons = "; ".join(f"{name}: {why}" for name, why in absent.items())
     if absent and against:
         raise Unavailable(reasons)
     if len(absent) == len(ORACLES):
-        raise Unavailable(f"no oracle to hold gradients against. {reasons}")
+        raise Unavailable(f"no oracle to compare gradients with. {reasons}")
     return absent
 
 
 def compare(oracle: str, found: Answer, theirs: Answer) -> Comparison:
-    """npdrt's answer, `found`, beside that of the oracle of that name."""
+    """npdrt's answer, `found`, compared with that of the oracle of that name."""
     (loss, grads), (their_loss, reference) = found, theirs
     with quiet():
         errors = {name: relative(grads[name], value) for name, value in reference.items()}
@@ -227,7 +227,7 @@ def ask(oracle: str, problem: Problem) -> Answer:
 
 
 def absence(oracle: str) -> str:
-    """Why an oracle cannot be asked, and what to do; "" where it can."""
+    """Why an oracle cannot be asked, and what to do; "" if it can."""
     try:
         _library(oracle)
     except ModuleNotFoundError as error:
@@ -239,7 +239,7 @@ def absence(oracle: str) -> str:
 
 
 def version(oracle: str) -> str:
-    """The version of an oracle's library; "" where its installation does not tell."""
+    """The version of an oracle's library; "" if its installation does not tell."""
     try:
         return metadata.version(oracle)
     except metadata.PackageNotFoundError:
@@ -274,7 +274,7 @@ def _widened(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class Library:
-    """Operations of an oracle, beside those that arrays have everywhere: @, +, .mean(axes), ...
+    """Operations of an oracle, next to those that arrays have everywhere: @, +, .mean(axes), ...
 
     array: from NumPy's. phi: the nonlinearities by name. spectral: of (weight, u), the weight over
     its spectral norm, after one step of the power method from u. convolve: of (x, weight, stride,

@@ -1,7 +1,8 @@
 """The judge: how far answers are from the vectors, by level.
 
 C0: the bits of docs/updates.md. C1: at most k ulps from the exact answer, counted at the scale of
-the operands. C2: norms. C3: many steps, from the exact sequence.
+the operands. C2: norms. C3: many steps, from the exact sequence. Primitives and training steps
+have no level.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from npdrt.arrays import quiet
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.formats import Format, Values
+from npdrt.conform.encoding import DOUBLE, Json, array, read_array, shown, unhexed
+from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.conform.vectors import Vector
+from npdrt.errors import FileRefused
 
 # Accepted error at level C1 in ulps at the scale of the operands: the roundings of any order of
 # the operations, each at most one ulp there. Layerwise rules add those of two norms of n elements.
@@ -170,3 +174,101 @@ def distances(got: Any, exact: Any, scale: Any, number: Format, slack: Any = 0.0
         same = (got == exact) | (np.isnan(got) & np.isnan(exact))
         finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
         return np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)
+
+
+# --- norms, primitives and training steps --------------------------------------------------------
+
+Pairs = dict[str, tuple[Any, Json]]  # name -> the array that arrived, and the one expected
+
+
+def judge_arrays(kind: str, test: Json, answer: Any) -> tuple[float, str]:
+    """The largest error of an answer over the tolerance of the test, so that up to 1 it passes; and
+    the array and element that has it.
+
+    kind: a key of PAIRS. Raises `FileRefused` if the answer does not have the form asked for.
+    """
+    name = f"test {test['tcId']}"
+    try:
+        pairs, tolerance = PAIRS[kind](test, answer), test["tolerance"]
+        limit = unhexed(tolerance) if isinstance(tolerance, str) else tolerance
+        errors = [difference(*pair, f"{name}, {part}") for part, pair in pairs.items()]
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
+            RecursionError) as error:  # fmt: skip
+        raise FileRefused(f"{name}: {type(error).__name__}: {error}") from error
+    error, where = max(errors, key=lambda found: found[0])
+    return error / limit if error and limit else error and math.inf, where
+
+
+def _norm(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"norm": 16 hex digits}."""
+    if "norm" not in answer:
+        raise FileRefused(f"test {test['tcId']}: expected a norm; got {sorted(answer)}")
+    got, expected = (array(unhexed(text), DOUBLE) for text in (answer["norm"], test["norm"]))
+    return {"norm": (got, expected)}
+
+
+def _primitive(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"value": array, "vjp": [array or None, ...]}."""
+    expected = test["expected"]
+    match answer:
+        case {"value": value, "vjp": list(vjp)} if len(vjp) == len(test["arguments"]):
+            pairs = {"value": (value, expected["value"])}
+        case _:
+            raise FileRefused(
+                f"test {test['tcId']}: expected a value and {len(test['arguments'])} vjps; "
+                f"got {shown(answer)}"
+            )
+    for k, (got, wanted) in enumerate(zip(vjp, expected["vjp"], strict=True)):
+        if wanted is not None:
+            pairs[f"vjp {k}"] = (got, wanted)
+    return pairs
+
+
+def _training_step(test: Json, answer: Any) -> Pairs:
+    """Of an answer {"loss": array, "grads": {name: array}, "params": {name: array}}, with "buffers"
+    where the test has some."""
+    expected = test["expected"]
+    match answer:
+        case {"loss": loss, "grads": dict(), "params": dict()}:
+            pairs = {"loss": (loss, expected["loss"])}
+        case _:
+            raise FileRefused(
+                f"test {test['tcId']}: expected a loss, grads and params; got {shown(answer)}"
+            )
+    for part in (name for name in expected if name != "loss"):
+        wanted, found = expected[part], answer.get(part)
+        if not isinstance(found, dict):
+            raise FileRefused(f"test {test['tcId']}: expected {part}; got {shown(found)}")
+        if found.keys() != wanted.keys():
+            names = ", ".join(map(str, found))
+            raise FileRefused(
+                f"test {test['tcId']}: expected {part} of {', '.join(wanted)}; got {names}"
+            )
+        pairs.update({f"{part} {name}": (found[name], wanted[name]) for name in wanted})
+    return pairs
+
+
+PAIRS = {"Norm": _norm, "Primitive": _primitive, "TrainingStep": _training_step}
+
+
+def difference(got: Any, wanted: Json, where: str) -> tuple[float, str]:
+    """max|got - wanted| / max(max|wanted|, smallest normal) over the finite elements, and where it
+    is; inf where shape, dtype or an element that is not finite differ.
+
+    NaN matches NaN; an inf matches one of its sign; the sign of a zero is not looked at.
+    """
+    ours, theirs = read_array(got, where), read_array(wanted, where)
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return math.inf, f"{where}: {ours.dtype}{ours.shape} for {theirs.dtype}{theirs.shape}"
+    if not theirs.size:
+        return 0.0, where
+    ours, theirs = ours.astype(np.float64).reshape(-1), theirs.astype(np.float64).reshape(-1)
+    finite = np.isfinite(theirs)
+    size = np.max(np.abs(theirs), where=finite, initial=FORMATS[wanted["dtype"]].smallest_normal)
+    with quiet():
+        error = np.abs(ours - theirs) / size
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    error = np.where(same, 0.0, np.where(finite & np.isfinite(ours), error, math.inf))
+    worst = int(np.argmax(error))
+    index = [int(i) for i in np.unravel_index(worst, wanted["shape"])]
+    return float(error[worst]), f"{where}{index}: {ours[worst]!r} for {theirs[worst]!r}"

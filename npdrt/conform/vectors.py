@@ -15,18 +15,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from npdrt import schema
 from npdrt.conform import canonical, cases, generated
-from npdrt.conform.case import LAYOUTS, Answer, Case, Failure, Neighbour, Outcome, Slots, Step
-from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.conform.case import LAYOUTS, Answer, Case, Failure, Neighbour, Outcome, Step
+from npdrt.conform.encoding import (
+    from_bits,
+    hexed,
+    settings_from,
+    slots_from,
+    slots_json,
+    unhexed,
+)
+from npdrt.conform.formats import FORMATS, Values
 from npdrt.errors import Error, FileRefused
 from npdrt.regular import contents
 
 VERSION = 1  # of the format
 FOLDER = Path(str(files("npdrt.conform"))) / "vectors"
-DOUBLE = FORMATS["float64"]
 LIMIT = 64 << 20  # bytes of a response
 
 
@@ -56,75 +61,7 @@ class Vector:
     ulps: float
 
 
-# --- numbers ------------------------------------------------------------------------------------
-
-
-def hexed(value: float) -> str:
-    """A float64 as 16 hex digits."""
-    return DOUBLE.bits(value)
-
-
-def unhexed(text: Any) -> float:
-    """The float64 of 16 hex digits."""
-    if not isinstance(text, str) or len(text) != 16:
-        raise FileRefused(f"expected a float64 as 16 hex digits; got {text!r}")
-    return float(DOUBLE.values(text)[0])
-
-
-def array(text: Any, shape: Sequence[int], number: Format) -> Values:
-    """The array of a text of bit patterns, in C order."""
-    if not isinstance(text, str):
-        raise FileRefused(f"expected a text of hex digits; got {text!r}")
-    values, n = number.values(text), int(np.prod(shape, dtype=int))
-    if values.size != n:
-        raise FileRefused(f"expected {n} {number.name} numbers; got {values.size}")
-    return values.reshape(tuple(shape))
-
-
-def settings_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with numbers as bit patterns."""
-
-    def one(value: Any) -> Any:
-        if value is None or isinstance(value, bool):
-            return value
-        return [hexed(x) for x in value] if isinstance(value, tuple) else hexed(value)
-
-    return {name: one(value) for name, value in settings.items()}
-
-
-def settings_from(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of such a text."""
-
-    def one(value: Any) -> Any:
-        if value is None or isinstance(value, bool):
-            return value
-        return tuple(unhexed(x) for x in value) if isinstance(value, list) else unhexed(value)
-
-    return {name: one(value) for name, value in found.items()}
-
-
 # --- tests ----------------------------------------------------------------------------------------
-
-
-def slots_json(slots: Slots, number: Format) -> dict[str, Any]:
-    """A state: arrays in the format, 0-d numbers as float64, the step as an integer."""
-    return {
-        name: int(value) if name == "step"
-        else hexed(value) if np.ndim(value) == 0 and isinstance(value, float)
-        else number.bits(value)
-        for name, value in slots.items()
-    }  # fmt: skip
-
-
-def slots_from(found: Mapping[str, Any], shape: Sequence[int], number: Format) -> Slots:
-    """The state of such a text."""
-    scalars = ("max_norm", "beta1_power", "beta2_power")
-    return {
-        name: value if name == "step"
-        else unhexed(value) if name in scalars
-        else array(value, shape, number)
-        for name, value in found.items()
-    }  # fmt: skip
 
 
 def prompt_json(case: Case, *, drawn: bool = False) -> dict[str, Any]:
@@ -187,17 +124,17 @@ def case_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Case:
         group["rule"],
         number.name,
         settings_from(group["settings"]),
-        array(found["w"], shape, number),
+        from_bits(found["w"], shape, number),
         tuple(
-            Step(array(s["g"], shape, number), unhexed(s["lr"])) for s in found["steps"]
+            Step(from_bits(s["g"], shape, number), unhexed(s["lr"])) for s in found["steps"]
         ),
         None if state is None else slots_from(state, shape, number),
         found["kind"],
         found["result"],
         found.get("layout", LAYOUTS[0]),
         beside and Neighbour(
-            array(beside["w"], shape, number),
-            tuple(array(g, shape, number) for g in beside["g"]),
+            from_bits(beside["w"], shape, number),
+            tuple(from_bits(g, shape, number) for g in beside["g"]),
         ),
     )  # fmt: skip
 
@@ -220,9 +157,9 @@ def vector_from(group: Mapping[str, Any], found: Mapping[str, Any]) -> Vector:
     for step, e in zip(found["steps"], found["expected"], strict=False):
         norms = tuple(unhexed(x) for x in step["norms"]) if "norms" in step else None
         canonical = Answer(
-            array(e["canonical"], shape, number), slots_from(e["slots"], shape, number)
+            from_bits(e["canonical"], shape, number), slots_from(e["slots"], shape, number)
         )
-        exact, scale = (array(e[name], shape, number) for name in ("exact", "scale"))
+        exact, scale = (from_bits(e[name], shape, number) for name in ("exact", "scale"))
         expected.append(Expected(exact, scale, canonical, norms))  # type: ignore[arg-type]
     return Vector(case_from(group, found), tuple(expected), found["ulps"])
 
@@ -361,5 +298,5 @@ def outcome(case: Case, answer: Any) -> Outcome:
 def _answer(case: Case, step: Any) -> Answer:
     shape, number = case.w.shape, case.number
     names = ("momentum", "exp_avg", "exp_avg_sq")
-    slots = {k: array(v, shape, number) for k, v in step.get("slots", {}).items() if k in names}
-    return Answer(array(step["w"], shape, number), slots)
+    slots = {k: from_bits(v, shape, number) for k, v in step.get("slots", {}).items() if k in names}
+    return Answer(from_bits(step["w"], shape, number), slots)

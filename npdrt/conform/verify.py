@@ -1,8 +1,8 @@
 """Judging a response: the answers that an implementation wrote to the exported prompts.
 
-A group of tests (one rule, format and settings; one operation; ...) that a response does not touch
-is not attempted, and nobody's fault. Of a group that it touches it owes an answer to every valid
-test, and so of every group that the caller names by rule or format.
+Tests come in groups (one rule, format and settings; one operation; ...). A response need not touch
+a group. If it does, it must answer every valid test of the group, and so of every group that you
+name by rule or format.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npdrt.conform import norms, primitives, steps, vectors
+from npdrt.conform import vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.dialects import RULES
+from npdrt.conform.encoding import Json
+from npdrt.conform.judge import judge_arrays
 from npdrt.errors import Error, FileRefused
 
-Json = dict[str, Any]
-JUDGES = {"Norm": norms.judge, "Primitive": primitives.judge, "TrainingStep": steps.judge}
 LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training steps"}
 
 
@@ -28,8 +28,8 @@ LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training ste
 class Checked:
     """An answer to a test of a norm, a primitive or a training step.
 
-    kind: a key of JUDGES. group: its format, operation or name. ratio: its error over the
-    tolerance. where: of which array and element. error: what it said where it refused.
+    kind: a key of LEVELS. group: its format, operation or name. ratio: its error over the
+    tolerance. where: the array and the element with that error. error: its reason if it refused.
     """
 
     id: int
@@ -46,7 +46,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Missing:
-    """A valid test of a touched group to which there is no answer."""
+    """A valid test of a touched group that has no answer."""
 
     id: int
     comment: str
@@ -57,9 +57,9 @@ class Missing:
 class Verification:
     """Everything found about a response.
 
-    audits: one a rule, over the groups that were touched. checked: norms, primitives, training
-    steps. not_attempted: group -> tests, of groups that were not touched. ignored: answers to
-    tests outside the rule and formats that were asked about.
+    audits: one for each rule, over the groups that were touched. checked: norms, primitives,
+    training steps. not_attempted: group -> tests, of groups that were not touched. ignored: the
+    number of answers to tests outside the rule and formats that you asked about.
     """
 
     name: str
@@ -79,11 +79,11 @@ class Verification:
 def verify(path: Path, rule: str | None = None, formats: Sequence[str] = ()) -> Verification:
     """The verdict on a response file.
 
-    rule, formats: the updates of this rule, and what there is in these formats, must be answered
-    in full; other answers are ignored.
+    rule, formats: the response must answer all updates of this rule, and all tests in these
+    formats; other answers are ignored.
 
-    Raises `FileRefused` where the file or an answer is malformed or answers a test that does not
-    exist, `Error` where it answers nothing that was asked about.
+    Raises `FileRefused` if the file or an answer is malformed or answers a test that does not
+    exist, `Error` if it answers no test that you asked about.
     """
     name, answers = vectors.read_response(path)
     groups = list(all_groups())
@@ -112,7 +112,7 @@ def verify(path: Path, rule: str | None = None, formats: Sequence[str] = ()) -> 
 
 
 def all_groups() -> Iterator[Json]:
-    """Every group of every file; those with tests of several formats as one a format."""
+    """Every group of every file; a group with tests of several formats becomes one for each."""
     for name in vectors.sums():
         for group in vectors.read(vectors.FOLDER / name)["testGroups"]:
             if "format" in group:
@@ -130,7 +130,7 @@ def format_of(test: Json) -> str:
 
 
 def wanted(group: Json, rule: str | None, formats: Sequence[str]) -> bool:
-    """Whether a group is of the rule and of one of the formats, where these are given. One whose
+    """Whether a group is of the rule and of one of the formats, if these are given. A group whose
     tests are of several formats is of any."""
     if rule and group.get("rule") != rule:
         return False
@@ -138,7 +138,7 @@ def wanted(group: Json, rule: str | None, formats: Sequence[str]) -> bool:
 
 
 def label(group: Json) -> str:
-    """What a group is about, for a reader: "fromage float32", "primitive exp float64"."""
+    """The subject of a group, for a reader: "fromage float32", "primitive exp float64"."""
     match group["type"]:
         case "OptimizerStep":
             return f"{group['rule']} {group['format']}"
@@ -170,27 +170,18 @@ def audits(name: str, groups: Sequence[Json], answers: Mapping[int, Any]) -> Ite
 def checked(groups: Sequence[Json], answers: Mapping[int, Any]) -> Iterator[Checked]:
     """The judged answers to norms, primitives and training steps."""
     for group in groups:
-        if group["type"] in JUDGES:
+        if group["type"] in LEVELS:
             for test in group["tests"]:
                 if test["tcId"] in answers:
                     yield check(group, test, answers[test["tcId"]])
 
 
 def check(group: Json, test: Json, answer: Any) -> Checked:
-    """One of them. Raises `FileRefused` where the answer is not of the form asked for."""
+    """One of them. Raises `FileRefused` if the answer does not have the form asked for."""
     refused = str(answer["error"] or "refused")[:500] if "error" in answer else ""
-    verdict = (False, math.inf, "") if refused else judged(group, test, answer)
+    ratio, where = (math.inf, "") if refused else judge_arrays(group["type"], test, answer)
     about = test["tcId"], test["comment"], tuple(test["flags"]), group["type"], label(group)
-    return Checked(*about, *verdict, test["result"] == "valid", refused)
-
-
-def judged(group: Json, test: Json, answer: Any) -> tuple[bool, float, str]:
-    """The verdict of the judge of the group's type."""
-    try:
-        return JUDGES[group["type"]](group, test, answer)
-    except (ValueError, TypeError, OverflowError, LookupError, AttributeError,
-            RecursionError) as error:  # fmt: skip
-        raise FileRefused(f"test {test['tcId']}: {type(error).__name__}: {error}") from error
+    return Checked(*about, ratio <= 1, ratio, where, test["result"] == "valid", refused)
 
 
 def missing(groups: Sequence[Json], answers: Mapping[int, Any]) -> Iterator[Missing]:

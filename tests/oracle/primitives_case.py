@@ -1,4 +1,5 @@
-"""A row of the table of primitives: a call whose float arguments are still to be drawn."""
+"""The rows of the tables of primitives: references, and calls whose float arguments are not yet
+drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ HOW = ("form",)  # settings that choose an algorithm
 
 @dataclass(frozen=True)
 class Draw:
-    """A float argument still to be drawn: make(stream, format) gives its values, which are then
+    """A float argument that is not yet drawn: make(stream, format) gives its values, which are then
     rounded to the format."""
 
     make: Callable[[Random, Format], Any]
@@ -94,19 +95,38 @@ def cotangent_for(shape: tuple[int, ...]) -> Any:
     return ((7 * n * n + 5 * n + 3) % 23 - 11.5) / 8.0
 
 
+# --- a primitive -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The definition of a primitive, and how far an answer may be from it.
+
+    units: the tolerance in eps: npdrt's largest error over the table, in float32 or float64 (NumPy
+    2.4, x86-64), times about 4, since the last bits of exp or tanh and the order of a sum are not
+    the same everywhere. 0: values are only moved, and the cotangents' sums are exact. The condition
+    of the sums in a vjp multiplies it.
+    value: the value, of object arrays of Duals.
+    """
+
+    units: float
+    value: Callable[..., Any]
+
+
 # --- a case ----------------------------------------------------------------------------------
 
 LENIENT = {"KINK", "TIE", "SUBNORMAL", "CONVENTION"}  # flags that make a test "acceptable"
 
 
 @dataclass(frozen=True)
-class Case:
+class PrimitiveCase:
     """A row of the table: one call, in every format.
 
     comment: unique among the cases of an operation. arguments: `Draw`s, integer and boolean
-    arrays, and numbers. constant: positions that are not differentiated besides those that are no
-    floats. value, vjp: what the table states, in place of the reference: nested lists; the
-    cotangent is then 1. units: the tolerance in eps, in place of the operation's.
+    arrays, and numbers. constant: positions that are not differentiated, next to those that are not
+    floats. value, vjp: nested lists that replace the values of the reference; the cotangent is
+    then 1. units: the tolerance in eps, in place of the operation's. version: of the
+    files that had it first.
     """
 
     operation: str
@@ -118,27 +138,32 @@ class Case:
     value: Any = None
     vjp: tuple[Any, ...] | None = None
     units: float | None = None
+    version: int = 1
 
-    def flag(self, *flags: str) -> Case:
+    def flag(self, *flags: str) -> PrimitiveCase:
         """This case with flags."""
         return replace(self, flags=(*self.flags, *flags))
 
-    def fix(self, *positions: int) -> Case:
+    def fix(self, *positions: int) -> PrimitiveCase:
         """This case with arguments that are not differentiated."""
         return replace(self, constant=positions)
 
-    def gives(self, value: Any, *vjp: Any) -> Case:
-        """This case with a stated value and, an argument each (None: not differentiated), the
+    def gives(self, value: Any, *vjp: Any) -> PrimitiveCase:
+        """This case with a stated value and, for each argument (None: not differentiated), the
         stated vjp of the cotangent 1."""
         return replace(self, value=value, vjp=vjp)
 
-    def within(self, units: float) -> Case:
+    def within(self, units: float) -> PrimitiveCase:
         """This case with a tolerance of its own, in eps."""
         return replace(self, units=units)
 
+    def since(self, version: int) -> PrimitiveCase:
+        """This case, new in a version of the files: it is numbered after those of older ones."""
+        return replace(self, version=version)
+
     def full_settings(self) -> dict[str, Any]:
-        """Every setting of the operation, the default ones too, but for those that say how it is
-        computed: they change no value."""
+        """Every setting of the operation, also those at their default, except those that choose an
+        algorithm: they change no value."""
         parameters = inspect.signature(PRIMITIVES[self.operation]).parameters.values()
         return {
             p.name: self.settings.get(p.name, p.default)
@@ -163,6 +188,6 @@ class Case:
         ]
 
 
-def case(operation: str, comment: str, *arguments: Any, **settings: Any) -> Case:
+def case(operation: str, comment: str, *arguments: Any, **settings: Any) -> PrimitiveCase:
     """A row of the table."""
-    return Case(operation, comment, arguments, settings)
+    return PrimitiveCase(operation, comment, arguments, settings)

@@ -8,31 +8,18 @@ its derivative follows from the sum, product and chain rule, with no step size a
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt.conform.formats import Format, Values
-from npdrt.errors import Unavailable
 
 DIGITS = 400  # decimal digits: what cancels exactly is 0 in every format, float64 too
 
 Slopes = Mapping[Any, Any]  # the partial derivatives, by variable
-
-
-@cache
-def mpmath() -> Any:
-    """The library of the references, an extra. Raises `Unavailable` where it is missing."""
-    try:
-        return importlib.import_module("mpmath")
-    except ImportError as error:
-        raise Unavailable(
-            "making vectors needs mpmath: python -m pip install 'npdrt[vectors]'"
-        ) from error
 
 
 class Dual:
@@ -41,7 +28,7 @@ class Dual:
     __slots__ = ("slopes", "value")
 
     def __init__(self, value: Any, slopes: Slopes | None = None):
-        self.value, self.slopes = mpmath().mpf(value), slopes or {}
+        self.value, self.slopes = mpmath.mpf(value), slopes or {}
 
     def chain(self, value: Any, slope: Any) -> Dual:
         """A function of this number: its value, and its derivative here."""
@@ -90,10 +77,16 @@ def constants(values: Any) -> Any:
     return fill(values.shape, [Dual(v) for v in values.reshape(-1).tolist()])
 
 
+def reals(values: Any, context: Any = mpmath.mp) -> Any:
+    """A number of mpmath, or an object array of them, in a context of mpmath."""
+    flat = [context.mpf(v) for v in np.asarray(values).reshape(-1).tolist()]
+    return fill(np.shape(values), flat)[()]
+
+
 def variables(values: Any, name: Any) -> Any:
     """An object array of variables; element i, in C order, has the key (name, i)."""
     values = np.asarray(values)
-    one = mpmath().mpf(1)
+    one = mpmath.mpf(1)
     flat = [Dual(v, {(name, i): one}) for i, v in enumerate(values.reshape(-1).tolist())]
     return fill(values.shape, flat)
 
@@ -119,14 +112,29 @@ def elementwise(value: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Cal
 
 def exp(x: Dual) -> Dual:
     """e**x."""
-    y = mpmath().exp(x.value)
+    y = mpmath.exp(x.value)
     return x.chain(y, y)
 
 
 def sqrt(x: Dual) -> Dual:
     """The root of a positive number."""
-    y = mpmath().sqrt(x.value)
+    y = mpmath.sqrt(x.value)
     return x.chain(y, 1 / (2 * y))
+
+
+def log(x: Dual) -> Dual:
+    """The natural logarithm; its slope at 0 is infinite."""
+    return x.chain(mpmath.log(x.value), math.inf if x.value == 0 else 1 / x.value)
+
+
+def total(row: list[Dual]) -> Dual:
+    """The sum of the elements."""
+    return sum(row, Dual(0))
+
+
+def mean(row: list[Dual]) -> Dual:
+    """The mean of the elements."""
+    return total(row) / len(row)
 
 
 def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -135,32 +143,35 @@ def pull_back(output: Any, cotangent: Any, name: Any, shape: tuple[int, ...]) ->
 
     output: object array. cotangent: numbers, of its shape. shape: of the array called `name`.
     """
-    zero = mpmath().mpf(0)
-    total, absolute = ([zero] * math.prod(shape) for _ in range(2))
+    zero = mpmath.mpf(0)
+    sums, absolute = ([zero] * math.prod(shape) for _ in range(2))
     pairs = zip(output.reshape(-1), np.asarray(cotangent).reshape(-1).tolist(), strict=True)
     for y, g in pairs:
         for (owner, i), slope in dual(y).slopes.items():
             if owner == name:
-                total[i] += g * slope
+                sums[i] += g * slope
                 absolute[i] += abs(g * slope)
-    largest = max(map(abs, total), default=zero)
-    return fill(shape, total), max(absolute) / largest if largest else mpmath().mpf(1)
+    largest = max(map(abs, sums), default=zero)
+    return fill(shape, sums), max(absolute) / largest if largest else mpmath.mpf(1)
 
 
 def rounded(numbers: Any, number: Format) -> Values:
-    """Duals, mpf or plain numbers rounded once, to nearest even, to a format."""
+    """Duals, mpf of any precision, or plain numbers, rounded once, to nearest even, to a format."""
     numbers = np.asarray(numbers, dtype=object)
-    flat = [_round(dual(v).value, number) for v in numbers.reshape(-1)]
+    flat = [_round(x, number) for x in numbers.reshape(-1)]
     return np.asarray(flat, dtype=np.float64).reshape(numbers.shape)
 
 
 def _round(x: Any, number: Format) -> float:
-    m = mpmath()
-    if not m.isfinite(x):
-        return float(x)
-    exponent = max(m.mag(x) - 1, 1 - number.emax) if x else 0  # 2**(mag - 1) <= |x|
+    x = x.value if isinstance(x, Dual) else x
+    m = getattr(x, "context", mpmath)  # where a number has one, its precision is enough
+    if m.isnan(x):
+        return math.copysign(math.nan, -1)  # the bits that inf / inf has on x86, everywhere
+    if not x or not m.isfinite(x):
+        return float(x) + 0.0  # without a negative zero
+    exponent = max(m.mag(x) - 1, 1 - number.emax)  # 2**(mag - 1) <= |x|
     unit = exponent - (number.precision - 1)
     digits = int(m.nint(m.ldexp(x, -unit)))  # at most 2**precision, a tie to even
     if exponent > number.emax or m.ldexp(abs(digits), unit) > number.largest:
-        return math.inf if x > 0 else -math.inf
+        return math.copysign(math.inf, digits)
     return math.ldexp(digits, unit)

@@ -1,7 +1,4 @@
-"""The table's part for the operations of layers: normalisation, dropout, attention, images.
-
-As in `npdrt.conform.primitives`, which takes CASES, UNITS and REFERENCES from here.
-"""
+"""Primitives of layers, from normalisation to pooling: cases, references and tolerances."""
 
 from __future__ import annotations
 
@@ -12,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.conform.dual import Dual, constants, dual, each, exp, fill, sqrt
-from npdrt.conform.primitives_case import (
+from .dual import Dual, constants, dual, each, exp, fill, mean, sqrt, total
+from .primitives_case import (
     INF,
     NAN,
-    Case,
     Draw,
+    PrimitiveCase,
+    Reference,
     apart,
     case,
     fixed,
@@ -26,7 +24,7 @@ from npdrt.conform.primitives_case import (
     positive,
 )
 
-# --- the table -------------------------------------------------------------------------------
+# --- cases -------------------------------------------------------------------------------
 
 LARGE_MEAN = fixed([[4096.5, 4097.25, 4098.75, 4095.5], [-8191, -8192.5, -8190.5, -8194]])
 
@@ -241,7 +239,7 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
-def poolings() -> Iterator[Case]:
+def poolings() -> Iterator[PrimitiveCase]:
     """Windows of every kind, for the mean and the maximum."""
     makes: dict[str, Callable[..., Draw]] = {"average_pool": normal, "max_pool": apart}
     for name, make in makes.items():
@@ -289,26 +287,16 @@ POOLING = [
     .gives([[NAN, 2.5]], [[[[0.5, 0.5]], [[0.5, 0.5]]]]),
 ]  # fmt: skip
 
-CASES: tuple[Case, ...] = (*NORMALISATION, *DROPOUT, *ATTENTION, *CONVOLUTIONS, *POOLING)
-
-UNITS: dict[str, float] = {
-    "attention": 32, "average_pool": 4, "batch_norm": 4, "batch_norm_inference": 4, "conv2d": 4,
-    "dropout": 4, "entry_norm": 8, "global_average_pool": 4, "layer_norm": 16, "max_pool": 0,
-    "weight_norm": 12,
-}  # fmt: skip
+CASES = (*NORMALISATION, *DROPOUT, *ATTENTION, *CONVOLUTIONS, *POOLING)
 
 # --- references ------------------------------------------------------------------------------
 
 
-def _sum(row: list[Dual]) -> Dual:
-    return sum(row, Dual(0))
-
-
 def _standardised(row: list[Dual], eps: float) -> list[Dual]:
     """(x - mean) / sqrt(variance + eps)."""
-    mean = _sum(row) / len(row)
-    centred = [x - mean for x in row]
-    size = sqrt(_sum([c * c for c in centred]) / len(row) + eps)
+    centre = mean(row)
+    centred = [x - centre for x in row]
+    size = sqrt(total([c * c for c in centred]) / len(row) + eps)
     return [c / size for c in centred]
 
 
@@ -369,7 +357,7 @@ def weight_norm(w: Any, gain: Any = None, *, eps: float = 0.0) -> Any:
     """gain w / sqrt(eps + |w|^2), of each row."""
 
     def unit(row: list[Dual]) -> list[Dual]:
-        size = sqrt(_sum([x * x for x in row]) + eps)
+        size = sqrt(total([x * x for x in row]) + eps)
         return [x / size for x in row]
 
     return _scaled(_along(w, list(range(1, w.ndim)), unit), [0], gain, None)
@@ -410,13 +398,13 @@ def attention(
             if added[(*h, i, j)].value != -INF and (j <= i or not causal)
         ]  # fmt: skip
         weights = {
-            j: exp(_sum(list(q[(*h, i)] * k[(*h, j)])) * factor + added[(*h, i, j)]) for j in open_
+            j: exp(total(list(q[(*h, i)] * k[(*h, j)])) * factor + added[(*h, i, j)]) for j in open_
         }
-        total = _sum(list(weights.values()))
+        whole = total(list(weights.values()))
         seen = [j for j in open_ if kept[(*h, i, j)]]
         for e in range(v.shape[-1]):
-            mixed = [weights[j] / total * v[(*h, j, e)] for j in seen]
-            out[(*h, i, e)] = _sum(mixed) / (1 - Dual(rate))
+            mixed = [weights[j] / whole * v[(*h, j, e)] for j in seen]
+            out[(*h, i, e)] = total(mixed) / (1 - Dual(rate))
     return out
 
 
@@ -463,7 +451,7 @@ def conv2d(
             for c in range(inner)
             for tap, pixel in seen
         ]
-        return _sum(products) + (0 if bias is None else bias[o])
+        return total(products) + (0 if bias is None else bias[o])
 
     return _of_windows(out, x, _windows(x.shape[2:], tuple(kernel), stride, padding), value)
 
@@ -472,11 +460,11 @@ def _average_pool(x: Any, *, size: Any, stride: Any, padding: Any) -> Any:
     """Zeros beyond the image count."""
     count = math.prod(_pair(size))
 
-    def mean(c: int, n: int, seen: Any) -> Dual:
-        return _sum([x[c, n, *pixel] for _, pixel in seen]) / count
+    def averaged(c: int, n: int, seen: Any) -> Dual:
+        return total([x[c, n, *pixel] for _, pixel in seen]) / count
 
     windows = _windows(x.shape[2:], size, size if stride is None else stride, padding)
-    return _of_windows(x.shape[0], x, windows, mean)
+    return _of_windows(x.shape[0], x, windows, averaged)
 
 
 def _max_pool(x: Any, *, size: Any, stride: Any, padding: Any) -> Any:
@@ -489,16 +477,18 @@ def _max_pool(x: Any, *, size: Any, stride: Any, padding: Any) -> Any:
     return _of_windows(x.shape[0], x, windows, largest)
 
 
-REFERENCES: dict[str, Callable[..., Any]] = {
-    "attention": attention,
-    "average_pool": _average_pool,
-    "batch_norm": batch_norm,
-    "batch_norm_inference": _batch_norm_inference,
-    "conv2d": conv2d,
-    "dropout": _dropout,
-    "entry_norm": entry_norm,
-    "global_average_pool": lambda x: np.sum(x, axis=(2, 3)) / (x.shape[2] * x.shape[3]),
-    "layer_norm": layer_norm,
-    "max_pool": _max_pool,
-    "weight_norm": weight_norm,
-}  # the value of every primitive of layers, over object arrays of Duals
+REFERENCES = {
+    "attention": Reference(32, attention),
+    "average_pool": Reference(4, _average_pool),
+    "batch_norm": Reference(4, batch_norm),
+    "batch_norm_inference": Reference(4, _batch_norm_inference),
+    "conv2d": Reference(4, conv2d),
+    "dropout": Reference(4, _dropout),
+    "entry_norm": Reference(8, entry_norm),
+    "global_average_pool": Reference(
+        4, lambda x: np.sum(x, axis=(2, 3)) / (x.shape[2] * x.shape[3])
+    ),
+    "layer_norm": Reference(16, layer_norm),
+    "max_pool": Reference(0, _max_pool),
+    "weight_norm": Reference(12, weight_norm),
+}

@@ -2,9 +2,10 @@
 
 The loss is the mean softmax cross-entropy of the logits, in nats. The reference runs the forward
 pass, its derivative and the first update of the rule from a fresh state in 400 digits
-(`npdrt.conform.dual`), with the exact gradient, and rounds each array once.
+(`oracle.dual`), with the exact gradient, and rounds each array once.
 
-`ROWS` is the table, a line a test; `KINDS` has every kind of model with its reference; the rules
+`ROWS` is the table, one line for each test; `KINDS` has every kind of model with its reference in
+`networks`; the rules
 are those of `npdrt.conform.dialects`.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt import ops
@@ -24,41 +26,34 @@ from npdrt.autodiff import value_and_grad
 from npdrt.conform.case import Case, Step
 from npdrt.conform.dialects import RULES as DIALECTS
 from npdrt.conform.dialects import run
-from npdrt.conform.dual import DIGITS, Dual, constants, fill, mpmath, pull_back, rounded, variables
-from npdrt.conform.formats import FORMATS, Format
-from npdrt.conform.primitives import (
-    DTYPES,
-    REFERENCES,
+from npdrt.conform.encoding import (
     Json,
     array,
-    linear,
+    hexed,
     read_array,
-    shown,
-    worst,
+    settings_from,
+    settings_json,
+    unhexed,
 )
-from npdrt.conform.primitives_case import SEED
-from npdrt.conform.primitives_layers import (
-    attention,
-    batch_norm,
-    conv2d,
-    entry_norm,
-    layer_norm,
-    weight_norm,
-)
-from npdrt.conform.vectors import hexed, settings_from, settings_json, unhexed
-from npdrt.errors import FileRefused
+from npdrt.conform.formats import FORMATS, Format
 from npdrt.models import MLP, ResNet18, SkipNet, Transformer
 from npdrt.models.resnet import Block
 from npdrt.optim import RULES
 from npdrt.random import Random
 
+from . import networks
+from .dual import DIGITS, constants, pull_back, reals, rounded, variables
+from .primitives import DTYPES, REFERENCES
+from .primitives_case import SEED
+
 TITLE = "One training step of small networks: loss, gradients, new parameters"
-NOTES = {
-    "ORDINARY": {"bugType": "BASIC", "description": "random parameters, a fresh optimizer state"},
-    "ZERO_PARAMETER": {"bugType": "EDGE_CASE", "description": "biases that start at 0"},
-    "ZERO_GRADIENT": {"bugType": "EDGE_CASE", "description": "a layer without any gradient"},
-    "LARGE_LOGITS": {"bugType": "EDGE_CASE", "description": "exp of a logit would overflow"},
-    "RUNNING": {"bugType": "MISSING_STEP", "description": "running statistics move, too"},
+# flag -> (kind of mistake it is after, what the test has)
+FLAGS = {
+    "ORDINARY": ("BASIC", "random parameters, a fresh optimizer state"),
+    "ZERO_PARAMETER": ("EDGE_CASE", "biases that start at 0"),
+    "ZERO_GRADIENT": ("EDGE_CASE", "a layer without any gradient"),
+    "LARGE_LOGITS": ("EDGE_CASE", "exp of a logit would overflow"),
+    "RUNNING": ("MISSING_STEP", "running statistics move, too"),
 }
 BATCH = 4
 
@@ -164,143 +159,7 @@ ROWS = (
 UNITS = {"ORDINARY": 16, "ZERO_PARAMETER": 12, "ZERO_GRADIENT": 4, "LARGE_LOGITS": 32,
          "RUNNING": 128}  # fmt: skip
 
-# --- references ------------------------------------------------------------------------------
-
-
-def _mlp(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: int, nonlinearity: str,
-         output_nonlinearity: bool, residual: bool, **sizes: Any) -> Any:  # fmt: skip
-    """h <- phi(W h + b), with h added in residual layers of equal sizes, the last excepted."""
-    settings = {"a": 0.01} if nonlinearity == "leaky_relu" else {}
-    for layer in range(depth):
-        name, last = f"layers/{layer:02d}", layer == depth - 1
-        out = linear(x, params[f"{name}/weight"], params.get(f"{name}/bias"))
-        if output_nonlinearity or not last:
-            out = REFERENCES[nonlinearity](out, **settings)
-        x = x + out if residual and not last and x.shape == out.shape else out
-    return x
-
-
-def _affine(params: dict[str, Any], name: str, x: Any) -> Any:
-    return linear(x, params[f"{name}/weight"], params[f"{name}/bias"])
-
-
-def _layer_norm(params: dict[str, Any], name: str, x: Any) -> Any:
-    return layer_norm(x, params[f"{name}/weight"], params[f"{name}/bias"])
-
-
-def _heads(parts: list[Any], heads: int) -> Any:
-    """Causal attention of queries, keys and values (N, L, E); a head has a part of the features."""
-    n, length, width = parts[0].shape
-    cut = (n, length, heads, width // heads)
-    q, k, v = (part.reshape(cut).transpose(0, 2, 1, 3) for part in parts)
-    y = attention(q, k, v, causal=True)
-    return y.transpose(0, 2, 1, 3).reshape(n, length, width)
-
-
-def _sinusoids(length: int, width: int) -> Any:
-    """sin and cos of t 10000^(-2i / width), side by side."""
-    m = mpmath()
-    angles = [t * m.mpf(10000) ** (m.mpf(-i) / width) for t in range(length)
-              for i in range(0, width, 2)]  # fmt: skip
-    return fill((length, width), [Dual(f(a)) for a in angles for f in (m.sin, m.cos)])
-
-
-def _transformer(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, width: int,
-                 layers: int, heads: int, pre_norm: bool, nonlinearity: str, tied: bool,
-                 **sizes: Any) -> Any:  # fmt: skip
-    """Branches of attention and mlp, each added; a norm after the sum, or before the branch."""
-
-    def attend(name: str, h: Any) -> Any:
-        parts = np.split(_affine(params, f"{name}/attention/in", h), 3, axis=-1)
-        return _affine(params, f"{name}/attention/out", _heads(parts, heads))
-
-    def mlp(name: str, h: Any) -> Any:
-        z = REFERENCES[nonlinearity](_affine(params, f"{name}/linear1", h))
-        return _affine(params, f"{name}/linear2", z)
-
-    h = params["embedding/weight"][x.T] * Dual(mpmath().sqrt(width))
-    h = h + _sinusoids(len(x), width)
-    for layer in range(layers):
-        name = f"layers/{layer:02d}"
-        for norm, branch in ((f"{name}/norm1", attend), (f"{name}/norm2", mlp)):
-            if pre_norm:
-                h = h + branch(name, _layer_norm(params, norm, h))
-            else:
-                h = _layer_norm(params, norm, h + branch(name, h))
-    h = _layer_norm(params, "norm", h) if pre_norm else h
-    weight = params["embedding/weight" if tied else "decoder/weight"]
-    return linear(h.transpose(1, 0, 2), weight, params["decoder/bias"])
-
-
-def _resnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, stages: Any,
-            pre_activation: bool, shortcut: str, **sizes: Any) -> Any:  # fmt: skip
-    """A 3x3 convolution, blocks of two of them beside a skip connection, means, linear."""
-    relu = REFERENCES["relu"]
-
-    def conv(name: str, h: Any, stride: int = 1) -> Any:
-        weight = params[f"{name}/weight"]
-        return conv2d(h, weight, stride=stride, padding=weight.shape[-1] // 2)
-
-    def norm(name: str, h: Any) -> Any:
-        _move(buffers, name, h)
-        return batch_norm(h, params[f"{name}/weight"], params[f"{name}/bias"], channel_axis=0)
-
-    def skip(name: str, h: Any, channels: int, stride: int) -> Any:
-        if stride == 1 and len(h) == channels:
-            return h
-        y = conv(f"{name}/shortcut", h, stride)
-        y = y if pre_activation else norm(f"{name}/shortcut/norm", y)
-        return y + _unit_map(h, channels, stride) if shortcut == "modified" else y
-
-    def block(name: str, h: Any, channels: int, stride: int) -> Any:
-        if pre_activation:
-            a = relu(norm(f"{name}/norm1", h))
-            skipped = h if stride == 1 and len(h) == channels else skip(name, a, channels, stride)
-            a = relu(norm(f"{name}/norm2", conv(f"{name}/conv1", a, stride)))
-            return conv(f"{name}/conv2", a) + skipped
-        skipped = skip(name, h, channels, stride)
-        h = relu(norm(f"{name}/norm1", conv(f"{name}/conv1", h, stride)))
-        return relu(norm(f"{name}/norm2", conv(f"{name}/conv2", h)) + skipped)
-
-    h = conv("stem", x.transpose(1, 0, 2, 3))
-    h = h if pre_activation else relu(norm("norm", h))
-    for stage, (channels, stride) in enumerate(stages):
-        h = block(f"stages/{stage:02d}/blocks/00", h, channels, stride)
-    return _affine(params, "linear", REFERENCES["global_average_pool"](h).T)
-
-
-def _move(buffers: dict[str, Any], name: str, h: Any) -> None:
-    """The running mean and unbiased variance, a tenth of the way to those of the batch."""
-    h, tenth = constants([[v.value for v in row.flat] for row in h]), Dual(0.1)
-    over: dict[str, Any] = {"axis": 1, "keepdims": False}
-    batch = {
-        "running_mean": REFERENCES["mean"](h, **over),
-        "running_var": REFERENCES["var"](h, **over, correction=1.0),
-    }
-    for buffer, found in batch.items():
-        buffers[f"{name}/{buffer}"] = buffers[f"{name}/{buffer}"] * (1 - tenth) + found * tenth
-
-
-def _unit_map(x: Any, channels: int, stride: int) -> Any:
-    """`stride` times the means of squares of pixels, between channels of zeros."""
-    pool, added = REFERENCES["average_pool"], channels - len(x)
-    y = pool(x, size=stride, stride=None, padding=0) * Dual(stride)
-    before = (added + 1) // 2
-    widths = ((before, added - before), (0, 0), (0, 0), (0, 0))
-    return REFERENCES["pad"](y, widths=widths, value=0.0)
-
-
-def _skipnet(params: dict[str, Any], buffers: dict[str, Any], x: Any, *, depth: int, hidden: int,
-             eps: float, delta: float, **sizes: Any) -> Any:  # fmt: skip
-    """en(W) x, then I z + kappa wn(U) tanh(wn(V) z + c), kappa = (1 - delta) / sqrt(rows of U h)"""
-    z = linear(x, entry_norm(params["layers/00/weight"], eps=eps))
-    for layer in range(1, depth):
-        name = f"layers/{layer:02d}"
-        outer, inner = (weight_norm(params[f"{name}/{n}"], eps=eps) for n in ("outer", "inner"))
-        kappa = Dual((1 - mpmath().mpf(delta)) / mpmath().sqrt(len(outer) * hidden))
-        y = REFERENCES["tanh"](linear(z, inner, params[f"{name}/bias"][:, 0]))
-        z = z[:, : len(outer)] + linear(y, outer) * kappa
-    return z
+# --- models ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -311,7 +170,7 @@ class SmallResNet(ResNet18):
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """One a stage."""
+        """One in each stage."""
         blocks, inputs = [], self.width
         for stage, (channels, stride) in enumerate(self.stages):
             blocks.append(self._block(f"stages/{stage:02d}/blocks/00", inputs, channels, stride))
@@ -348,20 +207,20 @@ def _vectors(stream: Random, model: dict[str, Any]) -> Any:
 # biases of its head, its last norm and its keys are 0 but for rounding, which no relative error
 # measures.
 KINDS = {
-    "mlp": Kind(MLP, _mlp, _vectors, lambda m: ((BATCH,), m["outputs"])),
+    "mlp": Kind(MLP, networks.mlp, _vectors, lambda m: ((BATCH,), m["outputs"])),
     "transformer": Kind(
         Transformer,
-        _transformer,
+        networks.transformer,
         lambda stream, m: _tokens(stream, (3, 2), m["vocabulary"]),
         lambda m: ((3, 2), m["vocabulary"]),
     ),
     "resnet": Kind(
         SmallResNet,
-        _resnet,
+        networks.resnet,
         lambda stream, m: stream.normal((3, *m["image_shape"])),
         lambda m: ((3,), m["outputs"]),
     ),
-    "skipnet": Kind(SkipNet, _skipnet, _vectors, lambda m: ((BATCH,), m["outputs"])),
+    "skipnet": Kind(SkipNet, networks.skipnet, _vectors, lambda m: ((BATCH,), m["outputs"])),
 }
 
 
@@ -369,10 +228,7 @@ KINDS = {
 
 
 def groups() -> list[Json]:
-    """The groups of the table, one a model with its optimizer; tcId counts from 1.
-
-    Raises `Unavailable` without mpmath.
-    """
+    """The groups of the table, one for each model with its optimizer; tcId counts from 1."""
     found: dict[str, Json] = {}
     ids = itertools.count(1)
     for row in ROWS:
@@ -406,8 +262,8 @@ def _test(row: Row, identity: int, number: Format) -> Json:
         "result": "valid",
         "params": _arrays(params, number),
         **({"buffers": _arrays(buffers, number)} if buffers else {}),
-        "x": _whole(x) if x.dtype == np.int64 else array(x, number),
-        "y": _whole(y),
+        "x": array(x, number),
+        "y": array(y, number),
         "expected": {
             "loss": array(rounded(loss, number), number),
             "grads": grads,
@@ -416,11 +272,6 @@ def _test(row: Row, identity: int, number: Format) -> Json:
         },
         "tolerance": UNITS[row.flag] * number.ulp(1.0).item(),
     }
-
-
-def _whole(a: Any) -> Json:
-    """The JSON form of an int64 array."""
-    return {"dtype": "int64", "shape": list(a.shape), "values": a.reshape(-1).tolist()}
 
 
 def _arrays(values: Params, number: Format) -> Json:
@@ -456,12 +307,12 @@ def _parameter(
 
 def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tuple[Any, ...]:
     """The loss, the gradients, the new parameters and the buffers after the step, exact."""
-    with mpmath().workdps(DIGITS):
+    with mpmath.workdps(DIGITS):
         leaves = {name: variables(w, name) for name, w in params.items()}
         moved = {name: constants(a) for name, a in buffers.items()}
         inputs = x if x.dtype == np.int64 else constants(x)
         logits = KINDS[row.kind].logits(leaves, moved, inputs, **row.model)
-        cross_entropy = REFERENCES["softmax_cross_entropy"]
+        cross_entropy = REFERENCES["softmax_cross_entropy"].value
         loss = np.asarray(cross_entropy(logits, y, label_smoothing=0.0), dtype=object)
         grads = {
             name: pull_back(loss, np.ones(()), name, np.shape(w))[0] for name, w in params.items()
@@ -472,16 +323,12 @@ def _expected(row: Row, params: Params, buffers: Params, x: Any, y: Any) -> tupl
 
 def _updated(row: Row, w: Any, g: Any) -> Any:
     """A parameter after the first step of the rule, exact; w: float64, g: numbers of mpmath."""
-
-    def real(x: Any) -> Any:
-        return np.vectorize(mpmath().mpf, otypes=[object])(x)[()]
-
     case = Case(0, "", (), row.rule, "float64", row.settings, w, (Step(g, row.lr),))
-    (after,) = run(DIALECTS[row.rule], {}, case, real)
+    (after,) = run(DIALECTS[row.rule], {}, case, reals)
     return after.w
 
 
-# --- answering and judging -------------------------------------------------------------------
+# --- answering -------------------------------------------------------------------------------
 
 
 def answer(group: Json, test: Json) -> Json:
@@ -515,33 +362,3 @@ def answer(group: Json, test: Json) -> Json:
         "params": _arrays(new, number),
         **({"buffers": _arrays(moved, number)} if buffers else {}),
     }
-
-
-def judge(group: Json, test: Json, response: Any) -> tuple[bool, float, str]:
-    """(passed, error, where) of a response of the form of `answer`.
-
-    error: the largest, as `npdrt.conform.primitives.difference` measures it, over the loss and
-    every array, over the tolerance; passed where it is at most 1. Raises `FileRefused` where the
-    response is not of the form.
-    """
-    wanted = test["expected"]
-    match response:
-        case {"loss": loss, "grads": dict(grads), "params": dict(params)}:
-            parts = {"loss": (loss, wanted["loss"])}
-        case _:
-            raise FileRefused(
-                f"test {test['tcId']}: expected a loss, grads and params; got {shown(response)}"
-            )
-    arrays = {"grads": grads, "params": params}
-    if "buffers" in wanted:
-        arrays["buffers"] = response.get("buffers")
-    for kind, found in arrays.items():
-        if not isinstance(found, dict):
-            raise FileRefused(f"test {test['tcId']}: expected {kind}; got {shown(found)}")
-        if found.keys() != wanted[kind].keys():
-            names = ", ".join(map(str, found))
-            raise FileRefused(
-                f"test {test['tcId']}: expected {kind} of {', '.join(wanted[kind])}; got {names}"
-            )
-        parts.update({f"{kind} {n}": (found[n], w) for n, w in wanted[kind].items()})
-    return worst(parts, test)

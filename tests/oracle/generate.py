@@ -1,13 +1,12 @@
-"""Makes the vector files: `python -m npdrt.conform.generate [FOLDER] [--check]`.
+"""Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`, from the root.
 
-The same version gives the same bytes on any machine. Needs mpmath (extra `vectors`).
+The same version gives the same bytes on any machine. Needs mpmath (extra `test`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,15 +15,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from npdrt import atomic
-from npdrt.conform import generated, norms, page, primitives, steps
+from npdrt.conform import generated, page
 from npdrt.conform.case import Answer, Case, Slots
-from npdrt.conform.cases import FLAGS, cases
+from npdrt.conform.cases import FLAGS
 from npdrt.conform.dialects import RULES, run
-from npdrt.conform.dual import mpmath
-from npdrt.conform.formats import Format, Values
+from npdrt.conform.encoding import settings_json
+from npdrt.conform.formats import Values
 from npdrt.conform.judge import accepted, ulps_away
 from npdrt.conform.vectors import (
     FOLDER,
@@ -32,10 +32,13 @@ from npdrt.conform.vectors import (
     Expected,
     Vector,
     sampled,
-    settings_json,
     vector_json,
 )
 from npdrt.errors import Diverged
+
+from . import norms, primitives, steps
+from .cases import cases
+from .dual import reals, rounded
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
 TAKES_NORMS = ("lars", "lars_lesion", "fromage")
@@ -51,52 +54,26 @@ def mp_context() -> Any:
     Before it leaves a product with an array to the array, mpmath tries to convert the array and
     prints it into the error. That takes longer than all the arithmetic, so arrays are told first.
     """
-    context = mpmath().mp.clone()
+    context = mpmath.mp.clone()
     context.prec = BITS
     convert = context.npconvert
 
     def npconvert(x: Any) -> Any:
         if hasattr(x, "__setitem__"):  # as arrays have, and NumPy's numbers have not
-            raise TypeError("an array is no number")
+            raise TypeError("an array is not a number")
         return convert(x)
 
     context.npconvert = npconvert
     return context
 
 
-def rounded(x: Any, number: Format) -> float:
-    """An mpmath number rounded once to a format, to nearest even."""
-    if not math.isfinite(float(x)) and not x.context.isfinite(x):
-        return float(x)
-    if x == 0:
-        return 0.0
-    exponent = max(x.context.frexp(x)[1] - 1, 1 - number.emax) - (number.precision - 1)
-    whole = int(x.context.nint(x.context.ldexp(x, -exponent)))
-    if abs(whole) * 2.0 ** min(exponent, 0) > number.largest and exponent <= 0:
-        return math.copysign(math.inf, whole)
-    value = x.context.ldexp(x.context.mpf(whole), exponent)
-    return math.copysign(math.inf, whole) if abs(value) > number.largest else float(value)
-
-
-def numbers(x: Any, context: Any) -> Any:
-    """A number of mpmath, or an object array of them."""
-    if np.ndim(x) == 0 and not hasattr(x, "dtype"):
-        return context.mpf(x)
-    found = np.empty(np.shape(x), dtype=object)
-    for index, value in np.ndenumerate(np.asarray(x)):
-        found[index] = context.mpf(float(value))
-    return found
-
-
 def exact(case: Case, context: Any) -> list[tuple[Values, Values]]:
     """The parameter after every step, and the scale, in real arithmetic, rounded once."""
 
     def down(x: Any) -> Values:
-        found = np.broadcast_to(np.asarray(x, dtype=object), case.w.shape)
-        values = [rounded(context.mpf(v), case.number) for v in found.reshape(-1)]
-        return np.array(values, dtype=np.float64).reshape(case.w.shape)
+        return rounded(np.broadcast_to(np.asarray(x, dtype=object), case.w.shape), case.number)
 
-    found = run(RULES[case.rule], {}, case, partial(numbers, context=context))
+    found = run(RULES[case.rule], {}, case, partial(reals, context=context))
     return [(down(e.w), down(e.scale)) for e in found]
 
 
@@ -108,9 +85,9 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     place, part = {i: k for k, i in enumerate(kept)}, list(kept)
     steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
     few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
-    found = run(RULES[case.rule], {}, few, partial(numbers, context=context))
-    values = [rounded(context.mpf(found[k].w[place[i]]), case.number) for k, i in at]
-    return {"at": at, "exact": case.number.bits(values)}
+    found = run(RULES[case.rule], {}, few, partial(reals, context=context))
+    values = [found[k].w[place[i]] for k, i in at]
+    return {"at": at, "exact": case.number.bits(rounded(values, case.number))}
 
 
 def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]:
@@ -185,7 +162,7 @@ def update_files() -> Iterator[tuple[str, dict[str, Any]]]:
             document(
                 f"Updates of {rule} in {form}; rules: docs/updates.md",
                 update_groups(rule, form, tests),
-                sorted({flag for test in tests for flag in test.case.flags}),
+                {flag: FLAGS[flag] for flag in sorted({f for t in tests for f in t.case.flags})},
             ),
         )
 
@@ -210,13 +187,15 @@ def update_groups(rule: str, form: str, tests: list[Vector]) -> list[dict[str, A
     return list(by_settings.values())
 
 
-def document(title: str, groups: list[dict[str, Any]], flags: list[str]) -> dict[str, Any]:
+def document(
+    title: str, groups: list[dict[str, Any]], flags: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
     """A vector file."""
     return {
         "npdrtVectors": VERSION,
         "title": title,
         "numberOfTests": sum(len(group["tests"]) for group in groups),
-        "notes": {f: dict(zip(("bugType", "description"), FLAGS[f], strict=True)) for f in flags},
+        "notes": {f: {"bugType": bug, "description": text} for f, (bug, text) in flags.items()},
         "testGroups": groups,
     }
 
@@ -235,8 +214,7 @@ def all_files() -> dict[str, bytes]:
     documents = dict(update_files())
     for name, module in (("norms", norms), ("primitives", primitives), ("steps", steps)):
         groups = numbered(module.groups(), NUMBERS[name])
-        documents[name] = document(str(module.TITLE), groups, [])
-        documents[name]["notes"] = module.NOTES
+        documents[name] = document(str(module.TITLE), groups, module.FLAGS)
     found = {f"{name}.json": text(content) for name, content in documents.items()}
     lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in found.items()]
     return {**found, "SHA256SUMS": "".join(lines).encode()}
