@@ -20,7 +20,7 @@ from npdrt.cli import cli
 from npdrt.conform import targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import PASSES
-from npdrt.conform.dialects import RULES
+from npdrt.conform.rules import RULES
 from npdrt.optim import fromage, sgd
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ import pytest
 from npdrt.conform import report, report_html, vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.case import Answer, Failure, Outcome
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.identify import Finding
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Vector
 from npdrt.conform.verify import Checked, Missing, Verification
 

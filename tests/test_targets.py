@@ -23,8 +23,8 @@ import pytest
 from npdrt import optim
 from npdrt.conform import targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import RULES, run
 from npdrt.errors import Error, Unavailable
 
 ROOT = Path(__file__).parent.parent

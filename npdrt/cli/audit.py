@@ -26,8 +26,8 @@ from npdrt.cli.options import toml_values
 from npdrt.conform import recorded, report, report_html, targets
 from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
-from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import RULES
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
 

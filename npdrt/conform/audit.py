@@ -10,7 +10,6 @@ import numpy as np
 
 from npdrt.conform import canonical, targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.identify import (
     Answered,
     Finding,
@@ -20,6 +19,7 @@ from npdrt.conform.identify import (
     identify_any,
 )
 from npdrt.conform.judge import Judged, accepted, judge
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Expected, Vector, case_from, groups, vector_from
 
 # Verdicts, and whether the command ends with exit code 0.

@@ -15,8 +15,8 @@ import numpy as np
 
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.cases import SETTINGS, Draft, Drawer, finished
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.formats import FORMATS, Values
+from npdrt.conform.rules import RULES, run
 
 FIRST = 500_000  # the first id, less one
 SAMPLE = 64  # exact elements that are stored, over all steps

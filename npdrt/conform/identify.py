@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Answer, Case
-from npdrt.conform.dialects import RULES, Choices, Dialect, Rule, run
-from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Values
 from npdrt.conform.judge import of_step, remembered
+from npdrt.conform.rules import RULES, Choices, Dialect, Rule, run
+from npdrt.conform.rules.rule import PROFILES
 
 Answered = tuple[Case, tuple[Answer, ...]]
 SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation

@@ -19,10 +19,10 @@ import numpy as np
 import npdrt
 from npdrt.conform.audit import PASSES, Audit
 from npdrt.conform.case import Answer, Case
-from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.encoding import settings_json
 from npdrt.conform.formats import Format
 from npdrt.conform.judge import Judged, errors_of
+from npdrt.conform.rules.rule import PROFILES
 from npdrt.conform.vectors import prompt_json
 from npdrt.conform.verify import LEVELS, Checked, Verification
 

@@ -22,10 +22,10 @@ from npdrt import atomic
 from npdrt.conform import generated, page
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.encoding import settings_json
 from npdrt.conform.formats import Values
 from npdrt.conform.judge import accepted, ulps_away
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import (
     FOLDER,
     VERSION,

@@ -6,7 +6,7 @@ pass, its derivative and the first update of the rule from a fresh state in 400 
 
 `ROWS` is the table, one line for each test; `KINDS` has every kind of model with its reference in
 `networks`; the rules
-are those of `npdrt.conform.dialects`.
+are those of `npdrt.conform.rules`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
 from npdrt.conform.case import Case, Step
-from npdrt.conform.dialects import RULES as DIALECTS
-from npdrt.conform.dialects import run
 from npdrt.conform.encoding import (
     Json,
     array,
@@ -36,6 +34,8 @@ from npdrt.conform.encoding import (
     unhexed,
 )
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.rules import RULES as DIALECTS
+from npdrt.conform.rules import run
 from npdrt.models import MLP, ResNet18, SkipNet, Transformer
 from npdrt.models.resnet import Block
 from npdrt.optim import RULES

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest, limited
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.rules.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest, limited
 
 CLAUSES: dict[str, dict[str, str]] = {
     "epsilon": {

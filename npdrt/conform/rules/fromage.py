@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import (
+from npdrt.conform.rules.rule import (
     COMMON,
     NORMS,
     STATE,

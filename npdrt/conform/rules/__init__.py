@@ -8,11 +8,11 @@ any choices, in extended precision or in mpmath numbers, so that one text serves
 
 from __future__ import annotations
 
-from npdrt.conform.dialects.adam import ADAM
-from npdrt.conform.dialects.fromage import FROMAGE, LARS_LESION
-from npdrt.conform.dialects.lars import LARS
-from npdrt.conform.dialects.rule import Arithmetic, Choices, Dialect, Evaluated, Rule, run
-from npdrt.conform.dialects.sgd import SGD
+from npdrt.conform.rules.adam import ADAM
+from npdrt.conform.rules.fromage import FROMAGE, LARS_LESION
+from npdrt.conform.rules.lars import LARS
+from npdrt.conform.rules.rule import Arithmetic, Choices, Dialect, Evaluated, Rule, run
+from npdrt.conform.rules.sgd import SGD
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, ADAM, LARS, LARS_LESION, FROMAGE)}
 
