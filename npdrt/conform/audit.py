@@ -242,7 +242,8 @@ def asked_of(
         if large:
             case = case_from(group, test)
             form = "" if len(case.steps) > targets.UNIT else case.format
-            key = (case.w.shape, len(case.steps), form, bool(case.settings.get("dampening")))
+            apart = any(case.settings.get(name) for name in RULES[rule].apart)
+            key = (case.w.shape, len(case.steps), form, apart)
             if key in seen or targets.lacks(target, case):
                 continue
             seen.add(key)

@@ -1,19 +1,24 @@
-"""Dialects: how implementations of one rule differ, as choices between named alternatives.
-
-A rule is a list of clauses (where epsilon stands, what a zero norm does, ...). Each clause has the
-published alternative first and others that exist, or that are mistakes. A dialect is a name, a
-source and the choices in which it differs from the published rule. `run` evaluates a rule with
-any choices, in extended precision or in mpmath numbers, so that one text serves every dialect.
-"""
+"""What the referee knows of every rule of `npdrt.optim`: one file a rule, of the same name."""
 
 from __future__ import annotations
 
-from npdrt.conform.rules.adam import ADAM
-from npdrt.conform.rules.fromage import FROMAGE, LARS_LESION
-from npdrt.conform.rules.lars import LARS
-from npdrt.conform.rules.rule import Arithmetic, Choices, Dialect, Evaluated, Rule, run
-from npdrt.conform.rules.sgd import SGD
+from importlib import import_module
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, ADAM, LARS, LARS_LESION, FROMAGE)}
+from npdrt import optim
+from npdrt.conform.rules.evaluate import run
+from npdrt.conform.rules.rule import Choices, Dialect, LibraryOptimizer, Rule
 
-__all__ = ["RULES", "Arithmetic", "Choices", "Dialect", "Evaluated", "Rule", "run"]
+LIBRARIES = ("torch", "optax")
+_found: list[Rule] = [import_module(f"{__name__}.{name}").RULE for name in optim.RULES]
+RULES = {rule.name: rule for rule in sorted(_found, key=lambda rule: rule.added)}
+# the array slots of all rules, and the optimizers of libraries with their rule, library by library
+SLOTS = tuple(dict.fromkeys(slot for rule in RULES.values() for slot in rule.slots))
+KNOWN: dict[str, tuple[Rule, LibraryOptimizer]] = {
+    known.name: (rule, known)
+    for library in LIBRARIES
+    for rule in RULES.values()
+    for known in rule.optimizers
+    if known.name.startswith(f"{library}.")
+}
+
+__all__ = ["KNOWN", "RULES", "SLOTS", "Choices", "Dialect", "LibraryOptimizer", "Rule", "run"]

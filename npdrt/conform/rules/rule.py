@@ -1,18 +1,23 @@
-"""What a rule and a dialect are, and how they are evaluated on a case."""
+"""What the referee knows of a rule, as one record, and the clauses that rules share.
+
+A rule is a list of clauses (the place of epsilon, the step at a zero norm, ...). The first
+alternative of a clause is the published one; the others exist somewhere, or are mistakes. A dialect
+is a name, a source and the choices in which it differs from the published rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from npdrt.conform.case import Slots
+from npdrt.conform.cases import Draft, Drawer
+from npdrt.conform.formats import Format
 
-from npdrt.conform.case import Answer, Case, Slots, as_if_contiguous, operands
-from npdrt.conform.formats import FORMATS, Format
-
-Choices = Mapping[str, str]  # clause -> alternative, where it is not the published one
-Settings = dict[str, Any]  # npdrt's settings, with "lr", "kind" (weight or bias)
+Choices = Mapping[str, str]  # clause -> alternative, if it is not the published one
+Clauses = Mapping[str, Mapping[str, str]]  # clause -> alternative -> explanation
+Settings = dict[str, Any]  # npdrt's settings; those of `step` with "lr", "sign" and "kind"
 
 # Clauses that every rule has. The first alternative of each is the published one.
 COMMON: dict[str, dict[str, str]] = {
@@ -36,7 +41,7 @@ COMMON: dict[str, dict[str, str]] = {
         "as if contiguous": "as if the arrays were contiguous in C order",
     },
 }
-# Clauses of the rules that remember something.
+# Clauses of the rules that have a state.
 STATE: dict[str, dict[str, str]] = {
     "state": {
         "of each tensor": "kept from step to step, for every tensor apart",
@@ -66,8 +71,11 @@ BLOCKS = {"first 1024 elements": 1024, "first 65536 elements": 65536}
 
 @dataclass(frozen=True)
 class Dialect:
-    """A named way to write a rule. source: where it is to be read. scope: whether the referee
-    holds implementations to it at all (AMSGrad is recognised, and is another rule)."""
+    """A named way to write a rule.
+
+    source: where you can read it. choices: where it differs from the published rule. scope: false
+    if it is another rule, which the referee recognises and does not judge (AMSGrad).
+    """
 
     name: str
     source: str
@@ -77,20 +85,83 @@ class Dialect:
 
 
 @dataclass(frozen=True)
+class LibraryOptimizer:
+    """An optimizer of PyTorch or optax that is a form of the rule."""
+
+    name: str  # "torch.optim.SGD", "optax.sgd"
+    offers: tuple[str, ...] = ()  # the settings that it takes, by npdrt's names
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # settings of which it has one value
+    arguments: Callable[[Settings], Settings] = dict  # settings -> its keyword arguments
+    slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name; torch: "step" too
+    adds: Mapping[str, str] = field(default_factory=dict)  # argument -> slot that it adds, from 0
+    velocity: float = 1.0  # -1 if its "momentum" points the other way than npdrt's
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings of npdrt that it has, including those of one value."""
+        return frozenset((*self.offers, *self.fixed))
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Settings for the cases that are too large for the files (`npdrt.conform.generated`)."""
+
+    settings: Settings
+    steps: int | None = None  # only the cases of so many steps
+    plainer: bool = False  # for implementations that lack a richer setting
+    added: int = 0  # the round in which it joined the vectors, if later than its rule
+
+
+@dataclass(frozen=True)
 class Rule:
-    """A rule with its clauses.
+    """Everything that the referee knows of a rule."""
 
-    name: as in `npdrt.optim.RULES`. clauses: clause -> alternative -> explanation, the published
-    alternative first. step(c, w, g, slots, h, a) returns (w, slots, scale): one update under the
-    full choices c; scale is the size of the operands of the last sum, where ulps are counted.
-    published: choices in which the published rule differs from the first alternatives.
-    """
+    name: str  # as in npdrt.optim.RULES
+    added: int  # round in which it joined the vectors: tests are numbered round by round, so a
+    # new rule takes the next round, and the tests of the others keep their numbers
 
-    name: str
-    clauses: Mapping[str, Mapping[str, str]]
+    # docs/updates.md in plain Python, with the arithmetic of npdrt.conform.page and nothing else:
+    # page(w, g, state, lr, dtype, norms, **settings) returns w and changes `state`
+    page: Callable[..., list[float]]
+
+    # step(c, w, g, slots, h, a) is one update under the full choices c, in real arithmetic: it
+    # returns (w, slots, scale), where scale is the size of the operands of the last sum
+    clauses: Clauses
     step: Callable[..., tuple[Any, Slots, Any]]
-    dialects: tuple[Dialect, ...]
-    published: Choices = field(default_factory=dict)
+    dialects: tuple[Dialect, ...]  # the published rule first
+
+    # the accepted error of a step, in ulps at `scale`: one for each operation, in any order; the
+    # error of two norms is added to it
+    ulps: float
+
+    asked: tuple[Settings, ...]  # settings of the cases: the plainest first, the richest second
+    generated: tuple[Generated, ...]  # the richest first
+
+    published: Choices = field(default_factory=dict)  # if not the first alternative of each clause
+    slots: tuple[str, ...] = ()  # the array slots
+    remembers: Callable[[Mapping[str, Any]], str] = lambda settings: ""  # in words: "a velocity"
+    # formats in which rounded scalars count, so that generated cases need the scale of `step`
+    scales_by_operands: tuple[str, ...] = ()
+
+    # a state after `step` updates of a parameter of shape (2, 3), zeros if size is 0, and the
+    # scalars that belong to it
+    start: Callable[[Drawer, int, float], Slots] = lambda draw, step, size: {"step": step}
+    scalars: Callable[[int, Mapping[str, Any]], Slots] = lambda step, settings: {}
+    edges: Callable[[Format, Drawer], Iterator[Draft]] = lambda number, draw: iter(())  # its own
+    later: Callable[[Drawer], Iterator[Draft]] = lambda draw: iter(())  # those added afterwards
+    apart: tuple[str, ...] = ()  # settings that exclude the richest: asked in generated cases too
+
+    optimizers: tuple[LibraryOptimizer, ...] = ()
+    ablation: bool = False  # nobody sets out to write it, so it is suspected last
+
+    @property
+    def takes_norms(self) -> bool:
+        """Whether a step depends on the norms of the parameter and the gradient."""
+        return NORMS.keys() <= self.clauses.keys()
+
+    def accumulates(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a step depends on the gradients before it."""
+        return bool(self.slots and self.remembers(settings))
 
     def full(self, choices: Choices) -> dict[str, str]:
         """Every clause with its alternative; what `choices` leaves out is as published."""
@@ -103,144 +174,14 @@ class Rule:
         return {k: v for k, v in self.full(choices).items() if v != published[k]}
 
 
-@dataclass
-class Arithmetic:
-    """The numbers a rule is evaluated in, with the norms and limits that its choices ask for.
-
-    real: makes a number or array of them from float64 (numpy.longdouble, or mpmath's).
-    """
-
-    real: Callable[[Any], Any]
-    format: Format
-    choices: Choices
-    notes: dict[str, Any] = field(default_factory=dict)
-    change: Any = 0.0  # the size of what is added to the parameter, set by the rule
-    slack: Any = 0.0  # the error that the arithmetic of a profile explains; set by the rule
-
-    def note(self, label: str, value: Any) -> Any:
-        """`value`, kept under `label` for the question where two evaluations part."""
-        self.notes[label] = value
-        return value
-
-    def norm(self, x: Any) -> Any:
-        """The norm of x by the clauses "norm of" and "norm accumulation"; 0-d or broadcastable."""
-        axis, keep = self._axis(x)
-        if self.choices["norm of"] in BLOCKS:
-            x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
-        if self.choices["norm of"] == "1-norm":
-            return np.sum(np.abs(x), axis=axis, keepdims=keep)
-        return np.sqrt(self._limited(np.sum(self._limited(x * x), axis=axis, keepdims=keep)))
-
-    def _axis(self, x: Any) -> tuple[Any, bool]:
-        if np.ndim(x) < 2 or self.choices["norm of"] not in ("row", "column"):
-            return None, False
-        row = self.choices["norm of"] == "row"
-        return tuple(range(1, x.ndim) if row else range(x.ndim - 1)), True
-
-    def _limited(self, x: Any) -> Any:
-        return x if self.choices["norm accumulation"] == "wide" else limited(x, self.format)
-
-    def representable(self, rate: Any, value: Any, otherwise: Any) -> Any:
-        """`value` where the rate is a number of the format, else `otherwise`; most
-        implementations whose norms overflow do not look."""
-        guarded = self.choices["norm accumulation"] != "dtype"
-        return np.where(rate <= self.format.largest, value, otherwise) if guarded else value
-
-    def rounded(self, value: float, name: str) -> Any:
-        """A scalar rounded to the format of that name."""
-        return self.real(float(FORMATS[name].round(np.float64(value))))
+# --- rules with a velocity ------------------------------------------------------------------------
 
 
-def limited(x: Any, bounds: Format) -> Any:
-    """x with the range, not the precision, of a format: too large is inf, too small is 0."""
-    x = np.where(np.abs(x) > bounds.largest, np.inf * np.sign(x), x)
-    return np.where(np.abs(x) < bounds.smallest / 2, x * 0, x)
+def keeps_velocity(settings: Mapping[str, Any]) -> str:
+    """`Rule.remembers` of a rule whose one slot is "momentum"."""
+    return "a velocity" if settings.get("momentum") else ""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """One step of a rule: new parameter, slots, the scale of its operands, named values.
-
-    change: the size of what is added to the parameter. slack: the absolute error that a choice of
-    arithmetic explains, besides that of a right implementation.
-    """
-
-    w: Any
-    slots: Slots
-    scale: Any
-    notes: dict[str, Any]
-    change: Any = 0.0
-    slack: Any = 0.0
-
-
-def run(
-    rule: Rule,
-    choices: Choices,
-    case: Case,
-    real: Callable[[Any], Any] = np.longdouble,
-    answers: Sequence[Answer] | None = None,
-) -> list[Evaluated]:
-    """Every step of a case under a rule and choices.
-
-    answers: what an implementation gave; each step then starts from its parameter, so that
-    differences do not add up, while the slots go their own way. Raises ZeroDivisionError in
-    numbers that have no infinity.
-    """
-    full = rule.full(choices)
-    read = as_if_contiguous if full["operands"] == "as if contiguous" else None
-    w, slots = real(case.w), _slots(case, real)
-    beside = real(case.neighbour.w) if case.neighbour and full.get("state") == "shared" else None
-    steps: list[Evaluated] = []
-    with np.errstate(all="ignore"):
-        for k in range(len(case.steps)):
-            arithmetic = Arithmetic(real, case.number, full)
-            h = _settings(case, _rate(case, k, full), arithmetic)
-            if beside is not None and case.neighbour is not None:
-                other = case.neighbour.g[k]
-                beside, slots, _ = rule.step(full, beside, real(other), slots, h, arithmetic)
-                slots["step"] += 1
-                arithmetic = Arithmetic(real, case.number, full)
-            g = real(case.steps[k].g)
-            w, g = operands(w, g, case.layout, read) if read else (w, g)
-            w, slots, scale = rule.step(full, w, g, slots, h, arithmetic)
-            slots["step"] += 1
-            steps.append(
-                Evaluated(
-                    w, dict(slots), scale, arithmetic.notes, arithmetic.change, arithmetic.slack
-                )
-            )
-            w = real(answers[k].w) if answers is not None and k < len(answers) else w
-            slots = {"step": 0} if full.get("state") == "lost" else slots
-    return steps
-
-
-def _rate(case: Case, k: int, full: Choices) -> float:
-    """The learning rate of step k by the clause "learning rate of"."""
-    at = {"the step before": max(k - 1, 0), "the first step": 0}.get(full["learning rate of"], k)
-    return case.steps[at].lr
-
-
-def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:
-    """The state before the first step; the slots a rule finds missing are its own start."""
-    given = {"step": 0, **(case.state or {})}
-    return {k: v if k == "step" else real(v) for k, v in given.items()}
-
-
-def _settings(case: Case, lr: float, arithmetic: Arithmetic) -> Settings:
-    """The settings as numbers of the arithmetic, the learning rate with sign and precision."""
-    c, real = arithmetic.choices, arithmetic.real
-    exact = c["learning rate precision"] == "float64"
-    rate = real(lr) if exact else arithmetic.rounded(lr, c["learning rate precision"])
-    h: Settings = {"lr": rate, "kind": case.kind, "sign": -1 if c["direction"] == "ascent" else 1}
-    for name, value in case.settings.items():
-        plain = value is None or isinstance(value, bool | str)
-        h[name] = value if plain else [real(x) for x in value] if name == "betas" else real(value)
-    return h
-
-
-def largest(*sizes: Any) -> Any:
-    """The elementwise largest of some arrays of sizes."""
-    result = np.abs(sizes[0])
-    for size in sizes[1:]:
-        result = np.maximum(result, np.abs(size))
-    return result
+def given_velocity(draw: Drawer, step: int, size: float) -> Slots:
+    """`Rule.start` of a rule whose one slot is "momentum"."""
+    return {"momentum": draw("velocity", 2, 3, size=size), "step": step}

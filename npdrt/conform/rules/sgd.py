@@ -1,4 +1,4 @@
-"""SGD with momentum, as PyTorch writes it, and the other forms in use."""
+"""What the referee knows of SGD with momentum: PyTorch's form, and the other forms in use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,40 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.rules.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest
+from npdrt.conform.page import ROUND, Norms, Numbers, minus, mixed, plus, with_decay
+from npdrt.conform.rules.evaluate import Arithmetic, largest
+from npdrt.conform.rules.rule import (
+    COMMON,
+    STATE,
+    Dialect,
+    Generated,
+    LibraryOptimizer,
+    Rule,
+    Settings,
+    given_velocity,
+    keeps_velocity,
+)
+
+# --- the section "sgd" of docs/updates.md ---------------------------------------------------------
+
+
+def page(
+    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
+    momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> Numbers:  # fmt: skip
+    """The sequence."""
+    fl = ROUND[dtype]
+    d = with_decay(w, g, weight_decay, fl)
+    if momentum == 0:
+        return minus(w, lr, d, fl)
+    k = 1.0 if state["step"] == 0 else 1.0 - dampening
+    v = mixed(momentum, state.get("momentum", [0.0] * len(w)), k, d, fl)
+    state["momentum"] = v
+    return minus(w, lr, plus(d, momentum, v, fl) if nesterov else v, fl)
+
+
+# --- how implementations differ -------------------------------------------------------------------
 
 CLAUSES: dict[str, dict[str, str]] = {
     "learning rate": {
@@ -91,31 +124,74 @@ def kept(c: dict[str, str], slots: Slots, h: dict[str, Any]) -> Any:
     return 1 if first else 1 - h.get("dampening", 0)
 
 
-SGD = Rule(
-    "sgd",
-    CLAUSES,
-    step,
-    (
-        Dialect(
-            "published",
-            "Sutskever et al. 2013 with PyTorch's placement of lr and dampening "
-            "(torch/optim/sgd.py); optax sgd",
-            {},
-        ),
-        Dialect(
-            "tensorflow",
-            "Keras SGD (keras/src/optimizers/sgd.py): m v - lr g",
-            {"learning rate": "inside, negative"},
-        ),
-        Dialect(
-            "caffe",
-            "Caffe SGDSolver; Sutskever et al. 2013 with the sign turned: m v + lr g",
-            {"learning rate": "inside the velocity"},
-        ),
-        Dialect(
-            "decoupled",
-            "SGDW, Loshchilov and Hutter 2019, Algorithm 1",
-            {"weight decay": "decoupled"},
-        ),
+DIALECTS = (
+    Dialect(
+        "published",
+        "Sutskever et al. 2013 with PyTorch's placement of lr and dampening "
+        "(torch/optim/sgd.py); optax sgd",
+        {},
+    ),
+    Dialect(
+        "tensorflow",
+        "Keras SGD (keras/src/optimizers/sgd.py): m v - lr g",
+        {"learning rate": "inside, negative"},
+    ),
+    Dialect(
+        "caffe",
+        "Caffe SGDSolver; Sutskever et al. 2013 with the sign turned: m v + lr g",
+        {"learning rate": "inside the velocity"},
+    ),
+    Dialect(
+        "decoupled", "SGDW, Loshchilov and Hutter 2019, Algorithm 1", {"weight decay": "decoupled"}
     ),
 )
+
+# --- what is asked --------------------------------------------------------------------------------
+
+SETTINGS: tuple[Settings, ...] = (
+    {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+    {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.1},
+    {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+    {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.0},
+    {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.1},
+    {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.0},
+    {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
+    {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
+)
+
+
+def without_zero(settings: Settings) -> Settings:
+    """The arguments of optax.sgd, which builds no velocity where momentum is None."""
+    return {**settings, "momentum": settings["momentum"] or None}
+
+
+RULE = Rule(
+    name="sgd",
+    added=0,
+    page=page,
+    clauses=CLAUSES,
+    step=step,
+    dialects=DIALECTS,
+    ulps=8.0,
+    slots=("momentum",),
+    remembers=keeps_velocity,
+    asked=SETTINGS,
+    apart=("dampening",),
+    start=given_velocity,
+    generated=(
+        Generated(SETTINGS[1]),
+        *(Generated(SETTINGS[k], plainer=True) for k in (7, 2, 0)),
+        Generated(SETTINGS[4], steps=330, added=1),
+    ),
+    optimizers=(
+        LibraryOptimizer(
+            "torch.optim.SGD",
+            ("momentum", "dampening", "nesterov", "weight_decay"),
+            slots={"momentum": "momentum_buffer"},
+        ),
+        LibraryOptimizer(
+            "optax.sgd", ("momentum", "nesterov"), arguments=without_zero,
+            slots={"momentum": "trace"},
+        ),
+    ),
+)  # fmt: skip
