@@ -43,7 +43,9 @@ def test_arrays_of_two_libraries_are_refused(backend: Backend) -> None:
         namespace(y, np.float64(1.0))
 
 
-@pytest.mark.parametrize("thing", [[1.0, 2.0], "text", {"a": 1}, object()], ids=["list", "text", "dict", "object"])
+@pytest.mark.parametrize(
+    "thing", [[1.0, 2.0], "text", {"a": 1}, object()], ids=["list", "text", "dict", "object"]
+)
 def test_other_things_are_refused(thing: Any) -> None:
     with pytest.raises(Error, match=f"expected an array .*got {type(thing).__name__}; convert it"):
         namespace(thing)

@@ -116,7 +116,9 @@ def test_bad_files_are_refused(tmp_path: Path, changes: Any, message: str) -> No
         data.load(f"text:{write(tmp_path, **changes)}")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"the cat\n" * 500)[:-9]], ids=["text", "cut"])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"the cat\n" * 500)[:-9]], ids=["text", "cut"]
+)
 def test_bad_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, train=None)
     (tmp_path / "train.txt.gz").write_bytes(content)
