@@ -11,7 +11,7 @@ import numpy as np
 from npdrt.conform import canonical, targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome
 from npdrt.conform.identify import (
-    Answered,
+    AnsweredCase,
     Finding,
     as_format,
     first_odd,
@@ -255,7 +255,7 @@ def concluded(
 ) -> Audit:
     """The audit of answers: which rule, which dialect, how far away."""
     pairs = list(zip(vectors, outcomes, strict=True))
-    answered: dict[str, list[Answered]] = {}
+    answered: dict[str, list[AnsweredCase]] = {}
     for v, o in pairs:
         if not isinstance(o, Failure) and v.case.result != "error":
             answered.setdefault(v.case.rule, []).append((v.case, o))
@@ -279,7 +279,7 @@ def concluded(
 # --- recorded trajectories ------------------------------------------------------------------------
 
 
-def audit_recorded(name: str, answered: Sequence[Answered]) -> Audit:
+def audit_recorded(name: str, answered: Sequence[AnsweredCase]) -> Audit:
     """The audit of steps that somebody recorded, all under one rule."""
     finding = identify(RULES[answered[0][0].rule], answered)
     judged = tuple(judge(recorded_vector(case, answers), answers) for case, answers in answered)

@@ -25,7 +25,7 @@ from npdrt.conform.judge import of_step, remembered
 from npdrt.conform.rules import RULES, Choices, Dialect, Rule, run
 from npdrt.conform.rules.rule import PROFILES
 
-Answered = tuple[Case, tuple[Answer, ...]]
+AnsweredCase = tuple[Case, tuple[Answer, ...]]
 SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
@@ -82,7 +82,7 @@ class Finding:
         return "profile" if all(c in PROFILES for c in self.choices) else "dialect"
 
 
-def identify(rule: Rule, answered: Sequence[Answered]) -> Finding:
+def identify(rule: Rule, answered: Sequence[AnsweredCase]) -> Finding:
     """The candidate with the fewest changes that explains the answers to a rule's valid cases."""
     valid = [a for a in answered if a[0].result == "valid"]
     cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
@@ -106,7 +106,7 @@ def costly(case: Case) -> bool:
     return any(flag in COSTLY for flag in case.flags)
 
 
-def refutes_soonest(answered: Answered) -> tuple[bool, int, int]:
+def refutes_soonest(answered: AnsweredCase) -> tuple[bool, int, int]:
     """Edges and sequences first, long ones last."""
     case = answered[0]
     ordinary = "ORDINARY" in case.flags or "TRAJECTORY" in case.flags
@@ -164,7 +164,7 @@ class Work:
         self.left -= len(case.steps) * max(1.0, case.w.size / 2000)
 
 
-def explains(rule: Rule, choices: Choices, answered: list[Answered], work: Work) -> bool:
+def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], work: Work) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
     refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
@@ -231,7 +231,7 @@ def as_format(w: Any, case: Case) -> Any:
 
 
 def first_disagreement(
-    rule: Rule, differences: Choices, answered: Sequence[Answered]
+    rule: Rule, differences: Choices, answered: Sequence[AnsweredCase]
 ) -> tuple[Case | None, Divergence | None]:
     """The smallest case that tells the choices from the published rule, and the first value."""
     if not differences:
@@ -267,7 +267,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def equivalent_dialects(
-    rule: Rule, differences: Choices, dialect: Dialect, *answered: list[Answered]
+    rule: Rule, differences: Choices, dialect: Dialect, *answered: list[AnsweredCase]
 ) -> tuple[str, ...]:
     """The other named dialects that explain the same answers, in the same arithmetic."""
     profile = {k: v for k, v in differences.items() if k in PROFILES}
@@ -279,7 +279,7 @@ def equivalent_dialects(
     )
 
 
-def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
+def identify_any(answered: Mapping[str, Sequence[AnsweredCase]]) -> Finding:
     """The finding for an implementation of unknown rule: answers by rule name.
 
     The rule with the fewest unexplained clauses wins. Among equals an ablation
@@ -301,7 +301,7 @@ def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
     return replace(best, among=tuple(found)) if best.choices is None else best
 
 
-def share(rule: Rule, answered: Sequence[Answered]) -> float:
+def share(rule: Rule, answered: Sequence[AnsweredCase]) -> float:
     """The share of the valid cases that the published rule explains."""
     held = [excess(rule, {}, *a) <= 1.0 for a in answered if a[0].result == "valid"]
     return sum(held) / max(len(held), 1)
