@@ -109,7 +109,7 @@ def end_with(parent: int) -> None:
 
 
 def load(connection: Connection[Any, Any]) -> Adapter | None:
-    """The adapter that the first request names; if it does not load, None, and the reason sent."""
+    """The adapter that the first request names; None, and the reason sent, where it cannot be."""
     kind, source, overrides = connection.recv()
     try:
         adapter = ADAPTERS[kind](source, overrides)

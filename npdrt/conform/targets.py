@@ -1,8 +1,8 @@
-"""Asks an optimizer of somebody else: finds it, and runs cases through it in a child process.
+"""Asking somebody else's optimizer: finding it, and running cases through it in a child process.
 
 All code of a target runs in one child (`npdrt.conform.adapters`), with a time limit for every
-case. The child cannot write to the output of this process, and it ends with this process. That
-protects you from mistakes, not from malice: a target may do whatever you may do.
+case, away from this process's output, and ended with it. That keeps mistakes away, not malice: a
+target may do whatever the user who runs it may do.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES
 
 START = 120.0  # seconds to import a target
-UNIT = 500  # steps for which the limit of a case is enough
-LOSSES = 3  # children that a target may crash
+UNIT = 500  # steps to which the limit of a case is meant
+LOSSES = 3  # children that a target may take with it
 COUNTER = 2**31 - 1  # where optax stops counting
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
 FIRST = {"torch": "params", "optax": "learning_rate"}  # the argument that is none of the settings
@@ -198,10 +198,9 @@ def answers(
 ) -> list[Outcome]:
     """The outcome of every case, in order.
 
-    limit: seconds for a case, which is run twice; a case of more than `UNIT` steps has in
-    proportion more. A child that hangs or dies is replaced; after three, the remaining cases get
-    the last failure. progress(done, total) is called after every case. An exception of the target
-    becomes a failure.
+    limit: seconds for a case, which is run twice; one of more than `UNIT` steps has as many times
+    more. A child that hangs or dies is replaced; after three, the cases that are left get the last
+    failure. progress(done, total) is called after every case. Never raises what a target does.
     """
     outcomes: list[Outcome] = []
     with closing(_Children(target, limit)) as children:
@@ -213,7 +212,7 @@ def answers(
 
 
 class _Children:
-    """The present child; `close` leaves none behind."""
+    """The child of the moment; `close` leaves none behind."""
 
     def __init__(self, target: Target, limit: float):
         self._target, self._limit = target, limit
@@ -221,7 +220,7 @@ class _Children:
         self._lost: list[Failure] = []
 
     def ask(self, case: Case) -> Outcome:
-        """The outcome of a case; that of the last lost child, if too many were lost."""
+        """The outcome of a case; that of the last lost child, where there were too many."""
         if len(self._lost) >= LOSSES:
             last = self._lost[-1]
             return Failure("not run", f"not run after {LOSSES} lost processes: {last.message}")
@@ -248,8 +247,8 @@ class _Children:
 class _Child:
     """A process that has loaded a target, until `close`.
 
-    It is started with `python -c`, so that the main module is not run again, and in a session of
-    its own, so that Ctrl-C does not reach it and all processes that it starts end with it.
+    It is started with `python -c`, so that the main module is not run again, in a session of its
+    own, so that Ctrl-C does not reach it and what it starts ends with it.
     """
 
     def __init__(self, target: Target):
@@ -283,7 +282,7 @@ class _Child:
         return content
 
     def ask(self, case: Case, limit: float) -> Outcome:
-        """The outcome of a case. Raises `Unanswered` if the child cannot be used any more."""
+        """The outcome of a case. Raises `Unanswered` where the child is of no more use."""
         self._number += 1
         plain = replace(case, settings=dict(case.settings))
         outcome: Outcome
