@@ -1,7 +1,7 @@
 """Stand-ins for public implementations of the four rules, and right ones in any arithmetic.
 
 Each is written as its source has it, from the list of dialects that npdrt's documentation cites,
-and none from npdrt.conform.dialects. All follow the file protocol:
+and none from npdrt.conform.rules. All follow the file protocol:
 
     update(w, g, state, *, lr, name, ways, **settings) -> (w, state)
 

@@ -18,9 +18,8 @@ from npdrt import errors
 from npdrt.cli import audit as cli_audit
 from npdrt.cli import cli
 from npdrt.conform import targets
-from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import PASSES
-from npdrt.conform.dialects import RULES
+from npdrt.conform.rules import KNOWN, RULES
 from npdrt.optim import fromage, sgd
 
 ROOT = Path(__file__).parents[1]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import npdrt
+from npdrt.optim import RULES
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("models", "train", "data")  # folders of the root that install as npdrt.<name>
@@ -292,6 +293,29 @@ def test_replacements_are_seen(source: str) -> None:
 @pytest.mark.parametrize("source", ["text.replace('a', 'b')", "open(path, 'rb')", "path.open()"])
 def test_reading_is_no_replacement(source: str) -> None:
     assert not list(replacements(ast.parse(source)))
+
+
+# --- a rule is described in its own files -----------------------------------------------------
+
+
+def rules_named(tree: ast.Module) -> set[str]:
+    """The names of rules among the texts of a module; a docstring is one long text."""
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    return texts & set(RULES)
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in modules() if m.startswith(("npdrt.cli", "npdrt.conform", "npdrt.optim."))]
+)
+def test_a_rule_is_named_in_its_own_files_alone(module: str) -> None:
+    """What the product and the referee know of a rule is in npdrt/optim/<rule>.py and
+    npdrt/conform/rules/<rule>.py; nothing else asks which rule it has."""
+    own = {module.rpartition(".")[2]} if "rule" in module or "optim" in module else set()
+    assert rules_named(modules()[module]) <= own
+
+
+def test_named_rules_are_seen() -> None:
+    assert rules_named(ast.parse('if rule in ("adam", "lion"): pass')) == {"adam"}
 
 
 # --- the names of the array module -----------------------------------------------------------

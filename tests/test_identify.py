@@ -18,10 +18,10 @@ from npdrt.conform import identify as identification
 from npdrt.conform import page, targets
 from npdrt.conform.audit import audit, concluded
 from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.identify import Finding, identify
 from npdrt.conform.judge import accepted, distances
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Vector, load
 
 OTHER_OPTIMIZERS = ("AMSGrad", "AMSGrad, corrected", "Adamax", "AdaBelief")

@@ -19,7 +19,7 @@ import pytest
 
 from npdrt import optim
 from npdrt.conform import recorded
-from npdrt.conform.dialects import RULES, run
+from npdrt.conform.rules import RULES, run
 from npdrt.errors import Error, FileRefused, Unavailable
 from npdrt.store import foreign
 

@@ -30,9 +30,9 @@ from npdrt.conform import (
 )
 from npdrt.conform.audit import PASSES, Audit, asked_of, audit_recorded, concluded
 from npdrt.conform.case import Answer, Case, Step
-from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.identify import identify_any
+from npdrt.conform.rules import RULES
 
 HEAD = """
 import numpy as np

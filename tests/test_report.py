@@ -20,12 +20,12 @@ import pytest
 from npdrt.conform import report, vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
 from npdrt.conform.case import Answer, Failure, Outcome
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.identify import Finding
 from npdrt.conform.report import page as report_page
 from npdrt.conform.report.contents import elements
 from npdrt.conform.report.document import Table
 from npdrt.conform.report.verdict import smallest
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Vector
 from npdrt.conform.verify import Checked, Missing, Verification
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
@@ -20,11 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npdrt import optim
 from npdrt.conform import targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import KNOWN, RULES, run
 from npdrt.errors import Error, Unavailable
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +114,7 @@ ASKED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str
 def asked(spec: str) -> tuple[list[Case], list[Case]]:
     """The cases that a target is asked, and those that it lacks something for."""
     does, lacks, _, _ = ASKED[spec]
-    rule = targets.RULE[spec.rpartition(".")[2]]
+    rule = KNOWN[spec][0].name
     cases = [case(rule, form, **s) for s in does for form in ("float32", "float64")]
     cases += [case(rule, "bfloat16"), case(rule, "float16", w=W[:2], g=G[:2])]
     if rule != "fromage":
@@ -244,7 +242,7 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("torch.optim.RMSprop", "torch.optim.SGD, .*path/to/file.py:callable"),
         ("torch.optim.Adan", "did you mean torch.optim.Adam?"),
-        ("optax.lion", "optax.fromage, .*protocol"),
+        ("optax.lion", "optax.fromage; .*protocol"),
         ("SGD", "is not a target"),
         ("missing.py:update", "missing.py: there is no such file"),
         (f"{ROOT}/README.md", "name the callable"),
@@ -253,12 +251,6 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_targets(spec: str, words: str) -> None:
     with pytest.raises(Error, match=words):
         targets.find(spec)
-
-
-def test_settings_are_those_of_the_rules() -> None:
-    for rule, names in targets.SETTINGS.items():
-        assert ["lr", *names] == list(inspect.signature(optim.RULES[rule]).parameters)
-    assert list(targets.SETTINGS) == list(optim.RULES)
 
 
 # --- files ------------------------------------------------------------------------------------

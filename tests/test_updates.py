@@ -1,4 +1,5 @@
-"""npdrt.optim gives the bits of docs/updates.md, which npdrt.conform.page is in plain Python.
+"""npdrt.optim gives the bits of docs/updates.md, which is the `page` of every rule in
+npdrt.conform.rules in plain Python.
 
 The sign and payload of a NaN are not defined, so all NaNs count as the same.
 
@@ -9,17 +10,20 @@ replayed; the tests run it under other BLAS settings and with SIMD instruction s
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +36,9 @@ from hypothesis import strategies as st
 
 import npdrt
 from npdrt import optim
-from npdrt.conform import page
+from npdrt.conform import canonical, page
 from npdrt.conform.page import ROUND, norm
+from npdrt.conform.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 Numbers = list[float]
@@ -50,12 +55,55 @@ def packed(values: Numbers, dtype: str) -> bytes:
 # --- the page in plain Python -------------------------------------------------------------------
 
 
-def test_the_page_is_independent() -> None:
+def imported(tree: ast.Module) -> dict[str, str]:
+    """Name -> the module that it is imported from, or is."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            home = node.module if isinstance(node, ast.ImportFrom) else None
+            found.update({a.asname or a.name: home or a.name for a in node.names})
+    return found
+
+
+def test_the_arithmetic_of_the_page_is_independent() -> None:
     """Nothing but the standard library: neither npdrt nor an array library."""
     tree = ast.parse(Path(page.__file__).read_text(encoding="utf-8"))
-    found = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    found |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert found == {"__future__", "collections.abc", "math", "struct", "sys", "typing"}
+    found = set(imported(tree).values())
+    assert found == {"__future__", "collections.abc", "math", "struct", "sys"}
+
+
+def outside_names(source: str) -> list[str]:
+    """The names that `page` and the functions `page_...` of a rule's file read, but for their own,
+    each other's, Python's, the standard library's and those of npdrt.conform.page."""
+    tree, odd = ast.parse(source), []
+    homes = imported(tree)
+    for function in tree.body:
+        if isinstance(function, ast.FunctionDef) and re.fullmatch("page(_.*)?", function.name):
+            names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+            own = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+            own |= {a.arg for a in ast.walk(function) if isinstance(a, ast.arg)}
+            for name in {n.id for n in names} - own - {*dir(builtins)}:
+                home = homes.get(name, "")
+                standard = home.partition(".")[0] in sys.stdlib_module_names
+                if not (name.startswith("page_") or standard or home == page.__name__):
+                    odd.append(name)
+    return odd
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_page_of_a_rule_is_independent(rule: str) -> None:
+    """It stands next to what npdrt knows of the rule, and uses nothing of it."""
+    source = Path(inspect.getfile(RULES[rule].page)).read_text(encoding="utf-8")
+    assert "def page(" in source
+    assert outside_names(source) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["np.sqrt(w)", "step(w)", "norm(w)", "[largest(x) for x in w]"], ids=str
+)
+def test_a_page_that_is_not_independent_is_seen(line: str) -> None:
+    imports = "import numpy as np\nfrom npdrt.optim import norm\nfrom .evaluate import largest\n"
+    assert outside_names(f"{imports}def step(w): ...\ndef page_x(w):\n    return {line}")
 
 
 def finite(dtype: str) -> Any:
@@ -156,7 +204,7 @@ def test_a_start_in_the_middle() -> None:
         state = {k: v for k, v in whole[1].items() if k != "w" and not k.endswith("power")}
         for t in (2, 3):
             before = whole[t - 1]["w"]
-            found = page.step(rule, before, gradients[t], state, 0.1, "bfloat16", **options)
+            found = canonical.step(rule, before, gradients[t], state, 0.1, "bfloat16", **options)
             assert {"w": found, **state} == whole[t]
 
 
@@ -167,7 +215,7 @@ def test_norms_as_given() -> None:
         settings: dict[str, Any] = {"lr": 0.25, "dtype": "float32", **options}
         own = (norm(w), norm(gradients[0]))
         plain, same, other = (
-            page.step(rule, w, gradients[0], {"step": 0}, **settings, norms=norms)
+            canonical.step(rule, w, gradients[0], {"step": 0}, **settings, norms=norms)
             for norms in (None, own, (2 * own[0], own[1]))
         )
         assert plain == same
@@ -180,7 +228,8 @@ def every(**choices: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
         yield dict(zip(choices, values, strict=True))
 
 
-OPTIONS: dict[str, list[dict[str, Any]]] = {
+OPTIONS: dict[str, Sequence[dict[str, Any]]] = {  # of other rules: those that the vectors ask
+    **{name: rule.asked for name, rule in RULES.items()},
     "sgd": [
         o
         for o in every(
@@ -198,7 +247,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
             eps=(0.0, 1e-8),
         )
     ),
-    "lars_lesion": [{}],
     "fromage": [{}, {"norm_bound": 1.0}, {"norm_bound": 0.7}, {"norm_bound": 0.0}],
 }  # fmt: skip
 CASES = [
@@ -206,13 +254,7 @@ CASES = [
     for rule, choices in OPTIONS.items()
     for options in choices
 ]
-RICHEST: dict[str, dict[str, Any]] = {  # the setting that uses most of each section
-    "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    "adam": {"weight_decay": 0.1, "decoupled": False},
-    "lars": {"momentum": 0.9, "weight_decay": 5e-4, "eps": 1e-8},
-    "lars_lesion": {},
-    "fromage": {"norm_bound": 0.99},
-}
+RICHEST = {name: rule.asked[:2][-1] for name, rule in RULES.items()}
 
 # --- the comparison --------------------------------------------------------------------------
 
@@ -239,7 +281,7 @@ def by_the_page(
     state: dict[str, Any] = {"step": 0}
     seen = []
     for g, lr in zip(gradients, rates, strict=True):
-        w = page.step(rule, w, g, state, lr, dtype, **options)
+        w = canonical.step(rule, w, g, state, lr, dtype, **options)
         seen.append({"w": w, **state})
     return seen
 
@@ -369,7 +411,7 @@ def floats(dtype: str) -> st.SearchStrategy[float]:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_equals_the_page_at_any_values(data: st.DataObject) -> None:
-    rule = data.draw(st.sampled_from(sorted(page.PAGE)))
+    rule = data.draw(st.sampled_from(sorted(RULES)))
     dtype = data.draw(st.sampled_from(DTYPES))
     options = data.draw(st.sampled_from(OPTIONS[rule]))
     n = data.draw(st.integers(1, 5))
@@ -486,10 +528,14 @@ def test_a_rate_that_is_not_a_number(rule: str) -> None:
 @pytest.mark.parametrize("rule", RICHEST)
 def test_settings_of_numpy_are_float64_scalars(rule: str, dtype: str, kind: Any) -> None:
     """They do not change the dtype that the elements are computed in."""
-    options = {"betas": (0.75, 0.875)} if rule == "adam" else {}
-    options |= {k: v if isinstance(v, bool) else 0.5 for k, v in RICHEST[rule].items()}
-    given = {k: tuple(map(kind, v)) if k == "betas" else v if isinstance(v, bool) else kind(v)
-             for k, v in options.items()}  # fmt: skip
+
+    def each(value: Any, change: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(change, value))
+        return value if isinstance(value, bool) or not value else change(value)
+
+    options = {k: each(v, lambda x: max(int(8 * x), 1) / 8) for k, v in RICHEST[rule].items()}
+    given = {k: each(v, kind) for k, v in options.items()}
     w, gradients = problem(9, dtype, 2)
     expected = by_the_page(rule, options, w, gradients, [0.5, 0.25], dtype)
     arrays = [array(g, dtype) for g in gradients]

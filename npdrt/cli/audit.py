@@ -24,10 +24,9 @@ from npdrt.cli.common import (
     toml_values,
 )
 from npdrt.conform import recorded, report, targets
-from npdrt.conform.adapters import KNOWN
 from npdrt.conform.audit import Audit, audit, audit_recorded
-from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import KNOWN, RULES
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
 
@@ -217,14 +216,13 @@ def _list(as_json: bool) -> None:
 
 def _targets() -> list[dict[str, Any]]:
     found = []
-    for name in KNOWN:
+    for name, (rule, _) in KNOWN.items():
         try:
             target = targets.find(name)
             version = ", ".join(f"{k} {v}" for k, v in target.versions.items())
         except Unavailable:
             version = None
-        rule = targets.RULE[name.rpartition(".")[2]]
-        found.append({"target": name, "rule": rule, "version": version})
+        found.append({"target": name, "rule": rule.name, "version": version})
     return found
 
 

@@ -14,8 +14,8 @@ from npdrt import atomic
 from npdrt.cli.audit import html_option, junit_option, write
 from npdrt.cli.common import Name, answer, check_outputs, echo, json_option, table
 from npdrt.conform import report, vectors, verify
-from npdrt.conform.dialects import RULES
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import RULES
 from npdrt.errors import Error
 
 KINDS = ("OptimizerStep", "Norm", "Primitive", "TrainingStep")

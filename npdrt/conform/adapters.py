@@ -1,8 +1,8 @@
 """Other people's optimizers behind one interface: a case in, its answers or a failure out.
 
-This module runs in the child process that `npdrt.conform.targets` starts: what an optimizer
-prints, changes, breaks or never finishes stays there. An adapter has `info`, what is known once
-it is loaded, and `run(case)`, the answers of every step from the case's start.
+This module runs in the child process that `npdrt.conform.targets` starts, so that an optimizer
+which prints, changes, breaks or never finishes something does it there. An adapter has `info`,
+which is known once it is loaded, and `run(case)`, the answers of every step from the case's start.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from npdrt.conform.case import (
     operands,
 )
 from npdrt.conform.formats import FORMATS, Values
+from npdrt.conform.rules import KNOWN, SLOTS, LibraryOptimizer
 from npdrt.errors import Error
 from npdrt.regular import contents
 from npdrt.workers import end_with
 
-ARRAY_SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
 NUMPY_FORMATS = ("float16", "float32", "float64")
 LONGEST = 300  # characters of a message
 LONG = 500  # steps above which a case is run once
 KINDS = ("weight", "bias")
-OURS = ("lr", "name", "step")  # keywords of the protocol that are no settings
+OURS = ("lr", "name", "step")  # keywords of the protocol that are not settings
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Adapter(Protocol):
 
 
 class Unanswered(Exception):
-    """There is no answer, or none as the protocol says; `failure` stands for it."""
+    """No answer, or one that breaks the protocol; `failure` takes its place."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -117,7 +117,7 @@ def load(connection: Connection[Any, Any]) -> Adapter | None:
 
 
 def outcome(adapter: Adapter, case: Case) -> Outcome:
-    """What a target makes of a case, which it is given twice; a long one, once."""
+    """The outcome of a case. The target runs it twice, a long case once."""
     first = attempt(adapter, case)
     if isinstance(first, Failure) or len(case.steps) > LONG:
         return first
@@ -143,8 +143,8 @@ def attempt(adapter: Adapter, case: Case) -> tuple[Answer, ...] | Failure:
 
 
 def described(error: BaseException, files: Sequence[str]) -> str:
-    """Type, message and place of an exception in one line; the place is the innermost in `files`,
-    or innermost where those are none."""
+    """Type, message and place of an exception in one line. The place is the innermost in `files`,
+    or the innermost of all if `files` is empty."""
     places = []
     for frame, line in walk_tb(error.__traceback__):
         name = frame.f_code.co_filename
@@ -163,7 +163,7 @@ def described(error: BaseException, files: Sequence[str]) -> str:
 
 
 def difference(first: Sequence[Answer], second: Sequence[Answer]) -> str:
-    """Where two runs of a case part, or ""."""
+    """Where two runs of a case differ, or ""."""
     for k, (a, b) in enumerate(zip(first, second, strict=True), 1):
         if a.slots.keys() != b.slots.keys():
             return f"two runs from the same start differ in the slots they have after step {k}"
@@ -212,27 +212,26 @@ def checked(w: Any, shape: tuple[int, ...], name: str, k: int) -> Any:
     return w
 
 
-def betas(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with `betas`, where it is there, as two Python floats."""
-    pair = {"betas": tuple(map(float, settings["betas"]))} if "betas" in settings else {}
-    return {**settings, **pair}
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with several numbers (betas) as a tuple of Python floats."""
+    return {k: tuple(map(float, v)) if isinstance(v, tuple | list) else v
+            for k, v in settings.items()}  # fmt: skip
 
 
-def offered(case: Case, source: str) -> dict[str, Any]:
-    """The settings of a case that a library's optimizer takes by npdrt's names."""
-    taken = KNOWN[source] - {"decoupled"}  # which is what the optimizer is, no argument
-    return {k: v for k, v in betas(case.settings).items() if k in taken}
+def arguments(case: Case, known: LibraryOptimizer) -> dict[str, Any]:
+    """The keyword arguments by which a library's optimizer takes the settings of a case."""
+    return known.arguments({k: v for k, v in plain(case.settings).items() if k in known.offers})
 
 
 def accepts(known: Collection[str], name: str, overrides: Mapping[str, Any]) -> None:
-    """Raise Error where an override is none of the parameters of `name`."""
+    """Raise Error if an override is not a parameter of `name`."""
     for key in overrides:
         if key not in known:
             raise Error(f"{name} has no {key!r}; it has {', '.join(known) or 'none'}")
 
 
 def double(jax: Any, on: bool) -> Any:
-    """A context in which JAX has 64-bit types, or has not."""
+    """A context in which JAX has 64-bit types, or does not."""
     home = jax if hasattr(jax, "enable_x64") else library("jax.experimental")
     return home.enable_x64(on)
 
@@ -246,22 +245,22 @@ class Torch:
     files: tuple[str, ...] = ()
 
     def __init__(self, source: str, overrides: Mapping[str, Any]):
-        self.torch, self.source = library("torch"), source
+        self.torch, (_, self.known) = library("torch"), KNOWN[source]
         self.make = getattr(self.torch.optim, source.rpartition(".")[2])
         accepts(inspect.signature(self.make).parameters, source, overrides)
         self.overrides = dict(overrides)
-        self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
+        self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
         one = self.torch.zeros(1, requires_grad=True)  # the first step imports half of torch
         self.torch.optim.SGD([one], lr=0.0).step()
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `step()` with the learning rate set in the group."""
         w = self.operands(case, case.w, case.w)[0].requires_grad_()
-        settings = {**offered(case, self.source), **self.overrides}
-        beside: Any = None
+        settings = {**arguments(case, self.known), **self.overrides}
+        other: Any = None
         if case.neighbour is not None:
-            beside = self.tensor(case.neighbour.w, case).requires_grad_()
-        tensors = [w] if beside is None else [beside, w]
+            other = self.tensor(case.neighbour.w, case).requires_grad_()
+        tensors = [w] if other is None else [other, w]
         optimizer = self.make(tensors, lr=case.steps[0].lr, **settings)
         if state := self.state(case):
             optimizer.state[w] = state
@@ -269,7 +268,7 @@ class Torch:
         for k, step in enumerate(case.steps, 1):
             optimizer.param_groups[0]["lr"] = step.lr
             if case.neighbour is not None:
-                beside.grad = self.tensor(case.neighbour.g[k - 1], case)
+                other.grad = self.tensor(case.neighbour.g[k - 1], case)
             w.grad = self.operands(case, case.w, step.g)[1]
             optimizer.step()
             checked(w, case.w.shape, case.format, k)
@@ -286,7 +285,7 @@ class Torch:
         return operands(self.tensor(w, case), self.tensor(g, case), case.layout, self.laid_out)
 
     def laid_out(self, tensor: Any, layout: str) -> Any:
-        """A tensor that lies in memory so."""
+        """A copy of a tensor in a layout."""
         if layout.startswith("fortran"):
             backwards = tuple(reversed(range(tensor.dim())))
             return tensor.permute(backwards).contiguous().permute(backwards)
@@ -300,35 +299,31 @@ class Torch:
         return wide(tensor.detach().to(self.torch.float64).numpy())
 
     def state(self, case: Case) -> dict[str, Any]:
-        """The optimizer's state of a parameter at the case's start; {} for its own."""
-        given = case.state or {}
-        step = float(given.get("step", 0))
-        found = {k: self.tensor(given[k], case) for k in ARRAY_SLOTS if k in given}
-        if not found and not step:
+        """The state of the parameter at the case's start; {} if the optimizer makes it itself."""
+        given, slots = case.state or {}, dict(self.known.slots)
+        if not given.get("step", 0) and not given.keys() & SLOTS:
             return {}
-        zero = self.tensor(np.zeros_like(case.w), case)
-        if case.rule == "sgd":
-            return {"momentum_buffer": found.get("momentum", zero)}
-        state = {"step": self.torch.tensor(step, dtype=self.torch.float32)}  # as torch has it
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = found.get(name, zero.clone())
-        if self.overrides.get("amsgrad"):  # no case has it: the largest so far is as at the start
-            state["max_exp_avg_sq"] = zero.clone()
+        state, zero = {}, np.zeros_like(case.w)
+        if name := slots.pop("step", ""):
+            state[name] = self.torch.tensor(float(given.get("step", 0)), dtype=self.torch.float32)
+        for slot, name in slots.items():
+            state[name] = self.tensor(given.get(slot, zero), case)
+        for argument, name in self.known.adds.items():
+            if self.overrides.get(argument):  # no case has it: it is as at the start
+                state[name] = self.tensor(zero, case)
         return state
 
     def slots(self, state: Mapping[str, Any]) -> dict[str, Values]:
         """The array slots by npdrt's names."""
-        named = {"momentum" if k == "momentum_buffer" else k: v for k, v in state.items()}
-        return {k: self.values(named[k]) for k in ARRAY_SLOTS if named.get(k) is not None}
+        own = {k: state.get(name) for k, name in self.known.slots.items() if k in SLOTS}
+        return {k: self.values(value) for k, value in own.items() if value is not None}
 
 
 # --- optax ------------------------------------------------------------------------------------
 
-FIELDS = {"momentum": "trace", "exp_avg": "mu", "exp_avg_sq": "nu", "step": "count"}
-
 
 class Optax:
-    """A transformation of optax, made anew at every step with the step's learning rate.
+    """A transformation of optax, made again at every step with the step's learning rate.
 
     Operations run one at a time, not compiled into one. JAX has 64-bit types for float64 cases
     only: with them the bias correction of a float32 parameter is computed in float64.
@@ -339,12 +334,11 @@ class Optax:
     def __init__(self, source: str, overrides: Mapping[str, Any]):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
-        self.source = source
+        self.known = KNOWN[source][1]
         self.make = getattr(self.optax, source.rpartition(".")[2])
         accepts(inspect.signature(self.make).parameters, source, overrides)
         self.overrides = dict(overrides)
-        self.sign = -1.0 if source == "optax.lars" else 1.0  # its velocity points to the new w
-        self.info = Info(KNOWN[source], frozenset(), tuple(FORMATS))
+        self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
         self.jnp.zeros(1).block_until_ready()
 
     def run(self, case: Case) -> list[Answer]:
@@ -367,12 +361,12 @@ class Optax:
             answers.append(Answer(wide(w), self.slots(state, case)))
         return answers
 
-    def tree(self, case: Case, values: Values, beside: Values | None) -> Any:
+    def tree(self, case: Case, values: Values, others: Values | None) -> Any:
         """An array, or with a neighbour a dict of two by their kinds."""
-        if beside is None:
+        if others is None:
             return self.array(values, case)
         (other,) = {*KINDS} - {case.kind}
-        return {other: self.array(beside, case), case.kind: self.array(values, case)}
+        return {other: self.array(others, case), case.kind: self.array(values, case)}
 
     def array(self, values: Values, case: Case) -> Any:
         """Numbers of the case's format as an array; converted on the host, as XLA's conversion
@@ -381,19 +375,13 @@ class Optax:
 
     def transform(self, case: Case, lr: float) -> Any:
         """The transformation with the case's settings."""
-        settings = offered(case, self.source)
-        if "betas" in settings:
-            settings["b1"], settings["b2"] = settings.pop("betas")
-        if self.source == "optax.sgd":
-            settings["momentum"] = settings["momentum"] or None  # as one asks for none
-        return self.make(lr, **{**settings, **self.overrides})
+        return self.make(lr, **{**arguments(case, self.known), **self.overrides})
 
     def start(self, case: Case, state: Any) -> Any:
-        """`state` with the case's slots in it; what the case leaves out stays."""
-        given = case.state or {}
-        values = {FIELDS[k]: v for k, v in given.items() if k in FIELDS}
-        if "trace" in values:
-            values["trace"] = self.sign * values["trace"]
+        """`state` with the case's slots in it; the others stay."""
+        fields = {"step": "count", **self.known.slots}
+        given = self.turned(case.state or {})
+        values = {fields[k]: v for k, v in given.items() if k in fields}
 
         def put(old: Any, name: str) -> Any:
             if name not in values:
@@ -404,11 +392,13 @@ class Optax:
 
     def slots(self, state: Any, case: Case) -> dict[str, Values]:
         """The array slots by npdrt's names."""
-        fields = dict(named(state))
-        found = {k: wide(own(fields[FIELDS[k]], case)) for k in ARRAY_SLOTS if FIELDS[k] in fields}
-        if "momentum" in found:
-            found["momentum"] = np.asarray(self.sign * found["momentum"])
-        return found
+        fields, slots = dict(named(state)), self.known.slots
+        return self.turned({k: wide(own(fields[n], case)) for k, n in slots.items() if n in fields})
+
+    def turned(self, slots: Mapping[str, Any]) -> dict[str, Any]:
+        """The slots with the velocity from npdrt's direction to optax's, or back."""
+        sign = {"momentum": self.known.velocity}
+        return {k: np.asarray(sign[k] * v) if k in sign else v for k, v in slots.items()}
 
 
 def own(tree: Any, case: Case) -> Any:
@@ -456,12 +446,12 @@ class File:
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case; each call is given arrays of its own."""
         w, state = case.w, start(case)
-        beside, its_state = (case.neighbour.w, {}) if case.neighbour else (w, state)
+        other, its_state = (case.neighbour.w, {}) if case.neighbour else (w, state)
         before = int((case.state or {}).get("step", 0))
         answers = []
         for k in range(1, len(case.steps) + 1):
             if case.neighbour is not None:
-                beside, its_state = self.step(second(case, case.neighbour), k, beside, its_state, k)
+                other, its_state = self.step(second(case, case.neighbour), k, other, its_state, k)
                 state = its_state if "name" in self.named else state
             w, state = self.step(case, k, w, state, before + k)
             answers.append(Answer(w, slots(state, w.shape)))
@@ -485,7 +475,7 @@ class File:
     def keywords(self, case: Case, lr: float, step: int) -> dict[str, Any]:
         """The keyword arguments of a call."""
         wanted = self.info.offers
-        settings = betas(case.settings)
+        settings = plain(case.settings)
         given = {k: v for k, v in settings.items() if wanted is None or k in wanted}
         ours = {"name": case.kind, "step": step}
         given |= {k: v for k, v in ours.items() if k in self.named}
@@ -559,8 +549,7 @@ def start(case: Case) -> dict[str, Any]:
     """The state before the first step: {}, or the case's with its arrays in the case's dtype."""
     given = case.state or {}
     return {
-        k: np.asarray(v).astype(dtype(case.format)) if k in ARRAY_SLOTS else v
-        for k, v in given.items()
+        k: np.asarray(v).astype(dtype(case.format)) if k in SLOTS else v for k, v in given.items()
     }
 
 
@@ -579,14 +568,14 @@ def arrays(value: Any, label: str = "", depth: int = 0) -> Iterator[tuple[str, A
 
 
 def bits(array: Any) -> bytes:
-    """The bytes of an array; none where NumPy cannot read it."""
+    """The bytes of an array; none if NumPy cannot read it."""
     with suppress(Exception):
         return np.asarray(array).tobytes()
     return b""
 
 
 def pair(result: Any, k: int) -> tuple[Any, dict[str, Any]]:
-    """What a call returned as (w, state)."""
+    """(w, state), if a call returned these."""
     if not isinstance(result, tuple | list) or len(result) != 2:
         many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
         found = f"{type(result).__name__}{many}"
@@ -600,7 +589,7 @@ def pair(result: Any, k: int) -> tuple[Any, dict[str, Any]]:
 def slots(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Values]:
     """The array slots of a state that have npdrt's names and the parameter's shape."""
     found = {}
-    for name in ARRAY_SLOTS:
+    for name in SLOTS:
         if getattr(state.get(name), "shape", None) == shape:
             with suppress(TypeError, ValueError):
                 found[name] = wide(state[name])
@@ -613,17 +602,4 @@ ADAPTERS: dict[str, Callable[[str, Mapping[str, Any]], Adapter]] = {
     "torch": Torch,
     "optax": Optax,
     "file": File,
-}
-_ADAM = frozenset({"betas", "eps"})
-# class or function -> the settings that it offers, by npdrt's names
-KNOWN: dict[str, frozenset[str]] = {
-    "torch.optim.SGD": frozenset({"momentum", "dampening", "nesterov", "weight_decay"}),
-    "torch.optim.Adam": _ADAM | {"weight_decay"},
-    "torch.optim.AdamW": _ADAM | {"weight_decay", "decoupled"},
-    "optax.sgd": frozenset({"momentum", "nesterov"}),
-    "optax.adam": _ADAM,
-    "optax.adamw": _ADAM | {"weight_decay", "decoupled"},
-    "optax.amsgrad": _ADAM,
-    "optax.fromage": frozenset(),
-    "optax.lars": frozenset({"momentum", "weight_decay", "trust_coefficient", "eps"}),
 }

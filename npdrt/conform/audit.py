@@ -10,9 +10,8 @@ import numpy as np
 
 from npdrt.conform import canonical, targets
 from npdrt.conform.case import Answer, Case, Failure, Outcome
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.identify import (
-    Answered,
+    AnsweredCase,
     Finding,
     as_format,
     first_odd,
@@ -20,6 +19,7 @@ from npdrt.conform.identify import (
     identify_any,
 )
 from npdrt.conform.judge import Judged, accepted, judge
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Expected, Vector, case_from, groups, vector_from
 
 # Verdicts, and whether the command ends with exit code 0.
@@ -242,7 +242,8 @@ def asked_of(
         if large:
             case = case_from(group, test)
             form = "" if len(case.steps) > targets.UNIT else case.format
-            key = (case.w.shape, len(case.steps), form, bool(case.settings.get("dampening")))
+            apart = any(case.settings.get(name) for name in RULES[rule].apart)
+            key = (case.w.shape, len(case.steps), form, apart)
             if key in seen or targets.lacks(target, case):
                 continue
             seen.add(key)
@@ -254,7 +255,7 @@ def concluded(
 ) -> Audit:
     """The audit of answers: which rule, which dialect, how far away."""
     pairs = list(zip(vectors, outcomes, strict=True))
-    answered: dict[str, list[Answered]] = {}
+    answered: dict[str, list[AnsweredCase]] = {}
     for v, o in pairs:
         if not isinstance(o, Failure) and v.case.result != "error":
             answered.setdefault(v.case.rule, []).append((v.case, o))
@@ -278,7 +279,7 @@ def concluded(
 # --- recorded trajectories ------------------------------------------------------------------------
 
 
-def audit_recorded(name: str, answered: Sequence[Answered]) -> Audit:
+def audit_recorded(name: str, answered: Sequence[AnsweredCase]) -> Audit:
     """The audit of steps that somebody recorded, all under one rule."""
     finding = identify(RULES[answered[0][0].rule], answered)
     judged = tuple(judge(recorded_vector(case, answers), answers) for case, answers in answered)

@@ -1,7 +1,7 @@
 """npdrt's own answers to a case, in the bits of docs/updates.md.
 
-Of small arrays they are those of that page in plain Python (`npdrt.conform.page`), of large ones
-those of `npdrt.optim`, which the tests hold to the page.
+Those of small arrays are that page in plain Python (`page` of every rule), those of large ones
+`npdrt.optim`, which the tests compare with the page.
 """
 
 from __future__ import annotations
@@ -12,10 +12,32 @@ from typing import Any
 import numpy as np
 
 from npdrt import optim
-from npdrt.conform import page
 from npdrt.conform.case import Answer, Case
+from npdrt.conform.page import Norms, Numbers
+from npdrt.conform.rules import RULES
 
 PLAIN = 256  # elements up to which plain Python is the quicker
+
+
+def step(
+    rule: str, w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, *,
+    norms: Norms = None, **settings: Any,
+) -> Numbers:  # fmt: skip
+    """The parameter after one step of `rule`; `state` becomes the state after the step.
+
+    w, g: numbers of `dtype`. state: {"step": 0} before the first step; a start in the middle has
+    the number of steps made under "step" and the slots of the rule under their names. Scalars that
+    it lacks (Adam's powers) are computed from "step". Lists in it are replaced, not written.
+    norms: |w| and |g|, taken as given in place of the page's norm, also for a "max_norm" that is
+    not in the state; the norm of a new w, for norm_bound, is always the page's. settings: by the
+    names and with the defaults of the page.
+
+    >>> step("lars_lesion", [3.0, 4.0], [0.0, 1.0], {"step": 0}, 0.5, "float32")
+    [3.0, 1.5]
+    """
+    w = RULES[rule].page(w, g, state, lr, dtype, norms, **settings)
+    state["step"] += 1
+    return w
 
 
 def answers(case: Case, given: Sequence[Answer] | None = None) -> Iterator[Answer]:
@@ -27,9 +49,9 @@ def answers(case: Case, given: Sequence[Answer] | None = None) -> Iterator[Answe
 def _by_page(case: Case, given: Sequence[Answer] | None) -> Iterator[Answer]:
     state: dict[str, Any] = {"step": 0}
     w, shape = case.w, case.w.shape
-    for k, step in enumerate(case.steps):
-        flat, g = w.reshape(-1).tolist(), step.g.reshape(-1).tolist()
-        flat = page.step(case.rule, flat, g, state, step.lr, case.format, **case.settings)
+    for k, asked in enumerate(case.steps):
+        flat, g = w.reshape(-1).tolist(), asked.g.reshape(-1).tolist()
+        flat = step(case.rule, flat, g, state, asked.lr, case.format, **case.settings)
         slots = {k: np.reshape(v, shape) for k, v in state.items() if isinstance(v, list)}
         w = np.reshape(flat, shape)
         yield Answer(w, slots)
@@ -40,8 +62,9 @@ def _by_npdrt(case: Case, given: Sequence[Answer] | None) -> Iterator[Answer]:
     rule = optim.RULES[case.rule](lr=0.0, **case.settings)
     params = {"w": case.w.astype(case.format)}
     state = rule.init(params)
-    for k, step in enumerate(case.steps):
-        params, state = rule.update(params, {"w": step.g.astype(case.format)}, state, lr=step.lr)
+    for k, asked in enumerate(case.steps):
+        g = asked.g.astype(case.format)
+        params, state = rule.update(params, {"w": g}, state, lr=asked.lr)
         slots = {
             name.removeprefix("w/"): np.asarray(value, dtype=np.float64)
             for name, value in state.items()

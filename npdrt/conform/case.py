@@ -51,7 +51,7 @@ class Case:
     implementations that treat them differently. result: "valid" (gated), "acceptable" (judged,
     reported, not gated) or "error" (ought to be refused; reported, not gated). layout: how w and
     g lie in memory, one of LAYOUTS. neighbour: another tensor in the same optimizer.
-    generated: its values are not stored but drawn anew (`npdrt.conform.generated`).
+    generated: its values are not stored but drawn again (`npdrt.conform.generated`).
     """
 
     id: int
@@ -123,7 +123,7 @@ def _split(line: Any, shape: tuple[int, ...]) -> Any:
 
 
 def as_if_contiguous(values: Any, layout: str) -> Any:
-    """What is read where the strides of such an array are ignored: from its first element on."""
+    """The elements that are read if the strides of such an array are ignored."""
     view = laid_out(values, layout)
     if layout.startswith("fortran"):
         return view.reshape(-1, order="F").reshape(view.shape)

@@ -1,4 +1,4 @@
-"""The flags and settings of the cases of the updates, and how a draft becomes a case."""
+"""The flags of the cases of the updates, and how a draft becomes a case."""
 
 from __future__ import annotations
 
@@ -59,35 +59,6 @@ FLAGS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# rule -> settings, the plainest first, the richest second
-SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "sgd": [
-        {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
-        {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.1},
-        {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
-        {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.0},
-        {"momentum": 0.9, "dampening": 0.3, "nesterov": False, "weight_decay": 0.1},
-        {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.0},
-        {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
-        {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1},
-    ],
-    "adam": [
-        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
-        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": True},
-        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": False},
-        {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False},
-    ],
-    "lars": [
-        {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 1e-3, "eps": 0.0},
-        {"momentum": 0.9, "weight_decay": 0.1, "trust_coefficient": 1e-3, "eps": 1e-8},
-        {"momentum": 0.0, "weight_decay": 0.0, "trust_coefficient": 1.0, "eps": 0.0},
-        {"momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.02, "eps": 0.0},
-        {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 0.02, "eps": 0.125},
-    ],
-    "lars_lesion": [{}],
-    "fromage": [{"norm_bound": None}, {"norm_bound": 0.99}, {"norm_bound": 0.0}],
-}
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -98,7 +69,6 @@ class Draft:
     w: Any
     g: Any
     lr: Any = 0.1
-    only: tuple[str, ...] = ()  # rules it is for; all unless given
     settings: dict[str, Any] = field(default_factory=dict)
     state: Slots | None = None
     kind: str = "weight"

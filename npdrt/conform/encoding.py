@@ -15,6 +15,7 @@ import numpy as np
 
 from npdrt.conform.case import Slots
 from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.conform.rules import SLOTS
 from npdrt.errors import FileRefused
 
 Json = dict[str, Any]
@@ -110,10 +111,9 @@ def slots_json(slots: Slots, number: Format) -> dict[str, Any]:
 
 def slots_from(found: Mapping[str, Any], shape: Sequence[int], number: Format) -> Slots:
     """The state of such a text."""
-    scalars = ("max_norm", "beta1_power", "beta2_power")
     return {
         name: value if name == "step"
-        else unhexed(value) if name in scalars
-        else from_bits(value, shape, number)
+        else from_bits(value, shape, number) if name in SLOTS
+        else unhexed(value)
         for name, value in found.items()
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Cases too large for the files: their numbers are drawn from Philox words whenever they are read.
+"""Cases too large for the files: their numbers are drawn from Philox words when they are read.
 
-A file has of such a test its shape, its steps and 64 exact elements. Everything else that is
-expected of it is npdrt's own answer (`npdrt.conform.canonical`).
+The file has the shape of such a test, its steps and 64 exact elements. All other elements are
+compared with npdrt's own answer (`npdrt.conform.canonical`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from npdrt.conform.case import Answer, Case
-from npdrt.conform.cases import SETTINGS, Draft, Drawer, finished
-from npdrt.conform.dialects import RULES, run
+from npdrt.conform.cases import Draft, Drawer, finished
 from npdrt.conform.formats import FORMATS, Values
+from npdrt.conform.rules import RULES, run
 
 FIRST = 500_000  # the first id, less one
 SAMPLE = 64  # exact elements that are stored, over all steps
@@ -41,39 +40,19 @@ ROWS = (
     Row("LONG", (2, 2), 330, ("float16", "bfloat16", "float32", "float64")),
     Row("LONG", (3,), 5040, ("float32", "float64")),
 )
-# rule -> settings, the richest first; the steps of lars large enough to show in float32
-CHOICES: dict[str, list[dict[str, Any]]] = {
-    "sgd": [SETTINGS["sgd"][k] for k in (1, 7, 2, 0)],
-    "adam": [SETTINGS["adam"][k] for k in (1, 2, 0)],
-    "lars": [{**SETTINGS["lars"][k], "trust_coefficient": 0.1} for k in (1, 0, 2)],
-    "lars_lesion": [{}],
-    "fromage": [SETTINGS["fromage"][k] for k in (1, 0)],
-}
-
-
-# Dampening and Nesterov's velocity exclude each other: both are asked, the former for 330 steps.
-# The published defaults of lars are for implementations that have them built in.
-LATER: list[tuple[str, dict[str, Any], Row, bool]] = [
-    ("sgd", SETTINGS["sgd"][4], ROWS[2], False),
-    *(("lars", SETTINGS["lars"][0], row, True) for row in ROWS),
-]
 
 
 def cases() -> Iterator[Case]:
-    """The generated cases, those with the richest settings of a rule first."""
-    asked = [
-        (rule, settings, row, k > 0)
-        for rule, choices in CHOICES.items()
-        for k, settings in enumerate(choices)
-        for row in ROWS
-    ]
+    """The generated cases, round by round, those with the richest settings of a rule first."""
+    asked = [(rule, part) for rule in RULES.values() for part in rule.generated]
     number = FIRST
-    for rule, settings, row, plainer in [*asked, *LATER]:
-        for form in row.formats:
-            number += 1
-            flags = (row.flag, "PLAINER") if plainer else (row.flag,)
-            draft = drawn(form, flags, row.shape, row.steps)
-            yield finished(number, rule, FORMATS[form], draft, settings)
+    for rule, part in sorted(asked, key=lambda pair: max(pair[0].added, pair[1].added)):
+        for row in ROWS if part.steps is None else (r for r in ROWS if r.steps == part.steps):
+            for form in row.formats:
+                number += 1
+                flags = (row.flag, "PLAINER") if part.plainer else (row.flag,)
+                draft = drawn(form, flags, row.shape, row.steps)
+                yield finished(number, rule.name, FORMATS[form], draft, part.settings)
 
 
 def drawn(form: str, flags: tuple[str, ...], shape: tuple[int, ...], steps: int) -> Draft:
@@ -95,9 +74,10 @@ def sample(shape: tuple[int, ...], steps: int) -> list[tuple[int, int]]:
 
 
 def scales(case: Case, given: list[Answer]) -> list[Values]:
-    """The size of the parameter before or after every step, whichever is larger; of adam in float64
-    that of all operands, since the rounding of 1 - beta^t in float64 counts there."""
-    if (case.rule, case.format) == ("adam", "float64"):
-        return [np.asarray(e.scale, dtype=np.float64) for e in run(RULES["adam"], {}, case)]
+    """The size of the parameter before or after every step, whichever is larger; if the rule
+    asks for it (`Rule.scales_by_operands`), the size of all operands."""
+    rule = RULES[case.rule]
+    if case.format in rule.scales_by_operands:
+        return [np.asarray(e.scale, dtype=np.float64) for e in run(rule, {}, case)]
     before = [case.w, *(a.w for a in given[:-1])]
     return [np.maximum(np.abs(w), np.abs(a.w)) for w, a in zip(before, given, strict=True)]

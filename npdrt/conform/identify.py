@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Answer, Case
-from npdrt.conform.dialects import RULES, Choices, Dialect, Rule, run
-from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.formats import Values
 from npdrt.conform.judge import of_step, remembered
+from npdrt.conform.rules import RULES, Choices, Dialect, Rule, run
+from npdrt.conform.rules.rule import PROFILES
 
-Answered = tuple[Case, tuple[Answer, ...]]
+AnsweredCase = tuple[Case, tuple[Answer, ...]]
 SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
@@ -47,13 +47,13 @@ class Divergence:
 class Finding:
     """What an implementation is.
 
-    rule: the rule it was held to. choices: the clauses in which it differs from the published
-    rule; None where no candidate explains it. dialect: the named dialect with these choices (or
-    the closest, with `beyond` the clauses added to it). also: other dialects that the cases
-    cannot tell apart from it. parting: the first operation where the values part, in `smallest`,
-    the smallest case that tells it from the published rule. among: the rules that were tried,
-    where it was to be found out and none of them fits; `rule` is then the closest. stopped: not
-    every candidate was tried, since the cases are long or large.
+    rule: the rule it was compared with. choices: the clauses in which it differs from the
+    published rule; None if no candidate explains it. dialect: the named dialect with these choices
+    (or the closest, with `beyond` the clauses added to it). also: other dialects that the cases
+    cannot tell apart from it. smallest: the smallest case that tells it from the published rule.
+    parting: the first operation in it whose values differ. among: the rules that were tried, if
+    the rule was not given and none of them fits; `rule` is then the closest. stopped: not every
+    candidate was tried, since the cases are long or large.
     """
 
     rule: Rule
@@ -82,7 +82,7 @@ class Finding:
         return "profile" if all(c in PROFILES for c in self.choices) else "dialect"
 
 
-def identify(rule: Rule, answered: Sequence[Answered]) -> Finding:
+def identify(rule: Rule, answered: Sequence[AnsweredCase]) -> Finding:
     """The candidate with the fewest changes that explains the answers to a rule's valid cases."""
     valid = [a for a in answered if a[0].result == "valid"]
     cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
@@ -106,7 +106,7 @@ def costly(case: Case) -> bool:
     return any(flag in COSTLY for flag in case.flags)
 
 
-def refutes_soonest(answered: Answered) -> tuple[bool, int, int]:
+def refutes_soonest(answered: AnsweredCase) -> tuple[bool, int, int]:
     """Edges and sequences first, long ones last."""
     case = answered[0]
     ordinary = "ORDINARY" in case.flags or "TRAJECTORY" in case.flags
@@ -164,18 +164,19 @@ class Work:
         self.left -= len(case.steps) * max(1.0, case.w.size / 2000)
 
 
-def explains(rule: Rule, choices: Choices, answered: list[Answered], work: Work) -> bool:
+def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], work: Work) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
     refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
-        if not all(excess(rule, choices, *part) <= 1.0 for part in parts(case, answers, work)):
+        several = prefix_and_whole(case, answers, work)
+        if not all(excess(rule, choices, *part) <= 1.0 for part in several):
             if len(case.steps) <= SHORT:
                 answered.insert(0, answered.pop(k))
             return False
     return True
 
 
-def parts(
+def prefix_and_whole(
     case: Case, answers: Sequence[Answer], work: Work
 ) -> Iterator[tuple[Case, Sequence[Answer]]]:
     """The first steps of a long case, and the whole of it."""
@@ -211,8 +212,8 @@ def errors(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) 
 
 
 def ratios(case: Case, got: Any, exact: Any, scale: Any, change: Any, slack: Any) -> Values:
-    """|got - exact| over the accepted error; 0 where they are the same, inf where one is not
-    finite and the other is not the same."""
+    """|got - exact| over the accepted error; 0 if they are the same, inf if one is not finite and
+    the other is not the same."""
     with np.errstate(all="ignore"):
         rounding, of_change = case.number.ulp(scale), case.number.ulp(change)
         ulps = ROUNDINGS * rounding + of_step(case) * remembered(case) * of_change
@@ -223,14 +224,14 @@ def ratios(case: Case, got: Any, exact: Any, scale: Any, change: Any, slack: Any
 
 
 def as_format(w: Any, case: Case) -> Any:
-    """w, infinite where the format has no such number."""
+    """w, infinite if it is too large for the format."""
     with np.errstate(all="ignore"):
         over = np.abs(w) > case.number.largest * (1 + 2.0**-case.number.precision)
         return np.where(over, np.copysign(np.inf, w), w)
 
 
 def first_disagreement(
-    rule: Rule, differences: Choices, answered: Sequence[Answered]
+    rule: Rule, differences: Choices, answered: Sequence[AnsweredCase]
 ) -> tuple[Case | None, Divergence | None]:
     """The smallest case that tells the choices from the published rule, and the first value."""
     if not differences:
@@ -266,7 +267,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def equivalent_dialects(
-    rule: Rule, differences: Choices, dialect: Dialect, *answered: list[Answered]
+    rule: Rule, differences: Choices, dialect: Dialect, *answered: list[AnsweredCase]
 ) -> tuple[str, ...]:
     """The other named dialects that explain the same answers, in the same arithmetic."""
     profile = {k: v for k, v in differences.items() if k in PROFILES}
@@ -278,13 +279,13 @@ def equivalent_dialects(
     )
 
 
-def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
+def identify_any(answered: Mapping[str, Sequence[AnsweredCase]]) -> Finding:
     """The finding for an implementation of unknown rule: answers by rule name.
 
-    The rule with the fewest unexplained clauses wins. Among equals the lesion of Fromage comes
-    last, being a rule that nobody sets out to write, and otherwise the rule comes first of which
-    most was answered: whose settings the implementation has. Where no rule explains the answers,
-    the finding is of none of them, next to the one of which the largest share holds.
+    The rule with the fewest unexplained clauses wins. Among equals an ablation
+    comes last, since nobody sets out to write one. Then the rule with the most answers comes
+    first: the implementation has its settings. If no rule explains the answers, the finding has no
+    choices, and its rule is the one with the largest share of tests that hold.
     """
     tried = {n: cases for n, cases in answered.items() if cases}
     found = {n: identify(RULES[n], cases) for n, cases in tried.items()}
@@ -294,13 +295,13 @@ def identify_any(answered: Mapping[str, Sequence[Answered]]) -> Finding:
         finding = found[n]
         odd = -share(RULES[n], tried[n]) if finding.choices is None else 0.0
         clauses = len(finding.choices or ())
-        return order.index(finding.kind), odd, clauses, n == "lars_lesion", -len(tried[n])
+        return order.index(finding.kind), odd, clauses, RULES[n].ablation, -len(tried[n])
 
     best = found[min(found, key=rank)]
     return replace(best, among=tuple(found)) if best.choices is None else best
 
 
-def share(rule: Rule, answered: Sequence[Answered]) -> float:
+def share(rule: Rule, answered: Sequence[AnsweredCase]) -> float:
     """The share of the valid cases that the published rule explains."""
     held = [excess(rule, {}, *a) <= 1.0 for a in answered if a[0].result == "valid"]
     return sum(held) / max(len(held), 1)

@@ -18,14 +18,9 @@ from npdrt.arrays import quiet
 from npdrt.conform.case import Answer, Case, Failure, Outcome
 from npdrt.conform.encoding import DOUBLE, Json, array, read_array, shown, unhexed
 from npdrt.conform.formats import FORMATS, Format, Values
+from npdrt.conform.rules import RULES
 from npdrt.conform.vectors import Vector
 from npdrt.errors import FileRefused
-
-# Accepted error at level C1 in ulps at the scale of the operands: the roundings of any order of
-# the operations, each at most one ulp there. Layerwise rules add those of two norms of n elements.
-ULPS = {"sgd": 8.0, "adam": 16.0, "lars": 12.0, "lars_lesion": 10.0, "fromage": 12.0}
-LAYERWISE = ("lars", "lars_lesion", "fromage")
-
 
 MEMORY = 10  # steps whose errors a state still holds
 ORDERED = 64  # elements up to which a norm may be added in any order; sums of more are blocked
@@ -42,16 +37,14 @@ def accepted(case: Case) -> float:
 
 
 def of_step(case: Case) -> float:
-    """The accepted error of one step in ulps at scale."""
-    n = case.w.size
-    norms = min(n, ORDERED + math.isqrt(n)) + 2 if case.rule in LAYERWISE else 0
-    return ULPS[case.rule] + norms
+    """The accepted error of one step in ulps at scale: the rule's, and that of two norms."""
+    n, rule = case.w.size, RULES[case.rule]
+    return rule.ulps + (min(n, ORDERED + math.isqrt(n)) + 2 if rule.takes_norms else 0)
 
 
 def remembered(case: Case) -> int:
     """Of how many steps a step has the errors, if it starts from the parameter that was given."""
-    remembers = case.rule == "adam" or case.settings.get("momentum")
-    return min(len(case.steps), MEMORY) if remembers else 1
+    return min(len(case.steps), MEMORY) if RULES[case.rule].accumulates(case.settings) else 1
 
 
 @dataclass(frozen=True)

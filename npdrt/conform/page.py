@@ -1,6 +1,6 @@
-"""docs/updates.md in plain Python: the bits that an implementation of that page gives.
+"""The arithmetic of docs/updates.md in plain Python; every rule's `page` is written in it.
 
-Written from the page alone, with the standard library alone, so that npdrt.optim is judged by it
+Written from that page alone, with the standard library alone, so that npdrt.optim is judged by it
 like any other implementation. It gives the canonical answers of the conformance vectors.
 
 A tensor is a list of floats, all numbers of the tensor's dtype. An operation on them is computed
@@ -15,7 +15,6 @@ import math
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any
 
 Numbers = list[float]
 Rounding = Callable[[float], float]
@@ -24,7 +23,7 @@ Norms = tuple[float, float] | None
 # --- IEEE arithmetic ------------------------------------------------------------------------
 
 
-def stored(code: str, x: float) -> float:
+def rounded(code: str, x: float) -> float:
     """`x` rounded to the format that `struct` calls `code`, to nearest even."""
     try:
         value: float = struct.unpack(code, struct.pack(code, x))[0]
@@ -35,7 +34,7 @@ def stored(code: str, x: float) -> float:
 
 def float16(x: float) -> float:
     """`x` rounded to float16, to nearest even."""
-    return stored("<e", x)
+    return rounded("<e", x)
 
 
 def bfloat16(x: float) -> float:
@@ -51,7 +50,7 @@ def bfloat16(x: float) -> float:
 
 def float32(x: float) -> float:
     """`x` rounded to float32, to nearest even."""
-    return stored("<f", x)
+    return rounded("<f", x)
 
 
 ROUND: dict[str, Rounding] = {
@@ -125,13 +124,6 @@ def representable(rate: float, lr: float, dtype: str) -> float:
     return rate if rate <= LARGEST[dtype] else lr
 
 
-def relative_rate(w: Numbers, g: Numbers, lr: float, dtype: str, norms: Norms) -> float:
-    """`s` of the sections "fromage" and "lars_lesion"."""
-    nw, ng = sizes(w, g, norms)
-    s = divide(lr * nw, ng) if nw > 0 and ng > 0 else lr
-    return representable(s, lr, dtype)
-
-
 # --- tensor operations --------------------------------------------------------------------------
 
 
@@ -165,124 +157,6 @@ def quotient(x: Numbers, c: float, fl: Rounding) -> Numbers:
     return [fl(divide(a, c)) for a in x]
 
 
-def decayed(w: Numbers, g: Numbers, weight_decay: float, fl: Rounding) -> Numbers:
+def with_decay(w: Numbers, g: Numbers, weight_decay: float, fl: Rounding) -> Numbers:
     """g + [weight_decay] * w, or g without weight decay."""
     return plus(g, weight_decay, w, fl) if weight_decay != 0 else g
-
-
-# --- the rules ------------------------------------------------------------------------------------
-
-
-def sgd(
-    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
-    momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Numbers:  # fmt: skip
-    """The section "sgd"."""
-    fl = ROUND[dtype]
-    d = decayed(w, g, weight_decay, fl)
-    if momentum == 0:
-        return minus(w, lr, d, fl)
-    k = 1.0 if state["step"] == 0 else 1.0 - dampening
-    v = mixed(momentum, state.get("momentum", [0.0] * len(w)), k, d, fl)
-    state["momentum"] = v
-    return minus(w, lr, plus(d, momentum, v, fl) if nesterov else v, fl)
-
-
-def adam(
-    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
-    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
-    decoupled: bool = False,
-) -> Numbers:  # fmt: skip
-    """The section "adam"."""
-    fl, (beta1, beta2), zeros = ROUND[dtype], betas, [0.0] * len(w)
-    b1 = state["beta1_power"] = next_power(state, "beta1_power", beta1)
-    b2 = state["beta2_power"] = next_power(state, "beta2_power", beta2)
-    if decoupled and weight_decay != 0:
-        w = scaled(w, 1.0 - lr * weight_decay, fl)
-    else:
-        g = decayed(w, g, weight_decay, fl)
-    squares = [fl(x * x) for x in g]
-    m = state["exp_avg"] = mixed(beta1, state.get("exp_avg", zeros), 1.0 - beta1, g, fl)
-    v = state["exp_avg_sq"] = mixed(beta2, state.get("exp_avg_sq", zeros), 1.0 - beta2, squares, fl)
-    mh, vh = quotient(m, 1.0 - b1, fl), quotient(v, 1.0 - b2, fl)
-    rate, e = fl(lr), fl(eps)
-    below = [fl(fl(root(x)) + e) for x in vh]
-    return [fl(a - fl(divide(fl(rate * x), y))) for a, x, y in zip(w, mh, below, strict=True)]
-
-
-def next_power(state: dict[str, Any], name: str, beta: float) -> float:
-    """The running product of this step, from the state, or anew where the state has none."""
-    before: float = state[name] if name in state else power(beta, state["step"])
-    return before * beta
-
-
-def lars(
-    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
-    momentum: float = 0.9, weight_decay: float = 0.0, trust_coefficient: float = 1e-3,
-    eps: float = 0.0,
-) -> Numbers:  # fmt: skip
-    """The section "lars"."""
-    fl, (nw, ng), r = ROUND[dtype], sizes(w, g, norms), 1.0
-    if nw > 0 and ng > 0:
-        r = divide(trust_coefficient * nw, (ng + weight_decay * nw) + eps)
-    d, k = decayed(w, g, weight_decay, fl), representable(lr * r, lr, dtype)
-    v = mixed(momentum, state.get("momentum", [0.0] * len(w)), k, d, fl)
-    state["momentum"] = v
-    return [fl(a - b) for a, b in zip(w, v, strict=True)]
-
-
-def fromage(
-    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
-    norm_bound: float | None = None,
-) -> Numbers:  # fmt: skip
-    """The section "fromage"."""
-    fl = ROUND[dtype]
-    if norm_bound is not None and "max_norm" not in state:
-        state["max_norm"] = norm_bound * sizes(w, g, norms)[0]
-    s = relative_rate(w, g, lr, dtype, norms)
-    w = quotient(minus(w, s, g, fl), math.sqrt(1.0 + lr * lr), fl)
-    return w if norm_bound is None else bounded(w, state["max_norm"], fl)
-
-
-def bounded(w: Numbers, limit: float, fl: Rounding) -> Numbers:
-    """The last two lines of the section "fromage"."""
-    nw = norm(w)
-    return scaled(w, divide(limit, nw) if nw > limit else 1.0, fl)
-
-
-def lars_lesion(
-    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None
-) -> Numbers:
-    """The section "lars_lesion"."""
-    return minus(w, relative_rate(w, g, lr, dtype, norms), g, ROUND[dtype])
-
-
-PAGE: dict[str, Callable[..., Numbers]] = {
-    "sgd": sgd,
-    "adam": adam,
-    "lars": lars,
-    "lars_lesion": lars_lesion,
-    "fromage": fromage,
-}
-
-
-def step(
-    rule: str, w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, *,
-    norms: Norms = None, **settings: Any,
-) -> Numbers:  # fmt: skip
-    """The parameter after one step of `rule`; `state` becomes the state after the step.
-
-    w, g: numbers of `dtype`. state: {"step": 0} before the first step; a start in the middle has
-    the number of steps made under "step" and the slots of the rule under their names, with
-    Adam's powers or without, and then they are made anew. Lists in it are replaced, not written.
-    norms: |w| and |g|, taken as given in place of the page's norm, also for a "max_norm" that is
-    not in the state; the norm of a new w, for norm_bound, is always the page's. settings: by the
-    names and with the defaults of the page.
-
-    >>> step("lars_lesion", [3.0, 4.0], [0.0, 1.0], {"step": 0}, 0.5, "float32")
-    [3.0, 1.5]
-    """
-    w = PAGE[rule](w, g, state, lr, dtype, norms, **settings)
-    state["step"] += 1
-    return w

@@ -4,11 +4,11 @@ A file is npz, safetensors or HDF5, and has for one tensor the arrays
 
     weights    (steps + 1, ...)  before the first step and after every step
     gradients  (steps, ...)
-    lr         (steps,) or one number; where it is absent the caller gives it
+    lr         (steps,) or one number; if it is absent the caller gives it
 
 or `before` and `after`, both (steps, ...), in place of `weights`. Several tensors have them as
 "<name>/weights", "<name>/gradients"; a plain `lr` then holds for all of them. Arrays of other
-names are left alone. float16, float32 and float64; bfloat16 in safetensors.
+names are ignored. float16, float32 and float64; bfloat16 in safetensors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 
 from npdrt.conform.case import Answer, Case, Step
 from npdrt.conform.formats import Values
+from npdrt.conform.rules import RULES
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
 
@@ -38,7 +39,7 @@ Arrays = dict[str, Numbers]
 class Recording:
     """The steps of one tensor.
 
-    name: "" where the file has one tensor without a name. format: a name in
+    name: "" if the file has one tensor without a name. format: a name in
     `npdrt.conform.formats.FORMATS`. before, gradients, after: (steps, ...), numbers of the format.
     lr: (steps,), finite.
     """
@@ -69,11 +70,11 @@ def cases(
     """The recording as cases of a rule, numbered from `first`, with the recorded answers.
 
     One case, or one for every stretch of steps that begin where the step before them ended. The
-    state before the first step is the rule's own start. Raises Error where there are several
+    state before the first step is the rule's own start. Raises Error if there are several
     stretches and the rule has a state, which is not recorded.
     """
     starts = [0, *recording.breaks]
-    if len(starts) > 1 and (what := _state(rule, settings)):
+    if len(starts) > 1 and (what := RULES[rule].remembers(settings)):
         raise Error(
             f"{_label(recording.name)}step {starts[1] + 1} does not begin where step {starts[1]} "
             f"ended, and {rule} keeps {what}, which is not recorded; give the weights of a run "
@@ -84,15 +85,6 @@ def cases(
         _case(recording, range(a, b), rule, settings, first + k)
         for k, (a, b) in enumerate(zip(starts, ends, strict=True))
     ]
-
-
-def _state(rule: str, settings: Mapping[str, Any]) -> str:
-    """What a rule remembers from step to step, or ""."""
-    if rule == "adam":
-        return "moments"
-    if rule in ("sgd", "lars"):
-        return "a velocity" if settings.get("momentum") else ""
-    return "a bound" if settings.get("norm_bound") is not None else ""
 
 
 def _case(
@@ -121,12 +113,12 @@ def load(
 ) -> list[Recording]:
     """The recordings of a file, in the order of their names.
 
-    lr: the learning rate of every step, where the file has none. parameter: the one tensor to
-    read. The kind of file is told by its first bytes, not by its name.
+    lr: the learning rate of every step, if the file has none. parameter: the one tensor to
+    read. The first bytes of the file tell its kind, not its name.
 
-    Raises FileRefused where the file cannot be read, is of no known kind or is damaged, and where
-    arrays are missing, do not fit each other or are not of a float format; Error where lr or
-    parameter do not fit the file; Unavailable where safetensors is not installed.
+    Raises FileRefused if the file cannot be read, is of an unknown kind or is damaged, and if
+    arrays are missing, do not fit each other or are not of a float format; Error if lr or
+    parameter do not fit the file; Unavailable if safetensors is not installed.
     """
     path = Path(path)
     if lr is not None and not (math.isfinite(lr) and lr >= 0):
@@ -162,7 +154,7 @@ def _numbers(name: str, kind: str, array: Any) -> Numbers:
 
 
 def _tensors(arrays: Arrays) -> dict[str, Arrays]:
-    """Tensor -> field -> array; an `lr` on its own is no tensor."""
+    """Tensor -> field -> array; an `lr` on its own is not a tensor."""
     tensors: dict[str, Arrays] = {}
     for key, value in arrays.items():
         name, _, field = key.rpartition("/")
@@ -174,7 +166,7 @@ def _tensors(arrays: Arrays) -> dict[str, Arrays]:
 
 
 def _recording(name: str, own: Arrays, common: Numbers | None, lr: float | None) -> Recording:
-    """One tensor's arrays, held against each other."""
+    """One tensor's arrays, if they fit each other."""
     where = _label(name)
     triple = "weights" not in own
     needed = ("before", "after", "gradients") if triple else ("weights", "gradients")

@@ -17,38 +17,25 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import metadata
-from inspect import signature
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from npdrt import optim
-from npdrt.conform.adapters import KNOWN, Info, Unanswered
+from npdrt.conform.adapters import Info, Unanswered
 from npdrt.conform.case import Case, Failure, Outcome
 from npdrt.conform.formats import FORMATS
+from npdrt.conform.rules import KNOWN
 from npdrt.errors import Error, Unavailable
+from npdrt.optim import RULES
 from npdrt.workers import Worker
 
 START = 120.0  # seconds to import a target
 UNIT = 500  # steps to which the limit of a case is meant
 LOSSES = 3  # children that a target may take with it
 COUNTER = 2**31 - 1  # where optax stops counting
-RULE = {
-    "SGD": "sgd", "Adam": "adam", "AdamW": "adam",
-    "sgd": "sgd", "adam": "adam", "adamw": "adam", "amsgrad": "adam",
-    "fromage": "fromage", "lars": "lars",
-}  # fmt: skip
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
-# rule -> its settings; lr, the first parameter, comes with every step
-SETTINGS = {rule: tuple(signature(make).parameters)[1:] for rule, make in optim.RULES.items()}
-# rule -> setting -> the published default, which an implementation without the setting has
-DEFAULTS: dict[str, dict[str, Any]] = {
-    rule: {name: signature(make).parameters[name].default for name in SETTINGS[rule]}
-    for rule, make in optim.RULES.items()
-}
-# setting -> the setting without which it does nothing
-MOOT = {"dampening": "momentum", "nesterov": "momentum", "decoupled": "weight_decay"}
+FIRST = {"torch": "params", "optax": "learning_rate"}  # the argument that is none of the settings
 _BOOT = "import sys; sys.path[:] = {!r}; sys.argv[1:] = []; "
 _CALL = "from npdrt.conform.adapters import serve; serve({}, {})"
 
@@ -58,11 +45,11 @@ class Target:
     """An optimizer that can be asked.
 
     spec: as the user named it. name: for reports, with the overrides. kind: "torch", "optax" or
-    "file". rule: a name in `npdrt.optim.RULES`, None where the user has not said it of a file.
-    offers: the settings it takes by npdrt's names, None for any. formats: those it runs.
+    "file". rule: a name in `npdrt.optim.RULES`, or None for a file whose rule the user did not
+    name. offers: the settings it takes by npdrt's names, None for any. formats: those it runs.
     versions: package -> version. overrides: extra keyword arguments of every call. required:
-    settings that it cannot be called without. fixed: settings of which it has one value only.
-    source: what the child is told to load.
+    settings that it cannot be called without. fixed: settings that have one value only.
+    source: what the child loads.
     """
 
     spec: str
@@ -85,16 +72,16 @@ def find(spec: str, overrides: Mapping[str, Any] | None = None, rule: str | None
     """The target of that name: a class of torch.optim, a function of optax, or
     "path/to/file.py:callable" with a callable of the protocol in docs/audit-protocol.md.
 
-    overrides: keyword arguments that every call gets besides npdrt's settings. rule: the rule
-    that a file has; of the others it is known. A file is imported, in a child process, and so is
-    a library where there are overrides to check.
+    overrides: keyword arguments that every call gets in addition to npdrt's settings. rule: the
+    rule of a file; that of a library's optimizer is known. A child process imports a file, and a
+    library if there are overrides to check.
 
-    Raises Error for what is unknown, does not fit or does not import, and Unavailable where a
+    Raises Error if the target is unknown, does not fit or does not import, and Unavailable if a
     library is not installed.
     """
     overrides = dict(overrides or {})
-    if rule is not None and rule not in SETTINGS:
-        raise Error(f"unknown rule {rule!r}; use one of {', '.join(SETTINGS)}")
+    if rule is not None and rule not in RULES:
+        raise Error(f"unknown rule {rule!r}; use one of {', '.join(RULES)}")
     kind = spec.partition(".")[0]
     target = _known(spec, kind, rule) if kind in PACKAGES and ":" not in spec else _file(spec, rule)
     _check(overrides, target)
@@ -118,14 +105,14 @@ def _known(spec: str, kind: str, rule: str | None) -> Target:
             f"{spec!r} is not known; {hint}npdrt asks {', '.join(names)}; anything else by a "
             "file of your own, path/to/file.py:callable (docs/audit-protocol.md)"
         )
-    own = RULE[spec.rpartition(".")[2]]
-    if rule not in (own, None):
-        raise Error(f"{spec} is {own}, not {rule}")
-    fixed = {"decoupled": True} if "decoupled" in KNOWN[spec] else {}
+    own, known = KNOWN[spec]
+    if rule not in (own.name, None):
+        raise Error(f"{spec} is {own.name}, not {rule}")
     versions = {package: _version(package) for package in PACKAGES[kind]}
     return Target(
-        spec, spec, kind, own, KNOWN[spec], tuple(FORMATS), versions, fixed=fixed, source=spec
-    )
+        spec, spec, kind, own.name, known.settings, tuple(FORMATS), versions,
+        fixed=dict(known.fixed), source=spec,
+    )  # fmt: skip
 
 
 def _version(package: str) -> str:
@@ -156,14 +143,14 @@ def _file(spec: str, rule: str | None) -> Target:
 
 
 def _check(overrides: Mapping[str, Any], target: Target) -> None:
-    """Refuse overrides of what the cases set."""
-    rules = [target.rule] if target.rule else list(SETTINGS)
+    """Refuse overrides of arguments that the cases set."""
+    rules = [target.rule] if target.rule else list(RULES)
     taken = {"lr", "w", "g", "state", "name", "step"}
-    taken.update(name for rule in rules for name in SETTINGS[rule])
-    if target.kind == "optax":
-        taken |= {"learning_rate", "b1", "b2"}
-    if target.kind == "torch":
-        taken.add("params")
+    taken.update(name for rule in rules for name in RULES[rule].settings)
+    if target.kind in PACKAGES:
+        rule, known = KNOWN[target.spec]
+        asked = {name: RULES[rule.name].defaults[name] for name in known.offers}
+        taken |= {FIRST[target.kind], *known.arguments(asked)}
     for key in overrides:
         if key in taken:
             hint = "" if target.rule else "; where the rule has no such setting, name the rule"
@@ -174,7 +161,7 @@ def _check(overrides: Mapping[str, Any], target: Target) -> None:
 
 
 def lacks(target: Target, case: Case) -> Failure | None:
-    """Why a target cannot run a case, which is no fault of its; None where it can."""
+    """Why a target cannot run a case, which is not its fault; None if it can."""
     why = _lacks(target, case)
     return Failure("not offered", why) if why else None
 
@@ -188,14 +175,14 @@ def _lacks(target: Target, case: Case) -> str:
         return f"it needs {', '.join(missing)}, which {case.rule} has not"
     if target.kind == "optax" and (case.state or {}).get("step", 0) > COUNTER:
         return f"it counts steps up to {COUNTER}"
-    defaults = DEFAULTS[case.rule]
     for name, value in case.settings.items():
-        if name in MOOT and not case.settings.get(MOOT[name]):
+        setting = RULES[case.rule].settings[name]
+        if setting.needs and not case.settings.get(setting.needs):
             continue
         if name in target.fixed and value != target.fixed[name]:
             return f"it has {name}={target.fixed[name]} only"
         offered = target.offers is None or name in target.offers
-        if not offered and value != defaults[name]:
+        if not offered and value != setting.default:
             return f"it has no {name}; {value} is asked for"
     return ""
 

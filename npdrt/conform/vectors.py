@@ -27,6 +27,7 @@ from npdrt.conform.encoding import (
     unhexed,
 )
 from npdrt.conform.formats import FORMATS, Values
+from npdrt.conform.rules import SLOTS
 from npdrt.errors import Error, FileRefused
 from npdrt.regular import contents
 
@@ -297,6 +298,5 @@ def outcome(case: Case, answer: Any) -> Outcome:
 
 def _answer(case: Case, step: Any) -> Answer:
     shape, number = case.w.shape, case.number
-    names = ("momentum", "exp_avg", "exp_avg_sq")
-    slots = {k: from_bits(v, shape, number) for k, v in step.get("slots", {}).items() if k in names}
+    slots = {k: from_bits(v, shape, number) for k, v in step.get("slots", {}).items() if k in SLOTS}
     return Answer(from_bits(step["w"], shape, number), slots)

@@ -16,9 +16,9 @@ from typing import Any
 
 from npdrt.conform import vectors
 from npdrt.conform.audit import PASSES, Audit, concluded
-from npdrt.conform.dialects import RULES
 from npdrt.conform.encoding import Json
 from npdrt.conform.judge import judge_arrays
+from npdrt.conform.rules import RULES
 from npdrt.errors import Error, FileRefused
 
 LEVELS = {"Norm": "C2", "Primitive": "primitives", "TrainingStep": "training steps"}

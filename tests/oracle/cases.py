@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from npdrt.conform.case import LAYOUTS, Case, Neighbour, Slots
-from npdrt.conform.cases import SETTINGS, Draft, Drawer, finished
+from npdrt.conform.case import LAYOUTS, Case, Neighbour
+from npdrt.conform.cases import Draft, Drawer, finished
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.rules import RULES, Rule
 
 LATER = 400_000  # the first id, less one, of cases that are not in the first version of the files
 LATEST = 450_000  # and of those added after these
 
 RATES = (0.1, 0.01, 0.3, 0.05)
 SIZES = (1.0, 0.1, 0.01, 2.0)  # of the gradients of a sequence
-SLOTS = {"sgd": ("momentum",), "lars": ("momentum",), "adam": ("exp_avg", "exp_avg_sq")}
-
-LAYERWISE = ("lars", "lars_lesion", "fromage")
 
 
 def edges(f: Format, draw: Drawer) -> Iterator[Draft]:
@@ -95,73 +92,6 @@ def not_finite() -> Iterator[Draft]:
             yield Draft(f"{name} in the {where}", (flag,), w, g, result="acceptable")
 
 
-def of_adam(f: Format, draw: Drawer) -> Iterator[Draft]:
-    """Counters, betas and epsilons."""
-    only, w, g = ("adam",), draw("w", 2, 3), draw("g", 2, 3)
-    tiny = draw("tiny g", 2, 3, size=2.0**-24 if f.name == "float16" else 1e-6)
-    for t, flag in ((1, "FIRST_STEP"), (2, "SECOND_STEP"), (1000, "LATE_STEP")):
-        for size, gradient in (("", g), (" with a tiny gradient", tiny)):
-            state = moments(draw, t - 1, 1.0 if gradient is g else 1e-6)
-            flags = (flag, "TINY_GRADIENT") if size else (flag,)
-            yield Draft(f"t = {t}{size}", flags, w, gradient, only=only, state=state)
-    for t in (2**24, 2**24 + 1, 2**53):
-        state = moments(draw, t - 1)
-        gate = "valid" if t < 2**31 else "acceptable"
-        yield Draft(f"t = {t}", ("COUNTER",), w, g, only=only, state=state, result=gate)
-    for betas in ((0.0, 0.0), (0.0, 0.99), (0.9, 0.9999999), (0.9999999, 0.999)):
-        draft = Draft(f"betas {betas}", ("BETA",), w, g, only=only, settings={"betas": betas})
-        yield draft
-        yield replace(draft, state=moments(draw, 999), comment=draft.comment + ", t = 1000")
-    for eps in (0.0, 1e-3):
-        about = ("EPSILON_ZERO",) if eps == 0 else ("TINY_GRADIENT",)
-        yield Draft(f"eps {eps}", about, w, g, only=only, settings={"eps": eps})
-        lost = eps == 0 and f.name == "float16"  # the squares are 0, and so is every divisor
-        yield Draft(
-            f"eps {eps}, small g", about, w, tiny, only=only, settings={"eps": eps},
-            result="acceptable" if lost else "valid",
-        )  # fmt: skip
-    yield Draft(
-        "0 / 0", ("EPSILON_ZERO", "ZERO_GRADIENT"), w, np.zeros((2, 3)), only=only,
-        settings={"eps": 0.0}, result="acceptable", plain=True,
-    )  # fmt: skip
-    state = moments(draw, 3)
-    state["exp_avg_sq"][0, 0] = np.nan
-    yield Draft("NaN in a state", ("NAN",), w, g, only=only, state=state, result="acceptable")
-
-
-def moments(draw: Drawer, step: int, size: float = 1.0) -> Slots:
-    """Adam's state after `step` updates."""
-    m, v = draw("m", 2, 3, size=0.3 * size), draw("v", 2, 3, size=0.5 * size)
-    f = draw.number
-    fresh = step == 0
-    v = np.maximum(f.round(v * v), f.smallest_normal if not fresh else 0.0)
-    return {
-        "exp_avg": m * (not fresh),
-        "exp_avg_sq": f.round(v) * (not fresh),
-        "step": step,
-    }
-
-
-def of_layers(draw: Drawer) -> Iterator[Draft]:
-    """Decay, floors and bounds of the rules that take norms."""
-    w, g = draw("w", 2, 3), draw("g", 2, 3)
-    yield Draft("g = -w / 2", ("WEIGHT_DECAY",), w, -w / 2, only=LAYERWISE)
-    alone: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.1}  # for those without momentum
-    lars, tiny, zero = ("lars",), draw("tiny", 2, 3, size=2.0**-20), np.zeros((2, 3))
-    yield Draft("gradient zero, decay", ("ZERO_GRADIENT",), w, zero, only=lars, settings=alone)
-    yield Draft("parameter zero, decay", ("ZERO_PARAMETER",), zero, g, only=lars, settings=alone)
-    alone = {"momentum": 0.0}
-    yield Draft("tiny gradient", ("TINY_GRADIENT",), w, tiny, only=lars, settings=alone)
-    alone = {"momentum": 0.0, "eps": 0.125}
-    yield Draft("large epsilon", ("ORDINARY",), w, g, only=lars, settings=alone)
-    settings = {"norm_bound": 1.0}
-    yield Draft("grows", ("NORM_BOUND",), w, -w, only=("fromage",), settings=settings)
-    yield Draft("shrinks", ("NORM_BOUND",), w, w, only=("fromage",), settings=settings)
-    settings = {"norm_bound": 2.0}
-    twice = (np.stack([-w, -w, g]), (1.0, 3.0, 0.1))
-    yield Draft("grows twice", ("NORM_BOUND",), w, *twice, only=("fromage",), settings=settings)
-
-
 def sequences(draw: Drawer) -> Iterator[Draft]:
     """Several steps: fresh starts, and the middle of a run."""
     g = np.stack([draw(f"g{k}", 2, 3, size=size) for k, size in enumerate(SIZES)])
@@ -177,15 +107,12 @@ def sequences(draw: Drawer) -> Iterator[Draft]:
             yield Draft(f"{n} steps", ("TRAJECTORY",), draw("t", 3), g, rates)
 
 
-def middle(rule: str, settings: dict[str, Any], draw: Drawer) -> Iterator[Draft]:
+def middle(rule: Rule, settings: dict[str, Any], draw: Drawer) -> Iterator[Draft]:
     """One step from a state that is given."""
     w, g = draw("w", 2, 3), draw("g", 2, 3)
     yield Draft("one step", ("ORDINARY", "FIRST_STEP"), w, g)
-    if rule == "adam":
-        yield Draft("from a state", ("ORDINARY",), w, g, state=moments(draw, 9))
-    elif settings.get("momentum"):
-        v = draw("velocity", 2, 3, size=0.3)
-        yield Draft("from a state", ("ORDINARY",), w, g, state={"momentum": v, "step": 9})
+    if rule.accumulates(settings):
+        yield Draft("from a state", ("ORDINARY",), w, g, state=rule.start(draw, 9, 0.3))
 
 
 def operands(draw: Drawer) -> Iterator[Draft]:
@@ -211,50 +138,37 @@ def neighbours(draw: Drawer) -> Iterator[Draft]:
         )  # fmt: skip
 
 
-def counters(draw: Drawer) -> Iterator[Draft]:
-    """The steps at which a counter in bfloat16 or float16 stops counting."""
-    for t in (258, 2050):
-        yield Draft(
-            f"t = {t}", ("COUNTER",), draw("w", 2, 3), draw("g", 2, 3), only=("adam",),
-            state=moments(draw, t - 1), plain=True,
-        )  # fmt: skip
-
-
 def cases() -> Iterator[Case]:
     """All cases of the updates but the generated ones: those of the first version of the files,
     numbered from 1, then the others."""
     for first, drafted in ((0, drafts), (LATER, later), (LATEST, latest)):
         number = first
-        for rule, choices in SETTINGS.items():
+        for rule in RULES.values():
             for f in FORMATS.values():
-                for draft, settings in drafted(rule, choices, f, Drawer(f)):
+                for draft, settings in drafted(rule, f, Drawer(f)):
                     number += 1
-                    yield finished(number, rule, f, draft, settings)
+                    yield finished(number, rule.name, f, draft, settings)
 
 
-def later(
-    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
-) -> Iterator[tuple[Draft, dict[str, Any]]]:
+def later(rule: Rule, f: Format, draw: Drawer) -> Iterator[tuple[Draft, dict[str, Any]]]:
     """The drafts of cases that are not in the first version, with their settings."""
-    for settings in choices[:2]:
+    for settings in rule.asked[:2]:
         for draft in operands(draw):
             yield draft, settings
-    for settings in choices[:3]:
+    for settings in rule.asked[:3]:
         for draft in neighbours(draw):
             yield draft, settings
-    for draft in counters(draw) if rule == "adam" else ():
-        yield draft, choices[0]
+    for draft in rule.later(draw):
+        yield draft, rule.asked[0]
 
 
-def latest(
-    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
-) -> Iterator[tuple[Draft, dict[str, Any]]]:
+def latest(rule: Rule, f: Format, draw: Drawer) -> Iterator[tuple[Draft, dict[str, Any]]]:
     """The drafts that were added last, with their settings."""
-    for settings in choices[:2]:
+    for settings in rule.asked[:2]:
         for draft in lines(draw):
             yield draft, settings
-    for settings in choices:
-        if rule == "adam" or settings.get("momentum"):
+    for settings in rule.asked:
+        if rule.accumulates(settings):
             for draft in (*pauses(draw), *late(rule, draw)):
                 yield draft, settings
 
@@ -273,31 +187,23 @@ def pauses(draw: Drawer) -> Iterator[Draft]:
     yield Draft("lr 0 at the second step", ("SEQUENCE", "LR_ZERO"), draw("w", 2, 3), g, rates)
 
 
-def late(rule: str, draw: Drawer) -> Iterator[Draft]:
+def late(rule: Rule, draw: Drawer) -> Iterator[Draft]:
     """Starts in the middle, far on, and from a state of zeros, which is no fresh one."""
     w, g = draw("w", 2, 3), draw("g", 2, 3)
 
-    def given(step: int, size: float) -> Slots:
-        if rule != "adam":
-            return {"momentum": draw("velocity", 2, 3, size=size), "step": step}
-        found = moments(draw, step)
-        return {k: v if k == "step" or size else 0 * v for k, v in found.items()}
-
-    yield Draft("from a state of zeros", ("ORDINARY", "ZERO_STATE"), w, g, state=given(9, 0.0))
+    yield Draft(
+        "from a state of zeros", ("ORDINARY", "ZERO_STATE"), w, g, state=rule.start(draw, 9, 0.0)
+    )
     for t in (401, 6001, 70_001):
-        yield Draft(f"t = {t}", ("LATE_STEP", "COUNTER"), w, g, state=given(t - 1, 0.3))
+        state = rule.start(draw, t - 1, 0.3)
+        yield Draft(f"t = {t}", ("LATE_STEP", "COUNTER"), w, g, state=state)
 
 
-def drafts(
-    rule: str, choices: list[dict[str, Any]], f: Format, draw: Drawer
-) -> Iterator[tuple[Draft, dict[str, Any]]]:
+def drafts(rule: Rule, f: Format, draw: Drawer) -> Iterator[tuple[Draft, dict[str, Any]]]:
     """Every draft with the settings it is asked under."""
-    for settings in choices:
+    for settings in rule.asked:
         for draft in (*middle(rule, settings, draw), *sequences(draw)):
             yield draft, settings
-    general = [*edges(f, draw), *of_adam(f, draw), *of_layers(draw)]
-    for draft in general:
-        if draft.only and rule not in draft.only:
-            continue
-        for settings in choices[: 1 if draft.plain or draft.settings else 2]:
+    for draft in (*edges(f, draw), *rule.edges(f, draw)):
+        for settings in rule.asked[: 1 if draft.plain or draft.settings else 2]:
             yield draft, {**settings, **draft.settings}

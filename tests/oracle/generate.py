@@ -20,12 +20,13 @@ import numpy as np
 
 from npdrt import atomic
 from npdrt.conform import generated, page
+from npdrt.conform.canonical import step as by_page
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS
-from npdrt.conform.dialects import RULES, run
 from npdrt.conform.encoding import settings_json
 from npdrt.conform.formats import Values
 from npdrt.conform.judge import accepted, ulps_away
+from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import (
     FOLDER,
     VERSION,
@@ -36,12 +37,11 @@ from npdrt.conform.vectors import (
 )
 from npdrt.errors import Diverged
 
-from . import norms, primitives, steps
+from . import norms, primitives, schema, steps
 from .cases import cases
 from .dual import reals, rounded
 
 BITS = 400  # precision of the exact answers: products of extreme numbers keep 200 good bits
-TAKES_NORMS = ("lars", "lars_lesion", "fromage")
 NUMBERS = {"norms": 100_000, "primitives": 200_000, "steps": 300_000}  # first tcId, less one
 
 
@@ -81,7 +81,7 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     """The exact elements of a generated case that are stored. Where elements do not know of each
     other, no other is computed."""
     at = generated.sample(case.w.shape, len(case.steps))
-    kept = range(case.w.size) if case.rule in TAKES_NORMS else sorted({i for _, i in at})
+    kept = range(case.w.size) if RULES[case.rule].takes_norms else sorted({i for _, i in at})
     place, part = {i: k for k, i in enumerate(kept)}, list(kept)
     steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
     few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
@@ -98,8 +98,8 @@ def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]
     w = case.w.reshape(-1).tolist()
     for step in case.steps:
         g = step.g.reshape(-1).tolist()
-        sizes = (page.norm(w), page.norm(g)) if case.rule in TAKES_NORMS else None
-        w = page.step(case.rule, w, g, state, step.lr, case.format, **case.settings)
+        sizes = (page.norm(w), page.norm(g)) if RULES[case.rule].takes_norms else None
+        w = by_page(case.rule, w, g, state, step.lr, case.format, **case.settings)
         slots: Slots = {
             k: np.reshape(v, case.w.shape) if isinstance(v, list) else v for k, v in state.items()
         }
@@ -112,7 +112,7 @@ def answered(case: Case, context: Any) -> Vector:
     if case.generated:
         test = sampled(case, sample(case, context), accepted(case))
         return gated(test, [e.canonical for e in test.expected])
-    case = with_powers(case)
+    case = with_scalars(case)
     if case.result == "error":
         return Vector(case, (), 0.0)
     sequence = list(canonical(case))
@@ -135,15 +135,12 @@ def gated(test: Vector, published: list[Answer]) -> Vector:
     return test
 
 
-def with_powers(case: Case) -> Case:
-    """The case with Adam's beta powers in its state."""
-    if case.rule != "adam" or case.state is None:
+def with_scalars(case: Case) -> Case:
+    """The case with the scalars that its state has after so many steps."""
+    if case.state is None:
         return case
-    powers = {
-        f"beta{k}_power": page.power(beta, case.state["step"])
-        for k, beta in enumerate(case.settings["betas"], start=1)
-    }
-    return replace(case, state={**case.state, **powers})
+    scalars = RULES[case.rule].scalars(case.state["step"], case.settings)
+    return replace(case, state={**case.state, **scalars})
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -236,7 +233,7 @@ def text(content: dict[str, Any]) -> bytes:
 def main(arguments: list[str]) -> None:
     """Write the files, or with --check compare them with those that are there."""
     places = [Path(a) for a in arguments if a != "--check"]
-    folder, found = (places[0] if places else FOLDER), all_files()
+    folder, found = (places[0] if places else FOLDER), all_files() | {schema.NAME: schema.text()}
     if "--check" in arguments:
         odd = [n for n, d in found.items() if not same(folder / n, d)]
         if odd:

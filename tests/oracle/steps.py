@@ -5,8 +5,7 @@ pass, its derivative and the first update of the rule from a fresh state in 400 
 (`oracle.dual`), with the exact gradient, and rounds each array once.
 
 `ROWS` is the table, one line for each test; `KINDS` has every kind of model with its reference in
-`networks`; the rules
-are those of `npdrt.conform.dialects`.
+`networks`; the rules are those of `npdrt.conform.rules`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
 from npdrt.conform.case import Case, Step
-from npdrt.conform.dialects import RULES as DIALECTS
-from npdrt.conform.dialects import run
 from npdrt.conform.encoding import (
     Json,
     array,
@@ -36,6 +33,8 @@ from npdrt.conform.encoding import (
     unhexed,
 )
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.rules import RULES as DIALECTS
+from npdrt.conform.rules import run
 from npdrt.models import MLP, ResNet18, SkipNet, Transformer
 from npdrt.models.resnet import Block
 from npdrt.optim import RULES
@@ -116,7 +115,7 @@ class Row:
     kind: str = "mlp"
 
 
-ROWS = (
+ROWS: tuple[Row, ...] = (
     Row("three layers", PLAIN, "sgd", SGD, 0.5),
     Row("momentum: the first velocity is the gradient", TANH, "sgd", MOMENTUM, 0.25),
     Row("Nesterov momentum, decay", RESIDUAL, "sgd", NESTEROV, 0.25),
@@ -154,6 +153,13 @@ ROWS = (
         kind="resnet"),
     Row("normalised residual layers", NORMALISED, "adam", ADAM, 0.125, kind="skipnet"),
 )  # fmt: skip
+
+# and a row for every other rule, under its richest settings
+ROWS += tuple(
+    Row("three layers", PLAIN, rule.name, rule.asked[:2][-1], 0.125)
+    for rule in DIALECTS.values()
+    if rule.name not in {row.rule for row in ROWS}
+)
 
 # In eps, for the loss and every array: npdrt's largest error over the table times about 4.
 UNITS = {"ORDINARY": 16, "ZERO_PARAMETER": 12, "ZERO_GRADIENT": 4, "LARGE_LOGITS": 32,

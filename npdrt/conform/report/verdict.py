@@ -11,8 +11,8 @@ import numpy as np
 import npdrt
 from npdrt.conform.audit import PASSES, Audit
 from npdrt.conform.case import Case
-from npdrt.conform.dialects.rule import PROFILES
 from npdrt.conform.judge import Judged
+from npdrt.conform.rules.rule import PROFILES
 from npdrt.conform.verify import LEVELS, Verification
 from npdrt.plain import line
 

@@ -1,21 +1,71 @@
-"""Fromage, and the same without its prefactor (lars_lesion)."""
+"""What the referee knows of Fromage."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import (
+from npdrt.conform.cases import Draft, Drawer
+from npdrt.conform.formats import Format
+from npdrt.conform.page import (
+    ROUND,
+    Norms,
+    Numbers,
+    Rounding,
+    divide,
+    minus,
+    norm,
+    quotient,
+    representable,
+    scaled,
+    sizes,
+)
+from npdrt.conform.rules.evaluate import Arithmetic, largest
+from npdrt.conform.rules.rule import (
     COMMON,
     NORMS,
     STATE,
-    Arithmetic,
     Dialect,
+    Generated,
+    LibraryOptimizer,
     Rule,
-    largest,
+    Settings,
 )
+
+# --- the section "fromage" of docs/updates.md -----------------------------------------------------
+
+
+def page(
+    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
+    norm_bound: float | None = None,
+) -> Numbers:  # fmt: skip
+    """The sequence."""
+    fl = ROUND[dtype]
+    if norm_bound is not None and "max_norm" not in state:
+        state["max_norm"] = norm_bound * sizes(w, g, norms)[0]
+    s = page_rate(w, g, lr, dtype, norms)
+    w = quotient(minus(w, s, g, fl), math.sqrt(1.0 + lr * lr), fl)
+    return w if norm_bound is None else page_bounded(w, state["max_norm"], fl)
+
+
+def page_rate(w: Numbers, g: Numbers, lr: float, dtype: str, norms: Norms) -> float:
+    """`s` of the sections "fromage" and "lars_lesion"."""
+    nw, ng = sizes(w, g, norms)
+    s = divide(lr * nw, ng) if nw > 0 and ng > 0 else lr
+    return representable(s, lr, dtype)
+
+
+def page_bounded(w: Numbers, limit: float, fl: Rounding) -> Numbers:
+    """The last two lines."""
+    nw = norm(w)
+    return scaled(w, divide(limit, nw) if nw > limit else 1.0, fl)
+
+
+# --- how implementations differ -------------------------------------------------------------------
 
 CLAUSES: dict[str, dict[str, str]] = {
     "zero norm": {
@@ -155,35 +205,64 @@ def bound(c: dict[str, str], w: Any, slots: Slots, h: dict[str, Any], a: Arithme
     return slots["max_norm"] if "max_norm" in slots else setting * a.norm(w)
 
 
-FROMAGE = Rule(
-    "fromage",
-    CLAUSES,
-    step,
-    (
-        Dialect(
-            "published",
-            "Bernstein et al. 2020, Algorithm 1; zero norms as in the authors' code (jxbz/fromage)",
-            {},
-            "also kozistr's pytorch_optimizer and NVlabs imaginaire",
-        ),
-        Dialect(
-            "optax",
-            "optax/_src/alias.py fromage, optax/_src/transform.py scale_by_trust_ratio",
-            {"zero norm": "floor 1e-6"},
-            "no norm bound",
-        ),
-        Dialect(
-            "nfnets",
-            "deepmind-research nfnets, optim.py Fromage",
-            {"zero norm": "floor 1e-5"},
-            "its weight decay, inside the normalised gradient, is not asked for",
-        ),
+DIALECTS = (
+    Dialect(
+        "published",
+        "Bernstein et al. 2020, Algorithm 1; zero norms as in the authors' code (jxbz/fromage)",
+        {},
+        "also kozistr's pytorch_optimizer and NVlabs imaginaire",
+    ),
+    Dialect(
+        "optax",
+        "optax/_src/alias.py fromage, optax/_src/transform.py scale_by_trust_ratio",
+        {"zero norm": "floor 1e-6"},
+        "no norm bound",
+    ),
+    Dialect(
+        "nfnets",
+        "deepmind-research nfnets, optim.py Fromage",
+        {"zero norm": "floor 1e-5"},
+        "its weight decay, inside the normalised gradient, is not asked for",
     ),
 )
-LARS_LESION = Rule(
-    "lars_lesion",
-    {clause: found for clause, found in CLAUSES.items() if clause not in ("norm bound", "state")},
-    step,
-    (Dialect("published", "Bernstein et al. 2020, Equation 5 and Figure 2 (right)", {}),),
-    published={"prefactor": "absent"},
+
+# --- what is asked --------------------------------------------------------------------------------
+
+SETTINGS: tuple[Settings, ...] = ({"norm_bound": None}, {"norm_bound": 0.99}, {"norm_bound": 0.0})
+
+
+def keeps_bound(settings: Mapping[str, Any]) -> str:
+    """`Rule.remembers`."""
+    return "" if settings.get("norm_bound") is None else "a bound"
+
+
+def opposed(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """A gradient that points against the parameter, for every rule that takes norms."""
+    w = draw("w", 2, 3)
+    yield Draft("g = -w / 2", ("WEIGHT_DECAY",), w, -w / 2)
+
+
+def edges(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """Bounds on the norm."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    yield from opposed(f, draw)
+    yield Draft("grows", ("NORM_BOUND",), w, -w, settings={"norm_bound": 1.0})
+    yield Draft("shrinks", ("NORM_BOUND",), w, w, settings={"norm_bound": 1.0})
+    twice = (np.stack([-w, -w, g]), (1.0, 3.0, 0.1))
+    yield Draft("grows twice", ("NORM_BOUND",), w, *twice, settings={"norm_bound": 2.0})
+
+
+RULE = Rule(
+    name="fromage",
+    added=0,
+    page=page,
+    clauses=CLAUSES,
+    step=step,
+    dialects=DIALECTS,
+    ulps=12.0,
+    remembers=keeps_bound,
+    asked=SETTINGS,
+    edges=edges,
+    generated=(Generated(SETTINGS[1]), Generated(SETTINGS[0], plainer=True)),
+    optimizers=(LibraryOptimizer("optax.fromage"),),
 )

@@ -1,14 +1,71 @@
-"""Adam and its relatives."""
+"""What the referee knows of Adam and its relatives."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from npdrt.conform.case import Slots
-from npdrt.conform.dialects.rule import COMMON, STATE, Arithmetic, Dialect, Rule, largest, limited
+from npdrt.conform.cases import Draft, Drawer
 from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.page import (
+    ROUND,
+    Norms,
+    Numbers,
+    divide,
+    mixed,
+    power,
+    quotient,
+    root,
+    scaled,
+    with_decay,
+)
+from npdrt.conform.rules.evaluate import Arithmetic, largest, limited
+from npdrt.conform.rules.rule import (
+    COMMON,
+    STATE,
+    Dialect,
+    Generated,
+    LibraryOptimizer,
+    Rule,
+    Settings,
+)
+
+# --- the section "adam" of docs/updates.md --------------------------------------------------------
+
+
+def page(
+    w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> Numbers:  # fmt: skip
+    """The sequence."""
+    fl, (beta1, beta2), zeros = ROUND[dtype], betas, [0.0] * len(w)
+    b1 = state["beta1_power"] = page_power(state, "beta1_power", beta1)
+    b2 = state["beta2_power"] = page_power(state, "beta2_power", beta2)
+    if decoupled and weight_decay != 0:
+        w = scaled(w, 1.0 - lr * weight_decay, fl)
+    else:
+        g = with_decay(w, g, weight_decay, fl)
+    squares = [fl(x * x) for x in g]
+    m = state["exp_avg"] = mixed(beta1, state.get("exp_avg", zeros), 1.0 - beta1, g, fl)
+    v = state["exp_avg_sq"] = mixed(beta2, state.get("exp_avg_sq", zeros), 1.0 - beta2, squares, fl)
+    mh, vh = quotient(m, 1.0 - b1, fl), quotient(v, 1.0 - b2, fl)
+    rate, e = fl(lr), fl(eps)
+    below = [fl(fl(root(x)) + e) for x in vh]
+    return [fl(a - fl(divide(fl(rate * x), y))) for a, x, y in zip(w, mh, below, strict=True)]
+
+
+def page_power(state: dict[str, Any], name: str, beta: float) -> float:
+    """The running product of this step: from the state, or from "step" if the state has none."""
+    before: float = state[name] if name in state else power(beta, state["step"])
+    return before * beta
+
+
+# --- how implementations differ -------------------------------------------------------------------
 
 CLAUSES: dict[str, dict[str, str]] = {
     "epsilon": {
@@ -189,17 +246,17 @@ def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any, a: Ari
 
 
 def amplification(slots: Slots, a: Arithmetic) -> float:
-    """How much larger than a rounding of the tensor's dtype the error of 1 - beta^t can be, where
-    that is computed in float64.
+    """The error of a step over that of its roundings in the tensor's dtype, if 1 - beta^t is
+    computed in float64.
 
-    A relative error u of beta^t is one of u beta^t / (1 - beta^t) of the difference: of no account
-    where float64 is wider than the tensor's format.
+    A relative error u of beta^t is an error u beta^t / (1 - beta^t) of the difference. It does not
+    count if float64 is wider than the tensor's format.
     """
     return 1.0 + (sum(conditions(slots, a.format)) if a.format.name == "float64" else 0.0)
 
 
 def drift(before: Any, v: Any, beta: Any, a: Arithmetic) -> Any:
-    """The error of the second moment after a step that the rounding of beta2 explains.
+    """The error of the second moment, after a step, that the rounding of beta2 explains.
 
     An implementation whose scalars have the tensor's dtype multiplies v by (1 + d) beta2, at every
     step, where d is the rounding error of beta2. The error e of v follows e <- beta2 (e + |d| v).
@@ -231,53 +288,165 @@ def uncertainty(c: dict[str, str], slots: Slots, betas: tuple[Any, Any], a: Arit
 
 
 def conditions(slots: Slots, narrow: Format) -> list[float]:
-    """beta^t / (1 - beta^t) of both betas, where beta^t is at least a unit away from 1."""
+    """beta^t / (1 - beta^t) of both betas, with beta^t at least one unit away from 1."""
     powers = (min(float(slots[f"beta{k}_power"]), 1 - 2.0**-narrow.precision) for k in (1, 2))
     return [p / (1 - p) for p in powers]
 
 
-ADAM = Rule(
-    "adam",
-    CLAUSES,
-    step,
-    (
-        Dialect(
-            "published",
-            "Kingma and Ba 2015, Algorithm 1; torch/optim/adam.py, adamw.py; optax adam, adamw",
-            {},
-        ),
-        Dialect(
-            "AdamW",
-            "Loshchilov and Hutter 2019, Algorithm 2; torch/optim/adamw.py",
-            {"weight decay": "always decoupled"},
-        ),
-        Dialect(
-            "epsilon-hat",
-            "Kingma and Ba 2015, end of section 2; TensorFlow and Keras Adam; ONNX "
-            "ai.onnx.preview.training Adam",
-            {"epsilon": "epsilon-hat"},
-        ),
-        Dialect(
-            "AMSGrad",
-            "Reddi et al. 2018; torch/optim/adam.py amsgrad=True",
-            {"second moment": "largest mean of squares"},
-            scope=False,
-        ),
-        Dialect(
-            "AMSGrad, corrected",
-            "optax amsgrad",
-            {"second moment": "largest corrected"},
-            scope=False,
-        ),
-        Dialect(
-            "Adamax",
-            "Kingma and Ba 2015, Algorithm 2",
-            {
-                "second moment": "largest absolute value",
-                "bias correction": "first moment only",
-            },
-            scope=False,
-        ),
-        Dialect("AdaBelief", "Zhuang et al. 2020", {"second moment": "centred"}, scope=False),
+DIALECTS = (
+    Dialect(
+        "published",
+        "Kingma and Ba 2015, Algorithm 1; torch/optim/adam.py, adamw.py; optax adam, adamw",
+        {},
+    ),
+    Dialect(
+        "AdamW",
+        "Loshchilov and Hutter 2019, Algorithm 2; torch/optim/adamw.py",
+        {"weight decay": "always decoupled"},
+    ),
+    Dialect(
+        "epsilon-hat",
+        "Kingma and Ba 2015, end of section 2; TensorFlow and Keras Adam; ONNX "
+        "ai.onnx.preview.training Adam",
+        {"epsilon": "epsilon-hat"},
+    ),
+    Dialect(
+        "AMSGrad",
+        "Reddi et al. 2018; torch/optim/adam.py amsgrad=True",
+        {"second moment": "largest mean of squares"},
+        scope=False,
+    ),
+    Dialect(
+        "AMSGrad, corrected", "optax amsgrad", {"second moment": "largest corrected"}, scope=False
+    ),
+    Dialect(
+        "Adamax",
+        "Kingma and Ba 2015, Algorithm 2",
+        {"second moment": "largest absolute value", "bias correction": "first moment only"},
+        scope=False,
+    ),
+    Dialect("AdaBelief", "Zhuang et al. 2020", {"second moment": "centred"}, scope=False),
+)
+
+# --- what is asked --------------------------------------------------------------------------------
+
+SETTINGS: tuple[Settings, ...] = (
+    {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
+    {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": True},
+    {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled": False},
+    {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False},
+)
+
+
+def edges(f: Format, draw: Drawer) -> Iterator[Draft]:
+    """Counters, betas and epsilons."""
+    w, g = draw("w", 2, 3), draw("g", 2, 3)
+    tiny = draw("tiny g", 2, 3, size=2.0**-24 if f.name == "float16" else 1e-6)
+    for t, flag in ((1, "FIRST_STEP"), (2, "SECOND_STEP"), (1000, "LATE_STEP")):
+        for size, gradient in (("", g), (" with a tiny gradient", tiny)):
+            state = moments(draw, t - 1, 1.0 if gradient is g else 1e-6)
+            flags = (flag, "TINY_GRADIENT") if size else (flag,)
+            yield Draft(f"t = {t}{size}", flags, w, gradient, state=state)
+    for t in (2**24, 2**24 + 1, 2**53):
+        state = moments(draw, t - 1)
+        gate = "valid" if t < 2**31 else "acceptable"
+        yield Draft(f"t = {t}", ("COUNTER",), w, g, state=state, result=gate)
+    for betas in ((0.0, 0.0), (0.0, 0.99), (0.9, 0.9999999), (0.9999999, 0.999)):
+        draft = Draft(f"betas {betas}", ("BETA",), w, g, settings={"betas": betas})
+        yield draft
+        yield replace(draft, state=moments(draw, 999), comment=draft.comment + ", t = 1000")
+    for eps in (0.0, 1e-3):
+        about = ("EPSILON_ZERO",) if eps == 0 else ("TINY_GRADIENT",)
+        yield Draft(f"eps {eps}", about, w, g, settings={"eps": eps})
+        lost = eps == 0 and f.name == "float16"  # the squares are 0, and so is every divisor
+        yield Draft(
+            f"eps {eps}, small g", about, w, tiny, settings={"eps": eps},
+            result="acceptable" if lost else "valid",
+        )  # fmt: skip
+    yield Draft(
+        "0 / 0", ("EPSILON_ZERO", "ZERO_GRADIENT"), w, np.zeros((2, 3)),
+        settings={"eps": 0.0}, result="acceptable", plain=True,
+    )  # fmt: skip
+    state = moments(draw, 3)
+    state["exp_avg_sq"][0, 0] = np.nan
+    yield Draft("NaN in a state", ("NAN",), w, g, state=state, result="acceptable")
+
+
+def moments(draw: Drawer, step: int, size: float = 1.0) -> Slots:
+    """Adam's state after `step` updates."""
+    m, v = draw("m", 2, 3, size=0.3 * size), draw("v", 2, 3, size=0.5 * size)
+    f = draw.number
+    fresh = step == 0
+    v = np.maximum(f.round(v * v), f.smallest_normal if not fresh else 0.0)
+    return {
+        "exp_avg": m * (not fresh),
+        "exp_avg_sq": f.round(v) * (not fresh),
+        "step": step,
+    }
+
+
+def start(draw: Drawer, step: int, size: float) -> Slots:
+    """`moments`, or zeros."""
+    found = moments(draw, step)
+    return {k: v if k == "step" or size else 0 * v for k, v in found.items()}
+
+
+def powers(step: int, settings: Mapping[str, Any]) -> Slots:
+    """The beta powers after `step` updates."""
+    return {f"beta{k}_power": power(beta, step) for k, beta in enumerate(settings["betas"], 1)}
+
+
+def later(draw: Drawer) -> Iterator[Draft]:
+    """The steps at which a counter in bfloat16 or float16 stops counting."""
+    for t in (258, 2050):
+        yield Draft(
+            f"t = {t}", ("COUNTER",), draw("w", 2, 3), draw("g", 2, 3),
+            state=moments(draw, t - 1), plain=True,
+        )  # fmt: skip
+
+
+# --- in libraries ---------------------------------------------------------------------------------
+
+
+def two_betas(settings: Settings) -> Settings:
+    """The arguments of optax's forms, which take b1 and b2."""
+    rest = dict(settings)
+    b1, b2 = rest.pop("betas")
+    return {"b1": b1, "b2": b2, **rest}
+
+
+MOMENTS = ("betas", "eps")
+DECAYED = (*MOMENTS, "weight_decay")
+TORCH = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"}
+OPTAX = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+AMSGRAD = {"amsgrad": "max_exp_avg_sq"}
+DECOUPLED = {"decoupled": True}
+
+RULE = Rule(
+    name="adam",
+    added=0,
+    page=page,
+    clauses=CLAUSES,
+    step=step,
+    dialects=DIALECTS,
+    ulps=16.0,
+    slots=("exp_avg", "exp_avg_sq"),
+    remembers=lambda settings: "moments",
+    scales_by_operands=("float64",),  # where the rounding of 1 - beta^t counts
+    asked=SETTINGS,
+    start=start,
+    scalars=powers,
+    edges=edges,
+    later=later,
+    generated=(
+        Generated(SETTINGS[1]),
+        *(Generated(SETTINGS[k], plainer=True) for k in (2, 0)),
+    ),
+    optimizers=(
+        LibraryOptimizer("torch.optim.Adam", DECAYED, slots=TORCH, adds=AMSGRAD),
+        LibraryOptimizer("torch.optim.AdamW", DECAYED, DECOUPLED, slots=TORCH, adds=AMSGRAD),
+        LibraryOptimizer("optax.adam", MOMENTS, arguments=two_betas, slots=OPTAX),
+        LibraryOptimizer("optax.adamw", DECAYED, DECOUPLED, two_betas, slots=OPTAX),
+        LibraryOptimizer("optax.amsgrad", MOMENTS, arguments=two_betas, slots=OPTAX),
     ),
 )

@@ -1,0 +1,161 @@
+"""How a rule is evaluated on a case, under any choices and in any numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.case import Answer, Case, Slots, as_if_contiguous, operands
+from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.rules.rule import BLOCKS, Choices, Rule, Settings
+
+
+@dataclass
+class Arithmetic:
+    """The numbers a rule is evaluated in, with the norms and limits that its choices ask for.
+
+    real: makes a number or array of them from float64 (numpy.longdouble, or mpmath's).
+    """
+
+    real: Callable[[Any], Any]
+    format: Format
+    choices: Choices
+    notes: dict[str, Any] = field(default_factory=dict)
+    change: Any = 0.0  # the size of the operands of the step, without w; the rule sets it
+    slack: Any = 0.0  # the error that the arithmetic of a profile explains; the rule sets it
+
+    def note(self, label: str, value: Any) -> Any:
+        """`value`, kept under `label` to find the first operation where two evaluations differ."""
+        self.notes[label] = value
+        return value
+
+    def norm(self, x: Any) -> Any:
+        """The norm of x by the clauses "norm of" and "norm accumulation"; 0-d or broadcastable."""
+        axis, keep = self._axis(x)
+        if self.choices["norm of"] in BLOCKS:
+            x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
+        if self.choices["norm of"] == "1-norm":
+            return np.sum(np.abs(x), axis=axis, keepdims=keep)
+        return np.sqrt(self._limited(np.sum(self._limited(x * x), axis=axis, keepdims=keep)))
+
+    def _axis(self, x: Any) -> tuple[Any, bool]:
+        if np.ndim(x) < 2 or self.choices["norm of"] not in ("row", "column"):
+            return None, False
+        row = self.choices["norm of"] == "row"
+        return tuple(range(1, x.ndim) if row else range(x.ndim - 1)), True
+
+    def _limited(self, x: Any) -> Any:
+        return x if self.choices["norm accumulation"] == "wide" else limited(x, self.format)
+
+    def representable(self, rate: Any, value: Any, otherwise: Any) -> Any:
+        """`value` if the rate is a number of the format, else `otherwise`; most implementations
+        whose norms overflow do not check it."""
+        guarded = self.choices["norm accumulation"] != "dtype"
+        return np.where(rate <= self.format.largest, value, otherwise) if guarded else value
+
+    def rounded(self, value: float, name: str) -> Any:
+        """A scalar rounded to the format of that name."""
+        return self.real(float(FORMATS[name].round(np.float64(value))))
+
+
+def limited(x: Any, bounds: Format) -> Any:
+    """x with the range, not the precision, of a format: too large is inf, too small is 0."""
+    x = np.where(np.abs(x) > bounds.largest, np.inf * np.sign(x), x)
+    return np.where(np.abs(x) < bounds.smallest / 2, x * 0, x)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One step of a rule: new parameter, slots, the scale of its operands, named values.
+
+    change: the size of the operands of the step that is added to the parameter. slack: the
+    absolute error that a choice of arithmetic explains, in addition to that of a right
+    implementation.
+    """
+
+    w: Any
+    slots: Slots
+    scale: Any
+    notes: dict[str, Any]
+    change: Any = 0.0
+    slack: Any = 0.0
+
+
+def run(
+    rule: Rule,
+    choices: Choices,
+    case: Case,
+    real: Callable[[Any], Any] = np.longdouble,
+    answers: Sequence[Answer] | None = None,
+) -> list[Evaluated]:
+    """Every step of a case under a rule and choices.
+
+    answers: those of an implementation. Each step then starts from its parameter, so that
+    differences do not add up; the slots stay those of the rule. Raises ZeroDivisionError for
+    numbers that have no infinity (mpmath's).
+    """
+    full = rule.full(choices)
+    read = as_if_contiguous if full["operands"] == "as if contiguous" else None
+    w, slots = real(case.w), _slots(case, real)
+    shares = case.neighbour is not None and full.get("state") == "shared"
+    other_w = real(case.neighbour.w) if case.neighbour and shares else None
+    steps: list[Evaluated] = []
+    with np.errstate(all="ignore"):
+        for k in range(len(case.steps)):
+            arithmetic = Arithmetic(real, case.number, full)
+            h = _settings(case, _rate(case, k, full), arithmetic)
+            if case.neighbour and shares:
+                other_g = real(case.neighbour.g[k])
+                other_w, slots, _ = rule.step(full, other_w, other_g, slots, h, arithmetic)
+                slots["step"] += 1
+                arithmetic = Arithmetic(real, case.number, full)
+            g = real(case.steps[k].g)
+            w, g = operands(w, g, case.layout, read) if read else (w, g)
+            w, slots, scale = rule.step(full, w, g, slots, h, arithmetic)
+            slots["step"] += 1
+            steps.append(
+                Evaluated(
+                    w, dict(slots), scale, arithmetic.notes, arithmetic.change, arithmetic.slack
+                )
+            )
+            w = real(answers[k].w) if answers is not None and k < len(answers) else w
+            slots = {"step": 0} if full.get("state") == "lost" else slots
+    return steps
+
+
+def _rate(case: Case, k: int, full: Choices) -> float:
+    """The learning rate of step k by the clause "learning rate of"."""
+    at = {"the step before": max(k - 1, 0), "the first step": 0}.get(full["learning rate of"], k)
+    return case.steps[at].lr
+
+
+def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:
+    """The state before the first step; the rule starts the slots that it does not find."""
+    given = {"step": 0, **(case.state or {})}
+    return {k: v if k == "step" else real(v) for k, v in given.items()}
+
+
+def _settings(case: Case, lr: float, arithmetic: Arithmetic) -> Settings:
+    """The settings as numbers of the arithmetic, the learning rate with sign and precision."""
+    c, real = arithmetic.choices, arithmetic.real
+    exact = c["learning rate precision"] == "float64"
+    rate = real(lr) if exact else arithmetic.rounded(lr, c["learning rate precision"])
+    h: Settings = {"lr": rate, "kind": case.kind, "sign": -1 if c["direction"] == "ascent" else 1}
+    for name, value in case.settings.items():
+        plain, several = (
+            value is None or isinstance(value, bool | str),
+            isinstance(value, tuple | list),
+        )
+        h[name] = value if plain else [real(x) for x in value] if several else real(value)
+    return h
+
+
+def largest(*sizes: Any) -> Any:
+    """The elementwise largest of some arrays of sizes."""
+    result = np.abs(sizes[0])
+    for size in sizes[1:]:
+        result = np.maximum(result, np.abs(size))
+    return result
