@@ -15,10 +15,12 @@ from npdrt import Error, data, store
 from npdrt.cli import cli
 from npdrt.models import MNISTResNet
 from npdrt.random import Random
-from npdrt.train import Config, recipe, resume, studies, train
+from npdrt.train import Config, resume, train
 from npdrt.train.config import build_model, resolve
-from npdrt.train.studies import Stopped, Work, random_matrix, rates, singular_values, trials
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import random_matrix, rates, recipe, singular_values, trials
+from npdrt.train.studies.reproduce import reproduce
+from npdrt.train.studies.study import Stopped, Work
+from npdrt.train.studies.sweep import Options, Run
 
 SMOKE = Config(model="resnet18", model_options={"width": 2}, batch_size=256, epochs=2, lr=0.01)
 OFFICIAL = ("fromage/cifar-10", "fromage-v1/figure-8", "skips/table-1", "skips/table-2")
@@ -236,7 +238,7 @@ def test_trials_are_kept(tmp_path: Path, monkeypatch: Any) -> None:
 def test_a_signal_ends_the_trials(tmp_path: Path) -> None:
     found = recipe.load("skips/mnist-singular-values", "smoke")
     with pytest.raises(Stopped):
-        studies.reproduce(found, tmp_path, Options(), stop=lambda: 2)
+        reproduce(found, tmp_path, Options(), stop=lambda: 2)
     with pytest.raises(Stopped):
         singular_values.report(Work(found, (), Options(), stop=lambda: 2, out=tmp_path))
 

@@ -18,7 +18,7 @@ NEEDED = [
     "npdrt/conform/report/page.html",
     "npdrt/train/loop.py",
     "npdrt/train/studies/depth.py",
-    "npdrt/train/recipes/fromage/figure-1.toml",
+    "npdrt/train/studies/recipes/fromage/figure-1.toml",
     "npdrt/trust/bounds.py",
     "npdrt/data/digits.npz",
     "npdrt/data/digits-licence.txt",

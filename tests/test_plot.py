@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from npdrt.cli import cli
 from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.store import container, trace
-from npdrt.train import figure
-from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.studies import figure
+from npdrt.train.studies.figure import Figure, Line, Panel
 
 T = np.arange(40.0)
 
@@ -239,7 +239,7 @@ def test_runs_without_classes_or_measurements(tmp_path: Path) -> None:
 # --- pictures --------------------------------------------------------------------------------
 
 matplotlib = pytest.importorskip("matplotlib")
-draw = importlib.import_module("npdrt.train.draw")
+draw = importlib.import_module("npdrt.train.studies.render")
 ODD = Figure(
     "odd",
     "a caption with $math_{ and 漢字",

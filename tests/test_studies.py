@@ -15,10 +15,20 @@ from click.testing import CliRunner
 from npdrt.cli import cli
 from npdrt.errors import Error
 from npdrt.store import container
-from npdrt.train import figure, recipe, studies
 from npdrt.train.config import Config
-from npdrt.train.studies import Stopped, depth, norms, rates, regions, surrogate, transmission
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import (
+    depth,
+    figure,
+    norms,
+    rates,
+    recipe,
+    regions,
+    surrogate,
+    transmission,
+)
+from npdrt.train.studies.reproduce import reproduce as study_of
+from npdrt.train.studies.study import Stopped
+from npdrt.train.studies.sweep import Options, Run
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +234,13 @@ def test_studies_and_their_options_are_strict(tmp_path: Path, text: str, message
     path = tmp_path / "mine.toml"
     path.write_text(HEAD + text)
     with pytest.raises(Error, match=message):
-        studies.reproduce(recipe.load(str(path)), tmp_path / "out", Options())
+        study_of(recipe.load(str(path)), tmp_path / "out", Options())
 
 
 def test_a_signal_ends_a_study(tmp_path: Path) -> None:
     found = recipe.load("fromage/figure-4", "smoke")
     with pytest.raises(Stopped):
-        studies.reproduce(found, tmp_path, Options(), stop=lambda: 2)
+        study_of(found, tmp_path, Options(), stop=lambda: 2)
     assert not (tmp_path / "study.h5").exists()
 
 
@@ -262,11 +272,11 @@ def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> No
 
 def test_a_finished_study_computes_nothing(made: dict[str, Any], monkeypatch: Any) -> None:
     """The same command again gives the same tables from what is there."""
-    from npdrt.train import perturb, sweep
+    from npdrt.train.studies import slices, sweep
 
     for name in ("start", "go_on"):
         monkeypatch.setattr(sweep, name, None)
-    monkeypatch.setattr(perturb.Slicer, "slice", None)
+    monkeypatch.setattr(slices.Slicer, "slice", None)
     for name in ("fromage/figure-1", "fromage/figure-2"):
         again = reproduce(name, Path(made[name]["out"]))
         assert again["tables"] == made[name]["tables"]

@@ -21,8 +21,8 @@ from npdrt.cli.common import (
     table,
     unbroken,
 )
-from npdrt.train import perturb
-from npdrt.train.perturb import Slices
+from npdrt.train.studies import slices
+from npdrt.train.studies.slices import Slices
 
 SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 
@@ -59,7 +59,7 @@ def command(
     """
     eta = np.linspace(0.0, largest, points).tolist()
     with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
-        found = perturb.slices(
+        found = slices.slices(
             run,
             eta=eta,
             steps=steps,

@@ -9,8 +9,8 @@ import click
 from npdrt.cli.common import Name, echo
 from npdrt.errors import Error
 from npdrt.store import container
-from npdrt.train import figure
-from npdrt.train.draw import FORMATS, draw
+from npdrt.train.studies import figure
+from npdrt.train.studies.render import FORMATS, draw
 
 
 @click.command("plot")

@@ -23,10 +23,10 @@ from npdrt.cli.common import (
     table,
     unbroken,
 )
-from npdrt.train import recipe as recipes
-from npdrt.train import sweep as sweeps
-from npdrt.train.recipe import SCALES, Recipe
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import recipe as recipes
+from npdrt.train.studies import sweep as sweeps
+from npdrt.train.studies.recipe import SCALES, Recipe
+from npdrt.train.studies.sweep import Options, Run
 
 
 class Shard(click.ParamType[tuple[int, int]]):

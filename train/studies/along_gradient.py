@@ -11,11 +11,11 @@ import numpy as np
 from msgspec import Struct
 
 from npdrt.schema import Count, Number, Positive
-from npdrt.train import perturb
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.perturb import Slices
-from npdrt.train.studies import Report, Stopped, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies import slices
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.slices import Slices
+from npdrt.train.studies.study import Report, Stopped, Table, Work
+from npdrt.train.studies.sweep import Run
 
 SHOWN = (0.0, 0.01, 0.03, 0.099)
 
@@ -58,9 +58,9 @@ def _slices(work: Work, run: Run, index: int) -> Slices:
 
 
 def _sliced(work: Work, run: Run, label: str, examples: int | None, **more: Any) -> Slices:
-    found = perturb.slices(
+    found = slices.slices(
         run.path,
-        eta=work.recipe.options.get("eta", perturb.AUTHORS_GRID),
+        eta=work.recipe.options.get("eta", slices.AUTHORS_GRID),
         examples=examples,
         fast=work.options.fast,
         data_dir=work.options.data_dir,
@@ -169,7 +169,7 @@ def _panels(name: str, run: Run, found: Slices) -> Iterator[Panel]:
     yield Panel(
         name, "epoch", "training accuracy", (Line("", x, smooth),), note="mean of 5 minibatches"
     )
-    for panel in perturb.draw(found).panels:
+    for panel in slices.draw(found).panels:
         yield Panel(name, panel.xlabel, panel.ylabel, panel.lines, ylog=True)
 
 
@@ -198,7 +198,7 @@ def _steps(work: Work, run: Run) -> list[int]:
 
 def _whole(work: Work, run: Run, name: str) -> str:
     """A sentence on how far a slice on all examples is from the one on some."""
-    part = perturb.read(run.path / "slices.h5")
+    part = slices.read(run.path / "slices.h5")
     found = _sliced(work, run, "whole set", None, steps=_steps(work, run), name="slices-whole.h5")
     i = int(np.flatnonzero(part.step == found.step[0])[0])
     loss = np.nanmax(abs(np.log10(found.loss[0] / part.loss[i])))

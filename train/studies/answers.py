@@ -11,8 +11,8 @@ from npdrt.arrays import to_device, to_host
 from npdrt.data import squad
 from npdrt.errors import Error
 from npdrt.train.config import build_model
-from npdrt.train.studies import Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.study import Work
+from npdrt.train.studies.sweep import Run
 
 MEASURES = ("exact_match", "f1")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 
 Cell = tuple[str, str, int]  # optimizer, initialisation, hidden layers
 

@@ -1,6 +1,6 @@
 """A figure as data: panels of lines, kept in a container beside the numbers they come from.
 
-`npdrt.train.draw` makes a picture of one; nothing here needs a plotting library.
+`npdrt.train.studies.render` makes a picture of one; nothing here needs a plotting library.
 """
 
 from __future__ import annotations

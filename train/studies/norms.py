@@ -15,9 +15,9 @@ import numpy as np
 
 from npdrt import optim, store
 from npdrt.store import trace
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 from npdrt.trust.update import growth, prefactor_drift, steps_to_overflow
 
 NOTES = (

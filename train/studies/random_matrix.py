@@ -10,8 +10,8 @@ from msgspec import Meta, Struct
 
 from npdrt.random import Random
 from npdrt.schema import Positive, Size
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust.system import skip_spectra
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from npdrt import optim
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 
 # The authors' benchmarks, whose error is of the last epoch's minibatches, each before its step.
 AS_LOGGED = ("resnet18", "transformer")

@@ -7,8 +7,8 @@ import numpy as np
 from msgspec import Struct
 
 from npdrt.schema import Depths, Number, Size, Sizes
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust
 
 

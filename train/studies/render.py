@@ -17,7 +17,7 @@ import numpy as np
 
 from npdrt import atomic
 from npdrt.errors import Error, Unavailable
-from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.studies.figure import Figure, Line, Panel
 
 FORMATS: dict[str, dict[str, Any]] = {  # with the metadata that would differ from run to run
     "png": {"Software": None},

@@ -1,14 +1,10 @@
-"""Studies: from the runs of a recipe to the tables and the figure beside the paper's.
-
-A study is a module with `report(work)` and, if it has settings, `Options`, their types: its recipe
-must have those without a default.
-"""
+"""Reproduce a recipe: make its runs, and study them beside the paper's numbers."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,57 +17,19 @@ from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.store.lock import exclusive
 from npdrt.store.log import finite
-from npdrt.train import figure, sweep
 from npdrt.train.config import Config, check_names
-from npdrt.train.figure import Figure
 from npdrt.train.provenance import provenance
-from npdrt.train.recipe import Recipe
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import figure, sweep
+from npdrt.train.studies.recipe import Recipe
+from npdrt.train.studies.study import Report, Stopped, Work
+from npdrt.train.studies.sweep import Options, Run
 
-STUDIES = (
-    *("depth", "norms", "random_matrix", "rates", "regions", "singular_values", "slices"),
-    *("surrogate", "transmission", "trials"),
-)
+STUDIES = {  # by the name in a recipe, the module
+    **{name: name for name in ("depth", "norms", "random_matrix", "rates", "regions")},
+    **{name: name for name in ("singular_values", "surrogate", "transmission", "trials")},
+    "slices": "along_gradient",
+}
 WITHOUT_RUNS = ("random_matrix", "regions", "singular_values", "surrogate")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of numbers and texts below their columns' names; None is an empty cell."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a study found: tables, a figure, and sentences about them."""
-
-    tables: tuple[Table, ...]
-    figure: Figure
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a study is given: the recipe, its finished runs, and how to run what is left to do.
-
-    progress: called with a label, and what is done of how much. stop: asked now and then; a
-    signal number other than 0 asks to raise `Stopped`. out: the directory of the study, for what
-    it computes itself and finds again.
-    """
-
-    recipe: Recipe
-    runs: Sequence[Run]
-    options: Options
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None
-    stop: Callable[[], int] = lambda: 0
-    out: Path = Path()
-
-
-class Stopped(Exception):
-    """A signal ended a study; what it computed is kept, and the same command goes on."""
 
 
 def reproduce(
@@ -90,7 +48,7 @@ def reproduce(
     there is nothing to study.
     """
     check_names("study", {recipe.study: None}, list(STUDIES))
-    study = importlib.import_module(f"npdrt.train.studies.{recipe.study}")
+    study = importlib.import_module(f"npdrt.train.studies.{STUDIES[recipe.study]}")
     check_options(recipe, getattr(study, "Options", NoOptions))
     if as_is:
         runs = sweep.runs(recipe, out, options)

@@ -24,9 +24,9 @@ from npdrt.models.mnist_resnet import VARIANTS
 from npdrt.random import Random
 from npdrt.schema import Positive, Size
 from npdrt.store import container
-from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import State, Task, make_step
-from npdrt.train.studies import Report, Stopped, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Stopped, Table, Work
 from npdrt.trust.system import batch_jacobian, gram_spectrum
 
 CLASSES, SIDE = 10, 28

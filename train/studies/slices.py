@@ -30,10 +30,10 @@ from npdrt.optim import norm
 from npdrt.program import Program, memory_on, record
 from npdrt.store import container
 from npdrt.store.lock import exclusive
-from npdrt.train import figure
 from npdrt.train.config import stored
-from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.loop import Reporter, Trainer
+from npdrt.train.studies import figure
+from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.trust.descent import changes_of, layerwise_direction
 
 AUTHORS_GRID = tuple(i / 1000 for i in range(100))  # 0, 0.001, ..., 0.099

@@ -31,8 +31,8 @@ from npdrt.store import log
 from npdrt.store.lock import InUse, exclusive
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.loop import Reporter
-from npdrt.train.recipe import RUN_OPTIONS, Recipe
 from npdrt.train.run import go_on, not_begun, start
+from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
 
 POLL = 0.2  # seconds between looks at the workers
 

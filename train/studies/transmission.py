@@ -12,9 +12,9 @@ from npdrt.arrays import Array
 from npdrt.random import Random
 from npdrt.schema import Positive
 from npdrt.train.config import build_model
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 
 MOST = 1 << 28  # numbers of the normal vectors of one width
 

@@ -19,10 +19,11 @@ from npdrt import arrays, data, store
 from npdrt.arrays import to_device, to_host
 from npdrt.schema import Positive
 from npdrt.train.config import build_model, example_shape
-from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import Task
-from npdrt.train.studies import Report, Stopped, Table, Work, answers
-from npdrt.train.sweep import Run
+from npdrt.train.studies import answers
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Stopped, Table, Work
+from npdrt.train.studies.sweep import Run
 
 Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings in `by`
 LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
