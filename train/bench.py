@@ -11,13 +11,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from npdrt import optim
 from npdrt.arrays import Array, Params, quiet
@@ -27,7 +25,7 @@ from npdrt.program import Memory, Program, record
 from npdrt.program.calls import Call, flops
 from npdrt.random import Random
 from npdrt.train import limits, provenance
-from npdrt.train.loop import SMALL_PRODUCT
+from npdrt.train.loop import blas_threads
 from npdrt.train.step import State, Task, make_step
 
 CLASSES = 10
@@ -72,7 +70,7 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
     model: Any = MODELS[case.model]
     args = _arguments(case, model(case.depth, case.width, case.width, CLASSES))
     params = args[0].params
-    with as_trained(case.batch_size, params), quiet():
+    with blas_threads(case.batch_size, params), quiet():
         tell("recording")
         programs, memory, recorded = _programs(case, args)
         tell(f"the limits, and {case.steps} steps each way")
@@ -130,14 +128,6 @@ def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]
     x = Random(0, "bench/x").normal((size, inputs)).astype(dtype)
     y = (Random(0, "bench/y").words(size) % CLASSES).astype(np.int64)
     return x, y
-
-
-def as_trained(size: int, params: Params) -> AbstractContextManager[Any]:
-    """BLAS threads as `npdrt train` has them: one where a step's products are small."""
-    largest = max(math.prod(w.shape) for w in params.values())
-    threads = 1 if 2.0 * size * largest < SMALL_PRODUCT else None
-    limited: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
-    return limited
 
 
 def _step(case: Case) -> Callable[..., Any]:

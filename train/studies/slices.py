@@ -30,8 +30,9 @@ from npdrt.optim import norm
 from npdrt.program import Program, memory_on, record
 from npdrt.store import container
 from npdrt.store.lock import exclusive
-from npdrt.train.config import stored
-from npdrt.train.loop import Reporter, Trainer
+from npdrt.train.config import build_model, stored
+from npdrt.train.feed import Feed
+from npdrt.train.step import Task
 from npdrt.train.studies import figure
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.trust.descent import changes_of, layerwise_direction
@@ -166,16 +167,19 @@ class Slicer:
             raise Error(f"{run}: the data set {config.data} is not the one of the run")
         if dataset.perplexity:
             raise Error(f"{run}: slices are over examples, and {config.data} is a running text")
-        self.trainer = Trainer(config, dataset, run, Reporter())
+        dataset = dataset.arranged(config.batch_size)
+        self.device, model = arrays.device(config.device), build_model(config, dataset)
+        self._task = Task(model, dataset.classes, config.label_smoothing)
         n = len(dataset.x)
         if examples is not None and not 1 <= examples <= n:
             raise Error(
                 f"examples: expected 1 to {n}, the size of the training set; got {examples}"
             )
-        self._set = tuple(part[: examples or n, ...] for part in self.trainer.train_set)
+        feed = Feed(config, dataset, model, self.device)
+        self._set = tuple(part[: examples or n, ...] for part in feed.train)
         self._fast = fast
         self._programs: dict[Any, Program] = {}
-        self._memory = memory_on(self.trainer.device)
+        self._memory = memory_on(self.device)
         self._gradient = value_and_grad(self._loss)
         self.settings = {
             "data": config.data,
@@ -190,9 +194,9 @@ class Slicer:
         """The row of DATASETS for one snapshot; `tick` is called after every point."""
         checkpoint = store.load(path)
         schema.check(checkpoint.meta, schema.RunMeta, path)
-        with arrays.on(self.trainer.device), quiet():
+        with arrays.on(self.device), quiet():
             params, buffers = (
-                {name: to_device(value, self.trainer.device) for name, value in group.items()}
+                {name: to_device(value, self.device) for name, value in group.items()}
                 for group in (checkpoint.params, checkpoint.buffers)
             )
             return {
@@ -249,8 +253,8 @@ class Slicer:
         return self._programs[key](*args)
 
     def _loss(self, params: Params, buffers: Params, x: Array, y: Array) -> Any:
-        output = self.trainer.task.predict(params, buffers, x)
-        return self.trainer.task.loss(output, y, smoothed=True)
+        output = self._task.predict(params, buffers, x)
+        return self._task.loss(output, y, smoothed=True)
 
     def _add(
         self, params: Params, buffers: Params, x: Array, y: Array, share: Any, loss: Any, total: Any

@@ -30,8 +30,9 @@ from npdrt.regular import contents
 from npdrt.store import log
 from npdrt.store.lock import InUse, exclusive
 from npdrt.train.config import Config, model_digest, resolve
+from npdrt.train.files import not_begun
 from npdrt.train.loop import Reporter
-from npdrt.train.run import go_on, not_begun, start
+from npdrt.train.run import go_on, start
 from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
 
 POLL = 0.2  # seconds between looks at the workers
