@@ -19,6 +19,7 @@ NEEDED = [
     "npdrt/train/loop.py",
     "npdrt/train/studies/depth.py",
     "npdrt/train/studies/recipes/fromage/figure-1.toml",
+    "npdrt/train/studies/npdrt.mplstyle",
     "npdrt/trust/bounds.py",
     "npdrt/data/digits.npz",
     "npdrt/data/digits-licence.txt",

@@ -18,7 +18,6 @@ from npdrt.store import container
 from npdrt.train.config import Config
 from npdrt.train.studies import (
     depth,
-    figure,
     norms,
     rates,
     recipe,
@@ -26,6 +25,7 @@ from npdrt.train.studies import (
     surrogate,
     transmission,
 )
+from npdrt.train.studies.load import load
 from npdrt.train.studies.reproduce import reproduce as study_of
 from npdrt.train.studies.study import Stopped
 from npdrt.train.studies.sweep import Options, Run
@@ -63,7 +63,7 @@ def test_the_study_file_holds_tables_and_figure(name: str, made: dict[str, Any])
     _, meta = container.read(path)
     assert (meta["kind"], meta["name"], meta["scale"]) == ("study", name, "smoke")
     assert meta["tables"] == made[name]["tables"]
-    assert figure.load(path).panels
+    assert load(path).panels
     shown = CliRunner().invoke(cli, ["show", str(path)])
     assert shown.exit_code == 0
     assert all(table["title"] in shown.output for table in meta["tables"])
@@ -204,7 +204,7 @@ def test_transmission_of_normal_vectors(made: dict[str, Any]) -> None:
 
 def test_an_optimizer_has_one_colour(made: dict[str, Any]) -> None:
     """In every panel of Figure 4, ours and the authors'."""
-    drawn = figure.load(Path(made["fromage/figure-4"]["out"]) / "study.h5")
+    drawn = load(Path(made["fromage/figure-4"]["out"]) / "study.h5")
     assert len(drawn.panels) > 3
     found = {(line.label, line.group) for panel in drawn.panels for line in panel.lines}
     assert len(found) == len({name for name, _ in found}) == len({group for _, group in found}) == 3

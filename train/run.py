@@ -135,9 +135,9 @@ def go_on(
                 f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
                 f"{trainer.feed.epoch} steps"
             )
-        tally, seconds, warning = rewound_log(out, checkpoint, path)
-        if warning:
-            reporter.warning(warning)
+        tally, seconds, unknown = rewound_log(out, checkpoint, path)
+        if unknown:
+            reporter.warning(unknown)
         return trainer.run(dataclasses.replace(at, seconds=seconds), stop, tally)
 
 

@@ -9,8 +9,8 @@ import click
 from npdrt.cli.common import Name, echo
 from npdrt.errors import Error
 from npdrt.store import container
-from npdrt.train.studies import figure
-from npdrt.train.studies.render import FORMATS, draw
+from npdrt.train.studies.load import load
+from npdrt.train.studies.render import FORMATS, save
 
 
 @click.command("plot")
@@ -39,7 +39,7 @@ def command(file: Path, output: Path | None, form: str | None, force: bool) -> N
         raise Error(f"{target}: end the name in .png, .svg or .pdf")
     if target.exists() and not force:
         raise Error(f"{target} already exists; give --force to replace it, or another --output")
-    draw(figure.load(file), target)
+    save(load(file), target)
     echo(target)
 
 

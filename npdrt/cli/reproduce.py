@@ -24,7 +24,7 @@ from npdrt.cli.common import (
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
 from npdrt.train.studies import recipe as recipes
-from npdrt.train.studies.render import draw
+from npdrt.train.studies.render import save
 from npdrt.train.studies.reproduce import reproduce, summary
 from npdrt.train.studies.study import Report, Stopped
 from npdrt.train.studies.sweep import Options
@@ -75,7 +75,7 @@ def command(
 
 def _draw(report: Report, path: Path) -> Path | None:
     try:
-        draw(report.figure, path)
+        save(report.figure, path)
     except Unavailable as error:
         warn(f"no figure: {error}")
         return None

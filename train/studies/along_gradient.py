@@ -169,7 +169,7 @@ def _panels(name: str, run: Run, found: Slices) -> Iterator[Panel]:
     yield Panel(
         name, "epoch", "training accuracy", (Line("", x, smooth),), note="mean of 5 minibatches"
     )
-    for panel in slices.draw(found).panels:
+    for panel in slices.as_figure(found).panels:
         yield Panel(name, panel.xlabel, panel.ylabel, panel.lines, ylog=True)
 
 

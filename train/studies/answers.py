@@ -19,7 +19,8 @@ MEASURES = ("exact_match", "f1")
 
 def scores(work: Work, run: Run) -> dict[str, float]:
     """Exact match and F1 on the development set, percent; kept in the run's directory."""
-    return run.kept("answers.json", MEASURES, lambda: _scores(work, run))
+    found = run.kept("answers", lambda: _scores(work, run))
+    return {name: float(found[name]) for name in MEASURES}
 
 
 def _scores(work: Work, run: Run) -> dict[str, float]:

@@ -19,7 +19,8 @@ from npdrt.store.lock import exclusive
 from npdrt.store.log import finite
 from npdrt.train.config import Config, check_names
 from npdrt.train.provenance import provenance
-from npdrt.train.studies import figure, sweep
+from npdrt.train.studies import sweep
+from npdrt.train.studies.figure import to_json
 from npdrt.train.studies.recipe import Recipe
 from npdrt.train.studies.study import Report, Stopped, Work
 from npdrt.train.studies.sweep import Options, Run
@@ -128,7 +129,6 @@ def summary(recipe: Recipe, report: Report) -> dict[str, Any]:
 
 
 def _write(path: Path, recipe: Recipe, report: Report, options: Options) -> None:
-    picture, meta = figure.to_arrays(report.figure)
     made = provenance(arrays.device(options.device), {})
-    envelope = {"kind": "study", **summary(recipe, report), "figure": meta, "provenance": made}
-    container.write(path, picture, envelope)
+    envelope = {"kind": "study", **summary(recipe, report), "provenance": made}
+    container.write(path, {"figure": to_json(report.figure)}, envelope)

@@ -33,7 +33,6 @@ from npdrt.store.lock import exclusive
 from npdrt.train.config import build_model, stored
 from npdrt.train.feed import Feed
 from npdrt.train.step import Task
-from npdrt.train.studies import figure
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.trust.descent import changes_of, layerwise_direction
 
@@ -307,10 +306,9 @@ def _gather(rows: Mapping[int, dict[str, Any]], settings: Mapping[str, Any]) -> 
 
 def _write(path: Path, found: Slices) -> None:
     """RUN/slices.h5, atomically."""
-    picture, meta = figure.to_arrays(draw(found))
     about = {name: {"shape": shape, "what": what} for name, (shape, what) in DATASETS.items()}
-    envelope = {"kind": "slices", "settings": found.settings, "datasets": about, "figure": meta}
-    container.write(path, {name: getattr(found, name) for name in DATASETS} | picture, envelope)
+    envelope = {"kind": "slices", "settings": found.settings, "datasets": about}
+    container.write(path, {name: getattr(found, name) for name in DATASETS}, envelope)
 
 
 def read(path: Path) -> Slices:
@@ -327,6 +325,8 @@ def read(path: Path) -> Slices:
 def _fitting(found: Slices, path: Path) -> Slices:
     """Slices whose arrays have the shapes of DATASETS; else `FileRefused`."""
     parameters = found.gradient_change.shape[-1:]
+    if parameters == (0,):
+        raise FileRefused(f"{path}: gradient_change has no parameters")
     sizes = {"snapshots": found.step.shape, "points": found.eta.shape, "parameters": parameters}
     for name, (shape, _) in DATASETS.items():
         axes = [sizes[axis] for axis in shape.strip("(),").split(", ")]
@@ -344,7 +344,7 @@ def _stored(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]
     return {step: {name: getattr(found, name)[i] for name in (*ROW, "epoch")} for i, step in steps}
 
 
-def draw(found: Slices) -> Figure:
+def as_figure(found: Slices) -> Figure:
     """The loss and the first layer's gradient change along every slice, on log axes."""
     panels = []
     for title, values in (("loss (nats)", found.loss), ("gradient change", found.first_layer)):

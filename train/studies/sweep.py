@@ -25,7 +25,7 @@ from typing import Any
 
 from npdrt import atomic, data, schema
 from npdrt.data import Dataset
-from npdrt.errors import DiskError, Diverged, Error, FileRefused
+from npdrt.errors import DiskError, Diverged, Error
 from npdrt.regular import contents
 from npdrt.store import log
 from npdrt.store.lock import InUse, exclusive
@@ -33,6 +33,7 @@ from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.files import not_begun
 from npdrt.train.loop import Reporter
 from npdrt.train.run import go_on, start
+from npdrt.train.studies.cache import Arrays, kept
 from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
 
 POLL = 0.2  # seconds between looks at the workers
@@ -55,19 +56,10 @@ class Run:
         result: dict[str, Any] = schema.parse(contents(path), schema.Result, path)
         return result
 
-    def kept(
-        self, name: str, keys: Sequence[str], compute: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """The numbers of those names in a file in the run's directory, computed only once;
-        `FileRefused` if it lacks one."""
-        path = self.path / name
+    def kept(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays that `compute` returns, kept as NAME.h5 in the run's directory."""
         with exclusive(self.path):
-            if not path.exists():
-                write(path, compute())
-        found: dict[str, Any] = schema.parse(contents(path), dict[str, schema.Number | None], path)
-        if missing := set(keys) - found.keys():
-            raise FileRefused(f"{path}: lacks {min(missing)}; remove the file to compute it again")
-        return found
+            return kept(self.path / f"{name}.h5", {"kind": name}, compute)
 
     def records(self, event: str) -> list[log.Record]:
         """The records of that event in the run's log."""

@@ -10,13 +10,14 @@ its own statistics.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from msgspec import Meta, Struct
 
 from npdrt import arrays, data, store
 from npdrt.arrays import to_device, to_host
+from npdrt.data import Dataset
 from npdrt.schema import Positive
 from npdrt.train.config import build_model, example_shape
 from npdrt.train.step import Task
@@ -119,20 +120,19 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
 def with_batch_statistics(work: Work, run: Run, size: int) -> float | None:
     """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
     None without a test set. Kept in the run's directory."""
-    found = run.kept(
-        f"batch-statistics-{size}.json",
-        ("test_accuracy",),
-        lambda: {"test_accuracy": _in_training_mode(work, run, size)},
-    )
-    accuracy: float | None = found["test_accuracy"]
-    return accuracy
-
-
-def _in_training_mode(work: Work, run: Run, size: int) -> float | None:
-    config, where = run.config, arrays.device(work.options.device)
-    source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
-    if source.x_test is None or source.y_test is None:
+    config, folder = run.config, work.options.data_dir
+    source = data.load(config.data, data_dir=folder, standardise=config.standardise)
+    if source.x_test is None:
         return None
+    found = run.kept(
+        f"batch-statistics-{size}", lambda: {"right": _right_in_training(work, run, source, size)}
+    )
+    return int(found["right"]) / len(source.x_test)
+
+
+def _right_in_training(work: Work, run: Run, source: Dataset, size: int) -> int:
+    """How many test images are classified right in training mode."""
+    config, where = run.config, arrays.device(work.options.device)
     model, checkpoint = build_model(config, source), store.load_newest(run.path)[0]
     task, shape, right = Task(model, source.classes), example_shape(model, source), 0
     with arrays.on(where):
@@ -140,12 +140,13 @@ def _in_training_mode(work: Work, run: Run, size: int) -> float | None:
             {name: to_device(value, where) for name, value in group.items()}
             for group in (checkpoint.params, checkpoint.buffers)
         )
-        for start in range(0, len(source.y_test), size):
-            x = source.x_test[start : start + size]
-            x = to_device(x.reshape(len(x), *shape).astype(config.dtype), where)
-            y = to_device(source.y_test[start : start + size], where)
+        x_test, y_test = cast(Any, source.x_test), cast(Any, source.y_test)  # it has a test set
+        for start in range(0, len(x_test), size):
+            x = x_test[start : start + size]  # (size, features)
+            x = to_device(x.reshape(len(x), *shape).astype(config.dtype), where)  # (size, *shape)
+            y = to_device(y_test[start : start + size], where)  # (size,)
             right += int(to_host(task.correct(model.apply(params, buffers, x, train=True)[0], y)))
-    return right / len(source.y_test)
+    return right
 
 
 # --- tables ----------------------------------------------------------------------------------
