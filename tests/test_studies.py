@@ -137,8 +137,8 @@ def test_the_plotted_number_takes_the_best_of_every_minibatch(tmp_path: Path) ->
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "log.jsonl").write_text(text)
         runs.append(Run(Config(epochs=2), tmp_path / name, 4))
-    assert depth._plotted(runs) == 1.0
-    assert depth._fairest(runs) == 0.5
+    assert depth.plotted(runs) == 1.0
+    assert depth.fairest(runs) == 0.5
 
 
 def test_the_logs_of_figure_3_are_whole() -> None:

@@ -122,7 +122,7 @@ class RunFiles:
     def provenance(self) -> dict[str, Any]:
         """How the run is made; taken when it begins, when the BLAS threads are set.
 
-        blas_before: the BLAS libraries of earlier processes, in their order, where they changed.
+        blas_before: the BLAS libraries of earlier processes, in order, if they changed.
         """
         made = provenance(self._feed.device, self._feed.dataset.digests)
         chain = pairwise([*self._earlier, made["blas"]])
@@ -213,8 +213,9 @@ def _with_memory(schedule: Schedule, progress: Mapping[str, Any], path: Path) ->
 def rewound_log(out: Path, checkpoint: Checkpoint, path: Path) -> tuple[Tally, float, str | None]:
     """Cut the log in `out` back to the records that the checkpoint at `path` covers.
 
-    Returns their tally, the seconds of training they tell of, and a warning for a checkpoint of an
-    older npdrt, which does not say what it covers. Raises `FileRefused` for the log of another run.
+    Returns their tally, the seconds of training in them, and a warning if the checkpoint, of an
+    older npdrt, does not say which records it covers. Raises `FileRefused` for the log of another
+    run.
     """
     progress, warning = checkpoint.meta["progress"], None
     covered = progress.get("log")
@@ -250,7 +251,7 @@ def not_begun(out: Path) -> bool:
 
 
 def remove_files(out: Path) -> None:
-    """Remove what a run writes before its first step ends; after each removal it still resumes."""
+    """Remove the files of a run without a step. After each removal it can still resume."""
     for name in ("snapshots/step-000000.h5", "checkpoint.h5", "trace.h5", "log.jsonl"):
         (out / name).unlink(missing_ok=True)
     with suppress(OSError):

@@ -1,7 +1,7 @@
 """The training loop: batch, step, log, save.
 
-`npdrt.train.feed` makes the batches, `step` is the step, `records` is what the log says, and
-`files` is the run directory. The device is waited for at logging points and checkpoints only.
+`npdrt.train.feed` makes the batches, `step` computes the step, `records` makes the records of the
+log, and `files` writes the run directory. The loop waits for the device only to log and to save.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Reporter:
     """Receives the progress and the warnings of a run; this one ignores them."""
 
     def progress(self, step: int, steps: int, record: Record | None) -> None:
-        """Called after every step; `record` is what was logged at it, if anything."""
+        """Called after every step; `record` is the last one logged at it, if any."""
 
     def warning(self, text: str) -> None:
         """Called with a text for the user; the run goes on."""
@@ -142,7 +142,7 @@ class Trainer:
         self.files.snapshot(at)
 
     def advanced(self, at: Position, x: Array, y: Array, lr: float) -> tuple[Position, Step]:
-        """The position after one step, and what the step left behind."""
+        """The position after one step, and the results of the step."""
         random = Random(self.config.seed, "train", at.step)
         traced = self._due("trace_every", at.step + 1)
         done = self.step(at.state, x, y, lr, random, traced=traced)
@@ -159,8 +159,8 @@ class Trainer:
     def _logged(
         self, at: Position, done: Step, lr: float, begun: float
     ) -> tuple[Position, Record | None]:
-        """Log what falls on a step; returns the position, of the next epoch after a whole one, and
-        the last record of the step or epoch."""
+        """Write the records that are due after a step. Returns the last of them, and the position:
+        that of the next epoch if the step ends one."""
         record: Record | None = None
         if done.measured:
             self.files.write(self.records.trace(at, done))
@@ -197,7 +197,7 @@ class Trainer:
         self.files.save(at, ends=ends)
 
     def _due(self, setting: str, step: int) -> bool:
-        """Whether something done every so many steps falls on `step`; None is once an epoch."""
+        """Whether `step` is a multiple of a setting such as log_every; None is once an epoch."""
         every = getattr(self.config, setting)
         every = self.feed.epoch if every is None else every
         return bool(every) and step % every == 0

@@ -1,4 +1,4 @@
-"""Start a training run, or go on with one from its newest checkpoint."""
+"""Start a training run, or resume one from its newest checkpoint."""
 
 from __future__ import annotations
 

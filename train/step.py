@@ -29,7 +29,7 @@ EVALUATED = 1 << 22  # values of a batch in an evaluation; 1000 images of CIFAR 
 
 @dataclass(frozen=True)
 class State:
-    """What one step maps to the next: parameters, buffers and optimizer state."""
+    """The state that a step maps to the next: parameters, buffers and optimizer state."""
 
     params: Params
     buffers: Params
@@ -38,8 +38,9 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step leaves behind, all on the device: the mean loss of the minibatch before the
-    step, how many of its samples were classified right, and what `measure` found if asked."""
+    """The results of a step, on the device: the new state, the mean loss of the minibatch before
+    the step, how many of its samples were classified right, and the results of `measure` if it is
+    traced."""
 
     state: State
     loss: Array
@@ -95,8 +96,8 @@ class Task:
         return ops.softmax_cross_entropy(output, y, label_smoothing=smoothing)
 
     def count(self, y: Array) -> int:
-        """How many predictions the loss of a batch is the mean of: an example's, or a label's
-        where an example has several (the next word of every token, both ends of an answer)."""
+        """The number of predictions in the mean loss of a batch: one an example, or one a label if
+        an example has several (the next word of every token, both ends of an answer)."""
         return int(y.shape[0]) if self.classes is None else math.prod(y.shape)
 
     def clipped(self, grads: Params) -> Params:
@@ -127,7 +128,7 @@ class Task:
         return self.model(params, x)
 
     def buffers(self, seed: int, device: Any, dtype: str) -> Params:
-        """The model's first buffers, from its method `buffers`; {} where it has none."""
+        """The model's first buffers, from its method `buffers`; {} if it has none."""
         if not self._has_buffers():
             return {}
         return dict(self.model.buffers(seed=seed, device=device, dtype=dtype))
@@ -214,8 +215,8 @@ class Steps:
 def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:
     """`(mean loss, number right)` over a data set in evaluation mode, as 0-d arrays.
 
-    x: an array, or what gives arrays when it is sliced. batch: examples at a time, fewer where
-    they would have more than EVALUATED values.
+    x: an array, or an object whose slices are arrays. batch: examples at a time, fewer if they
+    would have more than EVALUATED values.
     """
     xp = namespace(y)
     batch = max(1, min(batch, EVALUATED // math.prod(x.shape[1:])))
@@ -231,12 +232,12 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
 
 
 def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
-    """What traces hold of a step, float64, on the device.
+    """The measurements of a step for a trace, float64, on the device.
 
     Per parameter, (parameters,): weight norm, gradient norm, relative update, and the cosine
-    between the update and the negative gradient; not finite where a divisor is 0. Over the
-    weights, 0-d: see `network`. Every array is read once for each of its norms and once for the
-    product; the rest is arithmetic on the norms.
+    between the update and the negative gradient; not finite if a divisor is 0. Over the weights,
+    0-d: see `network`. Every array is read once for each of its norms and once for the product;
+    the rest is arithmetic on the norms.
     """
     found: list[tuple[Array, ...]] = []
     for name, w in before.items():
@@ -255,7 +256,7 @@ def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
 
 
 def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[str, Array]:
-    """The papers' distances of a step over the weights; empty where there are none.
+    """The papers' distances of a step over the weights; empty if there are none.
 
     layers: the measurements of all parameters; size: the norms of their changes; chosen: which
     are weights. The threshold is Lemma 2's at the smallest cosine, with as many layers as there

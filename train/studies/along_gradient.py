@@ -14,7 +14,7 @@ from npdrt.schema import Count, Number, Positive
 from npdrt.train.studies import slices
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.slices import Slices
-from npdrt.train.studies.study import Report, Stopped, Table, Work
+from npdrt.train.studies.study import Report, Stopped, Table, Work, grouped
 from npdrt.train.studies.sweep import Run
 
 SHOWN = (0.0, 0.01, 0.03, 0.099)
@@ -35,7 +35,7 @@ class Options(Struct):
 
 
 def report(work: Work) -> Report:
-    """Slice every run, and set loss, gradient change and the best eta beside the authors' logs."""
+    """Slice every run: loss, gradient change and the best eta, next to the authors' logs."""
     sliced = {run: _slices(work, run, i) for i, run in enumerate(work.runs)}
     tables: list[Table] = []
     panels: list[Panel] = []
@@ -76,16 +76,16 @@ def _sliced(work: Work, run: Run, label: str, examples: int | None, **more: Any)
 
 def _nets(work: Work) -> dict[str, list[Run]]:
     """The runs of each net, which differ in their seeds."""
-    nets: dict[str, list[Run]] = {}
-    for run in work.runs:
+
+    def name(run: Run) -> str:
         options = run.config.model_options
-        name = f"{options['depth']} layers" + (", residual" if options["residual"] else "")
-        nets.setdefault(name, []).append(run)
-    return nets
+        return f"{options['depth']} layers" + (", residual" if options["residual"] else "")
+
+    return grouped(work.runs, name)
 
 
 def _logged(work: Work, run: Run) -> Mapping[str, Any]:
-    """The authors' log of the run's net; {} where there is none."""
+    """The authors' log of the run's net; {} if there is none."""
     options = run.config.model_options
     for net in work.recipe.reference.get("net", []):
         same = (net["depth"], net["residual"]) == (options["depth"], options["residual"])
@@ -130,7 +130,7 @@ def _values(name: str, found: Mapping[Run, Slices], logged: Mapping[str, Any]) -
 
 
 def _quantities(found: Slices, i: int) -> dict[str, float]:
-    """What the table shows of one snapshot."""
+    """The rows of the table for one snapshot."""
     at = {eta: k for eta in SHOWN for k in np.flatnonzero(np.isclose(found.eta, eta, atol=1e-9))}
     values = {"best eta": float(found.best()[i])}
     values |= {f"loss at {eta:g}": float(found.loss[i, k]) for eta, k in at.items()}

@@ -68,8 +68,8 @@ class Line:
 class Panel:
     """Lines on one pair of axes.
 
-    xlabel, ylabel: what the axes show, with the unit in words. xlog, ylog: logarithmic axes, on
-    which values that are not positive leave a gap. xlim, ylim: (low, high); None fits the data.
+    xlabel, ylabel: the quantity of each axis, with the unit in words. xlog, ylog: logarithmic axes,
+    on which values that are not positive leave a gap. xlim, ylim: (low, high); None fits the data.
     note: a remark below the title.
     """
 
@@ -99,8 +99,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels, row by row. name: of the study or run, for a file name. caption: what it shows.
+    """Panels, row by row.
 
+    name: of the study or run, for a file name. caption: a sentence on the content.
     columns: panels a row; None lets the renderer choose.
     """
 

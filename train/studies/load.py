@@ -52,7 +52,7 @@ def _what(meta: Mapping[str, Any]) -> str:
 def from_trace(arrays: Mapping[str, Any], meta: Mapping[str, Any], *, name: str = "run") -> Figure:
     """How a run went, from its trace (`npdrt.store.trace`): loss, accuracy and learning rate
     against the epoch; norm, relative update and cosine of every weight and the deep relative trust
-    of the network against the step; condition numbers and Jacobian norms where they were taken."""
+    of the network against the step; condition numbers and Jacobian norms if they were taken."""
     try:
         panels = [*_history_panels(arrays), *_layer_panels(arrays, meta["parameters"])]
         panels += [*_network_panels(arrays), *_conditioning_panels(arrays, meta.get("weights"))]
@@ -84,7 +84,7 @@ def _history_panels(arrays: Mapping[str, Any]) -> list[Panel]:
 
 
 def _layer_panels(arrays: Mapping[str, Any], parameters: list[str]) -> list[Panel]:
-    """The weights by the step; nothing where none was traced."""
+    """The weights by the step; nothing if none was traced."""
     if not len(arrays["layers/step"]):
         return []
     shown = [name for name in parameters if name.endswith("weight")] or parameters
@@ -115,7 +115,7 @@ def _by_layer(
 
 
 def _network_panels(arrays: Mapping[str, Any]) -> list[Panel]:
-    """The distance of each measured step; nothing where none was."""
+    """The distance of each measured step; nothing if none was measured."""
     step, distance = arrays["layers/step"], arrays["network/log_deep_relative_trust"]
     if not np.isfinite(distance).any():
         return []
@@ -125,7 +125,7 @@ def _network_panels(arrays: Mapping[str, Any]) -> list[Panel]:
 
 
 def _conditioning_panels(arrays: Mapping[str, Any], weights: list[str] | None) -> list[Panel]:
-    """What `npdrt train --conditioning` measures; of the Jacobians, where the model has them."""
+    """Condition numbers of `npdrt train --conditioning`, and Jacobians if the model has them."""
     if not weights:
         return []
     titles = {

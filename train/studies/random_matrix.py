@@ -1,4 +1,4 @@
-"""Singular values of a random matrix, and of the same matrix beside an identity."""
+"""Singular values of a random matrix, and of the same matrix plus the identity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from npdrt.trust.system import skip_spectra
 
 
 class Options(Struct):
-    """bins of [0, largest]; near: what is near 0."""
+    """bins of [0, largest]; near: values below it are near 0."""
 
     size: Annotated[int, Meta(ge=1, le=10_000)]
     draws: Positive

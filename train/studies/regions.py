@@ -1,5 +1,5 @@
-"""What a function may be, given its value and slope at one point, under each model of trust
-(v1, Figure 1)."""
+"""The values that a function may take, given its value and slope at one point, under each model of
+trust (v1, Figure 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reproduce a recipe: make its runs, and study them beside the paper's numbers."""
+"""Reproduce a recipe: make its runs, and compare them with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def reproduce(
     """Make the runs of a recipe in OUT/runs, study them, and write OUT/study.h5.
 
     as_is: make no run, and study those that are finished; a note says which are missing.
-    Raises `Stopped` after a signal; the same call then goes on where it was. Raises `Error` where
-    there is nothing to study.
+    Raises `Stopped` after a signal; the same call then continues. Raises `Error` if there is
+    nothing to study.
     """
     check_names("study", {recipe.study: None}, list(STUDIES))
     study = importlib.import_module(f"npdrt.train.studies.{STUDIES[recipe.study]}")
@@ -71,8 +71,8 @@ def reproduce(
 
 
 def _studied(study: Any, work: Work) -> Report:
-    """The study's report. A recipe of the user's may give it runs or references that it cannot use,
-    which it then finds in the middle."""
+    """The study's report. A user's recipe may give it runs or references that it cannot use: that
+    is an `Error`, not a fault of npdrt."""
     try:
         report: Report = study.report(work)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -88,8 +88,7 @@ class NoOptions(Struct):
 
 
 def check_options(recipe: Recipe, kind: type[Struct]) -> None:
-    """Refuse options that a study does not know, or of other types, or a recipe without those that
-    it needs."""
+    """Refuse unknown options, values of another type, and a recipe without a needed option."""
     known = msgspec.structs.fields(kind)
     check_names(f"option of study {recipe.study}", recipe.options, [f.name for f in known])
     missing = [f.name for f in known if f.required and f.name not in recipe.options]
@@ -102,7 +101,7 @@ def check_options(recipe: Recipe, kind: type[Struct]) -> None:
 
 
 def _missing(runs: Sequence[Run]) -> list[str]:
-    """A note on the runs that are not finished; none where all are."""
+    """A note on the runs that are not finished; none if all are."""
     missing = [run for run in runs if run.result is None]
     named = "; ".join(_named(run.config) for run in missing)
     return [f"{len(missing)} of {len(runs)} runs are not finished: {named}."] if missing else []
@@ -118,7 +117,7 @@ def _named(config: Config) -> str:
 
 
 def summary(recipe: Recipe, report: Report) -> dict[str, Any]:
-    """What the recipe claims and the study found, as JSON values."""
+    """The claim of the recipe and the findings of the study, as JSON values."""
     about = ("name", "scale", "title", "source", "statement", "note")
     tables = [
         {"title": t.title, "columns": list(t.columns), "rows": finite(t.rows)}

@@ -184,7 +184,7 @@ def _loss_table(losses: Mapping[str, Any], shown: list[int]) -> Table:
     return Table("Mean training loss before a step", ("step", *_columns()), tuple(rows))
 
 
-# --- what is seen ----------------------------------------------------------------------------
+# --- the order near 0 ------------------------------------------------------------------------
 
 
 def _ordering(spectra: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from npdrt.trust.descent import changes_of, layerwise_direction
 
 AUTHORS_GRID = tuple(i / 1000 for i in range(100))  # 0, 0.001, ..., 0.099
 CHUNK = 1000  # examples of one forward and backward pass
-ROW = ("loss", "slope", "gradient_change", "steepest_descent_distance")  # what a slice computes
+ROW = ("loss", "slope", "gradient_change", "steepest_descent_distance")  # the arrays of one slice
 DATASETS = {
     "step": ("(snapshots,)", "training steps finished at the snapshot"),
     "epoch": ("(snapshots,)", "epochs finished at the snapshot"),
@@ -103,17 +103,17 @@ def slices(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], int] = lambda: 0,
 ) -> Slices:
-    """Slice a run at its snapshots (its last checkpoint where it has none) into RUN/`name`.
+    """Slice a run at its snapshots (its last checkpoint if it has none) into RUN/`name`.
 
     eta: the grid, increasing from 0. steps: which snapshots; None is all. examples: only the
     first so many of the training set. code: the file of a user's model. threads: of
-    BLAS; None is as many as it takes. progress: called with points done and points in all. stop:
+    BLAS; None is its own number. progress: called with points done and points in all. stop:
     asked after every point; a signal number other than 0 ends after the last whole snapshot. The
-    file is written after every snapshot, and what it holds of the same grid and examples is not
+    file is written after every snapshot. Snapshots in it of the same grid and examples are not
     computed again.
 
-    Raises Error where there is no such snapshot, for a grid that does not begin with 0, and where
-    the data or the model file are not those of the run.
+    Raises Error if there is no such snapshot, for a grid that does not begin with 0, and if the
+    data or the model file are not those of the run.
     """
     eta = tuple(float(value) for value in eta)
     if eta[:1] != (0.0,) or list(eta) != sorted(set(eta)):
@@ -144,7 +144,7 @@ class _Stopped(Exception):
 
 
 class Slicer:
-    """A run's model and data, and one slice at a time; `settings` is what a slice depends on."""
+    """A run's model and data, and one slice at a time; a slice depends on `settings`."""
 
     def __init__(
         self,
@@ -275,7 +275,7 @@ def change_norms(before: Params, after: Params) -> Array:
 
 
 def _snapshots(run: Path, steps: Sequence[int] | None) -> dict[int, Path]:
-    """The files of the snapshots by step; the last checkpoint where there are none."""
+    """The files of the snapshots by step; the last checkpoint if there are none."""
     files = sorted((run / "snapshots").glob("step-*.h5"))
     numbered = ((path.stem.removeprefix("step-"), path) for path in files)
     found = {int(number): path for number, path in numbered if re.fullmatch("[0-9]{1,16}", number)}

@@ -1,18 +1,24 @@
-"""What a study is: a module with `report(work)` and, if it has settings, `Options`, their types.
+"""A study is a module with `report(work)` and, if it has settings, `Options`, their types.
 
 A recipe of the study must have the options without a default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from npdrt import data, store
+from npdrt.data import Dataset
+from npdrt.store import Checkpoint
+from npdrt.train.config import build_model
 from npdrt.train.studies.figure import Figure
 from npdrt.train.studies.recipe import Recipe
 from npdrt.train.studies.sweep import Options, Run
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found: tables, a figure, and sentences about them."""
+    """The findings of a study: tables, a figure, and sentences about them."""
 
     tables: tuple[Table, ...]
     figure: Figure
@@ -35,11 +41,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Work:
-    """What a study is given: the recipe, its finished runs, and how to run what is left to do.
+    """The input of a study: the recipe, its finished runs, and how to compute more.
 
-    progress: called with a label, and what is done of how much. stop: asked now and then; a
-    signal number other than 0 asks to raise `Stopped`. out: the directory of the study, for what
-    it computes itself and finds again.
+    progress: called with a label, the parts done and the parts in all. stop: asked now and then; a
+    signal number other than 0 asks to raise `Stopped`. out: the directory of the study, for files
+    of its own.
     """
 
     recipe: Recipe
@@ -49,6 +55,23 @@ class Work:
     stop: Callable[[], int] = lambda: 0
     out: Path = Path()
 
+    def data(self, run: Run) -> Dataset:
+        """The data set of a run."""
+        config, folder = run.config, self.options.data_dir
+        return data.load(config.data, data_dir=folder, standardise=config.standardise)
+
+    def trained(self, run: Run) -> tuple[Any, Checkpoint]:
+        """The model of a run, and its last checkpoint."""
+        return build_model(run.config, self.data(run)), store.load_newest(run.path)[0]
+
 
 class Stopped(Exception):
     """A signal ended a study; what it computed is kept, and the same command goes on."""
+
+
+def grouped(runs: Iterable[Run], key: Callable[[Run], Key]) -> dict[Key, list[Run]]:
+    """The runs by their key, in the order in which the keys first appear."""
+    groups: dict[Key, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups

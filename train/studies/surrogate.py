@@ -1,4 +1,4 @@
-"""Deep relative trust beside its surrogate, for one relative size in all layers (v1, Figure 3)."""
+"""Deep relative trust and its surrogate, for one relative size in all layers (v1, Figure 3)."""
 
 from __future__ import annotations
 
