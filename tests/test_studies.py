@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from npdrt.cli import cli
-from npdrt.errors import Error
+from npdrt.errors import Error, FileRefused
 from npdrt.store import container
 from npdrt.train.config import Config
 from npdrt.train.studies import (
@@ -25,9 +25,10 @@ from npdrt.train.studies import (
     surrogate,
     transmission,
 )
+from npdrt.train.studies.cache import kept
 from npdrt.train.studies.load import load
 from npdrt.train.studies.reproduce import reproduce as study_of
-from npdrt.train.studies.study import Stopped
+from npdrt.train.studies.study import Stopped, grouped
 from npdrt.train.studies.sweep import Options, Run
 
 
@@ -235,6 +236,33 @@ def test_studies_and_their_options_are_strict(tmp_path: Path, text: str, message
     path.write_text(HEAD + text)
     with pytest.raises(Error, match=message):
         study_of(recipe.load(str(path)), tmp_path / "out", Options())
+
+
+def test_computed_arrays_are_kept(tmp_path: Path) -> None:
+    """They are computed once for the same settings, and anew for others."""
+    computed: list[int] = []
+
+    def compute() -> dict[str, Any]:
+        computed.append(len(computed))
+        return {"n": len(computed), "x": np.array([0.1, math.nan])}
+
+    path = tmp_path / "new" / "numbers.h5"
+    for expected, settings in ((1, {"lr": 1.0}), (1, {"lr": 1.0}), (2, {"lr": 2.0})):
+        found = kept(path, settings, compute)
+        assert int(found["n"]) == expected
+        np.testing.assert_array_equal(found["x"], [0.1, math.nan])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FileRefused, match=r"numbers\.h5"):
+        kept(path, {"lr": 2.0}, compute)
+    assert computed == [0, 1]
+
+
+def test_runs_are_grouped_in_order() -> None:
+    runs = [Run(Config(seed=seed, lr=lr), Path(), 0) for seed, lr in ((3, 0.1), (1, 0.2), (3, 0.3))]
+    found = grouped(runs, lambda run: run.config.seed)
+    assert list(found) == [3, 1]
+    assert [run.setting("lr") for run in found[3]] == [0.1, 0.3]
+    assert runs[0].setting("model_options.depth") is None
 
 
 def test_a_signal_ends_a_study(tmp_path: Path) -> None:

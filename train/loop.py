@@ -1,6 +1,6 @@
 """The training loop: batch, step, log, save.
 
-`npdrt.train.feed` makes the batches, `step` computes the step, `records` makes the records of the
+`npdrt.train.feed` makes the batches, `step` computes the step, `history` makes the records of the
 log, and `files` writes the run directory. The loop waits for the device only to log and to save.
 """
 
@@ -29,7 +29,7 @@ from npdrt.train.config import Config, build_model, build_optimizer, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.feed import Feed
 from npdrt.train.files import RunFiles
-from npdrt.train.records import Records
+from npdrt.train.history import History
 from npdrt.train.step import Position, State, Step, Steps, Task, epoch_sums
 
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
@@ -99,7 +99,7 @@ class Trainer:
             require_compiler()  # now, before a run directory is made
         self.feed = Feed(config, dataset, self.model, self.device)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning)
-        self.records = Records(self.task, self.feed)
+        self.history = History(self.task, self.feed)
         self.files = RunFiles(out, config, self.feed)
 
     # --- the loop ------------------------------------------------------------------------
@@ -163,15 +163,15 @@ class Trainer:
         that of the next epoch if the step ends one."""
         record: Record | None = None
         if done.measured:
-            self.files.write(self.records.trace(at, done))
+            self.files.write(self.history.trace(at, done))
         if self._due("log_every", at.step):
-            record = self.records.step(at, done, lr)
+            record = self.history.step(at, done, lr)
             if not math.isfinite(record["loss"]):
                 self._diverge(at)
             self.files.write(record)
         if at.step % self.feed.epoch == 0:
             self._require_finite(at)
-            record = self.records.epoch(at, lr, begun)
+            record = self.history.epoch(at, lr, begun)
             self.files.write(record)
             self._log_conditioning(at)
             at = self._next_epoch(at)
@@ -179,11 +179,11 @@ class Trainer:
 
     def _log_conditioning(self, at: Position) -> None:
         if self.config.conditioning:
-            self.files.write(self.records.conditioning(at))
+            self.files.write(self.history.conditioning(at))
 
     def _next_epoch(self, at: Position) -> Position:
         """The position after a whole epoch: the schedule knows its loss, the sums are 0."""
-        schedule = at.schedule.observe(self.records.mean_loss(at))
+        schedule = at.schedule.observe(self.history.mean_loss(at))
         return dataclasses.replace(at, schedule=schedule, **epoch_sums(at.right))
 
     def _save(self, at: Position, *, ends: bool) -> None:
@@ -204,7 +204,7 @@ class Trainer:
 
     def _summary(self, at: Position, seconds: float, signal: int) -> Summary:
         parts = () if signal else ("train", "test")
-        results = [self.records.evaluation(part, at.state) for part in parts]
+        results = [self.history.evaluation(part, at.state) for part in parts]
         return Summary(
             run=str(self.files.out),
             step=at.step,
@@ -231,7 +231,7 @@ class Trainer:
         model = self.model
         if self.config.model == "bert":  # its file of first weights is not needed any more
             model = dataclasses.replace(model, weights="")
-        return self.files.restored(checkpoint, path, self._first(model), self.records.predictions)
+        return self.files.restored(checkpoint, path, self._first(model), self.history.predictions)
 
     def _first(self, model: Any) -> Position:
         config = self.config

@@ -17,8 +17,8 @@ LARGEST_EXPONENT = 709.0  # exp(710) is inf
 
 
 @dataclass(frozen=True)
-class Records:
-    """Records of a run with this task and these data."""
+class History:
+    """The records of a run with this task and these data; each method makes one."""
 
     task: Task
     feed: Feed

@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from npdrt import data, store
 from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
+from npdrt.store import container
 from npdrt.train import Config, train
 from npdrt.train.loop import Reporter
 from npdrt.train.studies import slices as machinery
+from npdrt.train.studies.load import load
 from npdrt.train.studies.slices import slices
 
 ETA = (0.0, 0.004, 0.02, 0.1)
@@ -173,6 +175,35 @@ def test_the_file_is_plain_hdf5(run: Path) -> None:
 def test_a_grid_increases_from_zero(run: Path, eta: tuple[float, ...]) -> None:
     with pytest.raises(Error, match="eta must increase from 0"):
         slices(run, eta=eta)
+
+
+def test_the_picture_is_that_of_the_arrays(run: Path) -> None:
+    """slices.h5 holds no figure: the figure is made of its arrays, so it always fits them."""
+    found = slices(run, eta=ETA, name="drawn.h5")
+    loss, change = load(run / "drawn.h5").panels
+    for i, epoch in enumerate(found.epoch):
+        assert loss.lines[i].label == f"epoch {epoch:.3g}"
+        np.testing.assert_array_equal(loss.lines[i].x, found.eta)
+        np.testing.assert_array_equal(loss.lines[i].y, found.loss[i])
+        np.testing.assert_array_equal(change.lines[i].y, found.gradient_change[i, :, 0])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda arrays, meta: meta["settings"].pop("examples"),
+        lambda arrays, meta: arrays.update(gradient_change=arrays["gradient_change"][:, :, :0]),
+        lambda arrays, meta: arrays.update(loss=arrays["loss"][:, :1]),
+        lambda arrays, meta: arrays.pop("slope"),
+    ],
+)
+def test_slices_of_another_form_are_refused(run: Path, tmp_path: Path, spoil: Any) -> None:
+    slices(run, eta=ETA, name="whole.h5")
+    arrays, meta = container.read(run / "whole.h5")
+    spoil(arrays, meta)
+    container.write(tmp_path / "spoilt.h5", arrays, meta)
+    with pytest.raises(FileRefused, match=r"spoilt\.h5"):
+        load(tmp_path / "spoilt.h5")
 
 
 def test_what_cannot_be_sliced(run: Path, tmp_path: Path) -> None:
