@@ -14,6 +14,8 @@ from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust.system import skip_spectra
 
+NEEDS_RUNS = False
+
 
 class Options(Struct):
     """bins of [0, largest]; near: values below it are near 0."""

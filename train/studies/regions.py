@@ -11,6 +11,8 @@ from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust
 
+NEEDS_RUNS = False
+
 
 class Options(Struct):
     """depths: L; x: rows; slope of the line; largest of the figure's axis."""

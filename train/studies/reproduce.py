@@ -30,7 +30,6 @@ STUDIES = {  # by the name in a recipe, the module
     **{name: name for name in ("singular_values", "surrogate", "transmission", "trials")},
     "slices": "along_gradient",
 }
-WITHOUT_RUNS = ("random_matrix", "regions", "singular_values", "surrogate")
 
 
 def reproduce(
@@ -59,7 +58,7 @@ def reproduce(
     if stop():
         raise Stopped
     finished = [run for run in runs if run.result is not None]
-    if not runs and recipe.study not in WITHOUT_RUNS:
+    if not runs and getattr(study, "NEEDS_RUNS", True):
         raise Error(f"{recipe.name} has no runs at scale {recipe.scale}; give it a grid")
     if runs and not finished:
         raise Error(f"none of the {len(runs)} runs in {out / 'runs'} is finished")

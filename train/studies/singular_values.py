@@ -28,6 +28,7 @@ from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Stopped, Table, Work
 from npdrt.trust.system import batch_jacobian, gram_spectrum
 
+NEEDS_RUNS = False  # it trains its own networks
 CLASSES, SIDE = 10, 28
 LETTERS = dict(zip(VARIANTS, "abc", strict=True))  # as the paper's figure calls them
 QUANTILES = {"smallest": 0.0, "at 1/20": 0.05, "at 1/10": 0.1, "at 1/4": 0.25, "median": 0.5,

@@ -1,6 +1,9 @@
-"""A study is a module with `report(work)` and, if it has settings, `Options`, their types.
+"""A study is a module of this package that `npdrt.train.studies.reproduce.STUDIES` names.
 
-A recipe of the study must have the options without a default.
+report(work: Work) -> Report    tables and a figure of the runs of a recipe
+Options                         if it has settings: a Struct of their types; a recipe must have
+                                those without a default
+NEEDS_RUNS = False              if it computes without runs
 """
 
 from __future__ import annotations

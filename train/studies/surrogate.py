@@ -10,6 +10,8 @@ from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust, surrogate_ratio, surrogate_trust
 
+NEEDS_RUNS = False
+
 
 class Options(Struct):
     """depths: L of each panel; eta: rows of the table; largest of the figure's axis."""
