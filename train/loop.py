@@ -114,9 +114,8 @@ class Trainer:
         with self.files.logging(tally), quiet(), threads, self.feed.ahead:
             self._begin(at)
             while at.step < self.feed.steps and not signal:
-                x, y = self.feed.batch(at.step)  # (batch, *example), (batch, ...)
                 lr = at.schedule(at.step)
-                at, done = self.advanced(at, x, y, lr)
+                at, done = self.advanced(at, *self.feed.batch(at.step), lr)  # no batch outlives it
                 self.stepped = True
                 at, record = self._logged(at, done, lr, begun)
                 self.reporter.progress(at.step, self.feed.steps, record)
