@@ -28,8 +28,9 @@ from npdrt import optim, record
 from npdrt.models import MLP
 from npdrt.program import Memory
 from npdrt.random import Random
-from npdrt.train.bench import as_trained, batch, running, take_turns
+from npdrt.train.bench import batch, running, take_turns
 from npdrt.train.config import Config, learning_rate
+from npdrt.train.loop import blas_threads
 from npdrt.train.step import State, Task, make_step
 
 DEPTHS = [2, 5, 10, 20, 50, *range(100, 1001, 100)]
@@ -86,7 +87,7 @@ def measure(
     depths: list[int], width: int, size: int, steps: int, rule: str = "fromage", fast: bool = False
 ) -> dict[str, Any]:
     """A row a depth, and the fits of times and memory."""
-    with as_trained(size, {"widest": np.empty((width, width))}):
+    with blas_threads(size, {"widest": np.empty((width, width))}):
         built = {depth: build(depth, width, size, rule, fast) for depth in depths}
         seconds = take_turns({str(depth): step for depth, (_, step) in built.items()}, steps)
     rows = [row | {"seconds": seconds[str(depth)]} for depth, (row, _) in built.items()]

@@ -21,7 +21,7 @@ from step import machine
 
 from npdrt.random import Random
 from npdrt.train import Config, Reporter, train
-from npdrt.train.perturb import slices
+from npdrt.train.studies.slices import slices
 
 POINTS = 4
 

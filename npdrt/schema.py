@@ -240,10 +240,16 @@ class TraceMeta(Struct):
     records: Count = 0
 
 
-class SlicesMeta(Struct):
-    """What slices depend on."""
+class SliceSettings(Struct):
+    """What slices depend on, as far as npdrt reads it again."""
 
-    settings: Values
+    examples: Count
+
+
+class SlicesMeta(Struct):
+    """The metadata of slices."""
+
+    settings: SliceSettings
 
 
 class Table(Struct):
@@ -265,6 +271,8 @@ class LineMeta(Struct):
     """A line of a picture."""
 
     label: Caption
+    x: Numbers
+    y: Numbers
     style: str
     shade: Number | None
     group: Count | None

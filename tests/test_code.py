@@ -16,7 +16,8 @@ import npdrt
 from npdrt import store
 from npdrt.cli import cli
 from npdrt.errors import Error
-from npdrt.train import Config, recipe, resume
+from npdrt.train import Config, resume
+from npdrt.train.studies import recipe
 
 ROOT = Path(__file__).parents[1]
 MODEL = """

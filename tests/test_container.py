@@ -36,7 +36,7 @@ from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
 from npdrt.store import container
 from npdrt.train import Config, train
-from npdrt.train.perturb import slices
+from npdrt.train.studies.slices import slices
 
 ROOT = Path(__file__).parents[1]
 ARRAYS = {

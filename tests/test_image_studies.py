@@ -15,10 +15,12 @@ from npdrt import Error, data, store
 from npdrt.cli import cli
 from npdrt.models import MNISTResNet
 from npdrt.random import Random
-from npdrt.train import Config, recipe, resume, studies, train
+from npdrt.train import Config, resume, train
 from npdrt.train.config import build_model, resolve
-from npdrt.train.studies import Stopped, Work, random_matrix, rates, singular_values, trials
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import random_matrix, rates, recipe, singular_values, trials
+from npdrt.train.studies.reproduce import reproduce
+from npdrt.train.studies.study import Stopped, Work, grouped
+from npdrt.train.studies.sweep import Options, Run
 
 SMOKE = Config(model="resnet18", model_options={"width": 2}, batch_size=256, epochs=2, lr=0.01)
 OFFICIAL = ("fromage/cifar-10", "fromage-v1/figure-8", "skips/table-1", "skips/table-2")
@@ -90,9 +92,7 @@ def test_every_row_of_the_authors_has_its_runs(name: str) -> None:
     """And every measure that they have is one that the study makes."""
     found = recipe.load(name)
     by = found.options["by"]
-    keys = {
-        tuple(trials.setting(Run(c, Path(), 0), setting) for setting in by) for c in found.configs
-    }
+    keys = {tuple(Run(c, Path(), 0).setting(setting) for setting in by) for c in found.configs}
     shorts = [setting.rpartition(".")[2] for setting in by]
     rows = found.reference["row"]
     assert {tuple(row.get(short) for short in shorts) for row in rows} == keys
@@ -192,7 +192,7 @@ def test_grids_stand_apart_by_benchmark(tmp_path: Path) -> None:
         finished(tmp_path / "b", Config(optimizer="sgd", lr=0.1), {"train_loss": 2.0}),
         finished(tmp_path / "c", net, {"diverged": "step 1"}),
     ]
-    found = rates._benchmarks(runs)
+    found = grouped(runs, rates._benchmark)
     assert list(found) == ["resnet18 on digits", "mlp on digits"]
     assert [rates._error(run) for run in runs] == [0.5, 2.0, math.inf]
 
@@ -236,7 +236,7 @@ def test_trials_are_kept(tmp_path: Path, monkeypatch: Any) -> None:
 def test_a_signal_ends_the_trials(tmp_path: Path) -> None:
     found = recipe.load("skips/mnist-singular-values", "smoke")
     with pytest.raises(Stopped):
-        studies.reproduce(found, tmp_path, Options(), stop=lambda: 2)
+        reproduce(found, tmp_path, Options(), stop=lambda: 2)
     with pytest.raises(Stopped):
         singular_values.report(Work(found, (), Options(), stop=lambda: 2, out=tmp_path))
 

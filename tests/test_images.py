@@ -29,7 +29,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import npdrt.train.loop
+import npdrt.train.feed
 from npdrt import data, store
 from npdrt.cli import cli
 from npdrt.data import Ahead, archive, augment, catalogue, cifar, folder, scale, unpickle
@@ -1396,7 +1396,7 @@ def test_a_thread_changes_no_bit(
     worth: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings_for(images, eager=True), tmp_path / "eager")
-    monkeypatch.setattr(npdrt.train.loop, "WORTH_A_THREAD", worth)
+    monkeypatch.setattr(npdrt.train.feed, "WORTH_A_THREAD", worth)
     train(settings_for(images), tmp_path / "run")
     assert bits(tmp_path / "run") == bits(tmp_path / "eager")
 
@@ -1405,14 +1405,14 @@ def test_the_images_of_a_step_are_those_documented(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    take = npdrt.train.loop.Trainer._batch
+    take = npdrt.train.feed.Feed.batch
 
     def watched(self: Any, step: int) -> Any:
         x, y = take(self, step)
         seen.append(x.copy())
         return x, y
 
-    monkeypatch.setattr(npdrt.train.loop.Trainer, "_batch", watched)
+    monkeypatch.setattr(npdrt.train.feed.Feed, "batch", watched)
     train(settings_for(images, seed=5, standardise=False), tmp_path / "run", stop=stop_after(5))
     raw = np.load(images)["x"]
     for step, x in enumerate(seen):

@@ -54,8 +54,9 @@ from npdrt import store
 from npdrt.cli import cli, of_the_system
 from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.store import log, trace
-from npdrt.train import Reporter, perturb, resume, train
-from npdrt.train.figure import load
+from npdrt.train import Reporter, resume, train
+from npdrt.train.studies.load import load
+from npdrt.train.studies.slices import slices
 
 __all__ = ["blobs", "cheap", "no_process_outlives_its_test"]  # fixtures
 
@@ -628,7 +629,7 @@ def test_slices_need_the_model_file_of_the_run(tmp_path: Path) -> None:
     model.write_text(body)
     config = settings(data, model=f"{model}:Noisy", model_options={}, snapshots=(0,))
     train(config, tmp_path / "run", stop=stop_after(3))
-    assert perturb.slices(tmp_path / "run", eta=(0.0, 0.01), code=[model]).loss.shape == (1, 2)
+    assert slices(tmp_path / "run", eta=(0.0, 0.01), code=[model]).loss.shape == (1, 2)
     model.write_text(
         body.replace("return self.phi(", "open('RAN', 'w')\n        return 2 * self.phi(")
     )

@@ -324,9 +324,9 @@ def test_training_moves_the_buffers_and_evaluates_with_them(runs: Path) -> None:
     assert list(checkpoint.buffers) == list(first.buffers) == [f"layers/0{i}/u" for i in range(3)]
     assert not np.array_equal(checkpoint.buffers["layers/01/u"], first.buffers["layers/01/u"])
     state = State(checkpoint.params, checkpoint.buffers, {})
-    loss, _ = evaluate(trainer.task, state, *trainer.train_set)
-    logits = trainer.model(checkpoint.params, trainer.train_set[0], buffers=checkpoint.buffers)
-    expected = ops.softmax_cross_entropy(logits, trainer.train_set[1])
+    loss, _ = evaluate(trainer.task, state, *trainer.feed.train)
+    logits = trainer.model(checkpoint.params, trainer.feed.train[0], buffers=checkpoint.buffers)
+    expected = ops.softmax_cross_entropy(logits, trainer.feed.train[1])
     assert float(to_host(loss)) == pytest.approx(float(expected), rel=1e-6)
 
 

@@ -13,12 +13,23 @@ import pytest
 from click.testing import CliRunner
 
 from npdrt.cli import cli
-from npdrt.errors import Error
+from npdrt.errors import Error, FileRefused
 from npdrt.store import container
-from npdrt.train import figure, recipe, studies
 from npdrt.train.config import Config
-from npdrt.train.studies import Stopped, depth, norms, rates, regions, surrogate, transmission
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import (
+    depth,
+    norms,
+    rates,
+    recipe,
+    regions,
+    surrogate,
+    transmission,
+)
+from npdrt.train.studies.cache import kept
+from npdrt.train.studies.load import load
+from npdrt.train.studies.reproduce import reproduce as study_of
+from npdrt.train.studies.study import Stopped, grouped
+from npdrt.train.studies.sweep import Options, Run
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,7 @@ def test_the_study_file_holds_tables_and_figure(name: str, made: dict[str, Any])
     _, meta = container.read(path)
     assert (meta["kind"], meta["name"], meta["scale"]) == ("study", name, "smoke")
     assert meta["tables"] == made[name]["tables"]
-    assert figure.load(path).panels
+    assert load(path).panels
     shown = CliRunner().invoke(cli, ["show", str(path)])
     assert shown.exit_code == 0
     assert all(table["title"] in shown.output for table in meta["tables"])
@@ -127,8 +138,8 @@ def test_the_plotted_number_takes_the_best_of_every_minibatch(tmp_path: Path) ->
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "log.jsonl").write_text(text)
         runs.append(Run(Config(epochs=2), tmp_path / name, 4))
-    assert depth._plotted(runs) == 1.0
-    assert depth._fairest(runs) == 0.5
+    assert depth.plotted(runs) == 1.0
+    assert depth.fairest(runs) == 0.5
 
 
 def test_the_logs_of_figure_3_are_whole() -> None:
@@ -194,7 +205,7 @@ def test_transmission_of_normal_vectors(made: dict[str, Any]) -> None:
 
 def test_an_optimizer_has_one_colour(made: dict[str, Any]) -> None:
     """In every panel of Figure 4, ours and the authors'."""
-    drawn = figure.load(Path(made["fromage/figure-4"]["out"]) / "study.h5")
+    drawn = load(Path(made["fromage/figure-4"]["out"]) / "study.h5")
     assert len(drawn.panels) > 3
     found = {(line.label, line.group) for panel in drawn.panels for line in panel.lines}
     assert len(found) == len({name for name, _ in found}) == len({group for _, group in found}) == 3
@@ -224,13 +235,40 @@ def test_studies_and_their_options_are_strict(tmp_path: Path, text: str, message
     path = tmp_path / "mine.toml"
     path.write_text(HEAD + text)
     with pytest.raises(Error, match=message):
-        studies.reproduce(recipe.load(str(path)), tmp_path / "out", Options())
+        study_of(recipe.load(str(path)), tmp_path / "out", Options())
+
+
+def test_computed_arrays_are_kept(tmp_path: Path) -> None:
+    """They are computed once for the same settings, and anew for others."""
+    computed: list[int] = []
+
+    def compute() -> dict[str, Any]:
+        computed.append(len(computed))
+        return {"n": len(computed), "x": np.array([0.1, math.nan])}
+
+    path = tmp_path / "new" / "numbers.h5"
+    for expected, settings in ((1, {"lr": 1.0}), (1, {"lr": 1.0}), (2, {"lr": 2.0})):
+        found = kept(path, settings, compute)
+        assert int(found["n"]) == expected
+        np.testing.assert_array_equal(found["x"], [0.1, math.nan])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FileRefused, match=r"numbers\.h5"):
+        kept(path, {"lr": 2.0}, compute)
+    assert computed == [0, 1]
+
+
+def test_runs_are_grouped_in_order() -> None:
+    runs = [Run(Config(seed=seed, lr=lr), Path(), 0) for seed, lr in ((3, 0.1), (1, 0.2), (3, 0.3))]
+    found = grouped(runs, lambda run: run.config.seed)
+    assert list(found) == [3, 1]
+    assert [run.setting("lr") for run in found[3]] == [0.1, 0.3]
+    assert runs[0].setting("model_options.depth") is None
 
 
 def test_a_signal_ends_a_study(tmp_path: Path) -> None:
     found = recipe.load("fromage/figure-4", "smoke")
     with pytest.raises(Stopped):
-        studies.reproduce(found, tmp_path, Options(), stop=lambda: 2)
+        study_of(found, tmp_path, Options(), stop=lambda: 2)
     assert not (tmp_path / "study.h5").exists()
 
 
@@ -262,11 +300,11 @@ def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> No
 
 def test_a_finished_study_computes_nothing(made: dict[str, Any], monkeypatch: Any) -> None:
     """The same command again gives the same tables from what is there."""
-    from npdrt.train import perturb, sweep
+    from npdrt.train.studies import slices, sweep
 
     for name in ("start", "go_on"):
         monkeypatch.setattr(sweep, name, None)
-    monkeypatch.setattr(perturb.Slicer, "slice", None)
+    monkeypatch.setattr(slices.Slicer, "slice", None)
     for name in ("fromage/figure-1", "fromage/figure-2"):
         again = reproduce(name, Path(made[name]["out"]))
         assert again["tables"] == made[name]["tables"]

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
 from npdrt.store import log
-from npdrt.train import recipe, sweep
 from npdrt.train.config import Config
-from npdrt.train.recipe import RECIPES, SCALES
-from npdrt.train.sweep import Options
+from npdrt.train.studies import recipe, sweep
+from npdrt.train.studies.recipe import RECIPES, SCALES
+from npdrt.train.studies.sweep import Options
 
 HEAD = """
 title = "t"

@@ -37,6 +37,7 @@ from npdrt.store import log, trace
 from npdrt.train import Config, Reporter, Summary, resume, train
 from npdrt.train.config import learning_rate, resolve
 from npdrt.train.diagnose import first_nonfinite
+from npdrt.train.feed import Feed
 from npdrt.train.loop import Trainer
 from npdrt.train.step import State, Task, make_step
 
@@ -219,13 +220,13 @@ def test_data_order_is_that_of_the_seed(
 ) -> None:
     """The samples met, in their order, across two interruptions: a permutation an epoch."""
     met: list[int] = []
-    take = Trainer._batch
+    take = Feed.batch
 
-    def watched(self: Trainer, step: int) -> Any:
+    def watched(self: Feed, step: int) -> Any:
         met.extend(self.sampler.batch(step).tolist())
         return take(self, step)
 
-    monkeypatch.setattr(Trainer, "_batch", watched)
+    monkeypatch.setattr(Feed, "batch", watched)
     train(settings(blobs, seed=4), tmp_path / "run", stop=stop_after(3))
     resume(tmp_path / "run", stop=stop_after(9))
     resume(tmp_path / "run")
@@ -660,8 +661,9 @@ def test_signal_saves_and_stops(number: int, code: int, slow: Path) -> None:
 def test_second_signal_ends_at_once(slow: Path) -> None:
     """The step in which both signals arrive would last for two minutes."""
     process = start(*WORDS, "run", cwd=slow, SLOW="120")
-    wait_for_step(process, slow / "run", 0)
-    time.sleep(0.3)  # into the first step
+    while not (slow / "run" / "checkpoint.h5").exists():  # before it there is nothing to resume
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     while "stopping after this step" not in process.stderr.readline():
@@ -962,18 +964,23 @@ def test_loop_synchronises_at_logging_points_only(
 ) -> None:
     """A whole run on the double: between its records and checkpoints nothing waits."""
     double = backends.BACKENDS["cupy_double"]()
-    for module in ("npdrt.train.loop", "npdrt.models.initialisation"):
+    for module in ("npdrt.train.feed", "npdrt.models.initialisation"):
         monkeypatch.setattr(f"{module}.to_device", lambda x, where: double.asarray(x))
+    begun: list[int] = []
     waits: dict[int, int] = {}
-    advance = Trainer._advance
+    batch, logged = Feed.batch, Trainer._logged
 
-    def watched(self: Trainer, before: Any, *rest: Any) -> Any:
-        count = backends.synchronisations
-        at, record = advance(self, before, *rest)
-        waits[at.step] = backends.synchronisations - count
-        return at, record
+    def first(self: Feed, step: int) -> Any:
+        begun.append(backends.synchronisations)
+        return batch(self, step)
 
-    monkeypatch.setattr(Trainer, "_advance", watched)
+    def last(self: Trainer, at: Any, *rest: Any) -> Any:
+        found = logged(self, at, *rest)
+        waits[at.step] = backends.synchronisations - begun[-1]
+        return found
+
+    monkeypatch.setattr(Feed, "batch", first)
+    monkeypatch.setattr(Trainer, "_logged", last)
     config = settings(blobs, log_every=5, trace_every=4, eager=True)
     found = train(config, tmp_path / "double")
     expected = {s for s in range(1, STEPS + 1) if s % 5 == 0 or s % 4 == 0 or s % EPOCH == 0}

@@ -366,7 +366,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(tmp_path: Path) ->
     """Stopped in the middle of an epoch; dropout, clipping and the order go on."""
     config = options(optimizer="sgd", lr=1.0, clip=0.25, epochs=2)
     whole = Trainer(config, data.load("sample-text"), tmp_path / "x", Reporter())
-    assert (whole.epoch, whole.steps) == (26, 52)
+    assert (whole.feed.epoch, whole.feed.steps) == (26, 52)
     train(config, tmp_path / "whole")
     calls = iter(range(100))
     stopped = train(config, tmp_path / "parts", stop=lambda: 15 * (next(calls) == 30))
@@ -433,7 +433,8 @@ def test_zero_tensors_under_a_norm_bound_stay_zero(tmp_path: Path) -> None:
         )
         at = trainer.fresh()
         for _ in range(5):
-            at, _ = trainer._stepped(at)
+            x, y = trainer.feed.batch(at.step)
+            at, _ = trainer.advanced(at, x, y, at.schedule(at.step))
         frozen = {name for name, value in at.state.params.items() if not value.any()}
         assert frozen == (zero if bound else set())
 

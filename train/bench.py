@@ -1,8 +1,8 @@
-"""A training step beside the limits of the machine: what `npdrt bench` measures, on the CPU.
+"""Measure a training step and the limits of the machine, on the CPU: `npdrt bench`.
 
-The step is that of `npdrt train` (`make_step`) on random data, eager, replayed, and replayed with
+The step is that of `npdrt train` (`make_step`) on random data: eager, replayed, and replayed with
 compiled loops. Times are medians of steps that take turns, so that a slow moment of the machine
-meets all of them.
+affects all of them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from npdrt import optim
 from npdrt.arrays import Array, Params, quiet
@@ -27,7 +25,7 @@ from npdrt.program import Memory, Program, record
 from npdrt.program.calls import Call, flops
 from npdrt.random import Random
 from npdrt.train import limits, provenance
-from npdrt.train.loop import SMALL_PRODUCT
+from npdrt.train.loop import blas_threads
 from npdrt.train.step import State, Task, make_step
 
 CLASSES = 10
@@ -41,11 +39,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Case:
-    """What to measure.
+    """The network, the rule and how often to measure.
 
     model: a name in `npdrt.models.MODELS`, of `depth` weight matrices, `width` inputs and 10
-    outputs. steps: timed steps each way. fast: also replay with compiled loops; None where numba
-    is installed. quick: measure the limits roughly, in a second or two.
+    outputs. steps: timed steps each way. fast: also replay with compiled loops; None: if numba is
+    installed. quick: measure the limits roughly, in a second or two.
     """
 
     model: str = "mlp"
@@ -63,16 +61,16 @@ QUICK = Case(depth=3, width=64, batch_size=16, steps=3, quick=True)
 
 
 def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
-    """The report of `npdrt bench`; its help names the keys. tell: told what comes next.
+    """The report of `npdrt bench`; its help names the keys. tell: called with the next activity.
 
-    BLAS has one thread where `npdrt train` would give it one, for the limits too.
+    BLAS has one thread if `npdrt train` would give it one, for the limits too.
 
-    Raises `Unavailable` where compiled loops are asked for and numba is missing.
+    Raises `Unavailable` if compiled loops are asked for and numba is missing.
     """
     model: Any = MODELS[case.model]
     args = _arguments(case, model(case.depth, case.width, case.width, CLASSES))
     params = args[0].params
-    with as_trained(case.batch_size, params), quiet():
+    with blas_threads(case.batch_size, params), quiet():
         tell("recording")
         programs, memory, recorded = _programs(case, args)
         tell(f"the limits, and {case.steps} steps each way")
@@ -102,7 +100,7 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
 
 
 def _way(seconds: list[float], gflop: float, found: dict[str, Any], floor: float) -> dict[str, Any]:
-    """What one way to run the step comes to."""
+    """The results of one way to run the step."""
     median = statistics.median(seconds)
     rate = gflop / median
     shares = {"share_of_sgemm": rate / found["sgemm"], "share_of_floor": floor / median}
@@ -129,14 +127,6 @@ def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]
     x = Random(0, "bench/x").normal((size, inputs)).astype(dtype)
     y = (Random(0, "bench/y").words(size) % CLASSES).astype(np.int64)
     return x, y
-
-
-def as_trained(size: int, params: Params) -> AbstractContextManager[Any]:
-    """BLAS threads as `npdrt train` has them: one where a step's products are small."""
-    largest = max(math.prod(w.shape) for w in params.values())
-    threads = 1 if 2.0 * size * largest < SMALL_PRODUCT else None
-    limited: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
-    return limited
 
 
 def _step(case: Case) -> Callable[..., Any]:
@@ -167,7 +157,7 @@ def _step_times(
     case: Case, args: tuple[Any, ...], programs: dict[str, Program]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of every timed step by way, each going on from its own state; and the limits, which
-    have their turn too (quick: once)."""
+    take turns with the steps (quick: once)."""
     ways: dict[str, Callable[..., Any]] = {"eager": _step(case), **programs}
     runs = {name: going_on(step, args) for name, step in ways.items()}
     samples: list[dict[str, Any]] = []
@@ -208,7 +198,7 @@ def take_turns(
     return seconds
 
 
-# --- what a step has to do ---------------------------------------------------------------------
+# --- the work of a step ------------------------------------------------------------------------
 
 
 def running(program: Program) -> list[Call]:
@@ -223,9 +213,9 @@ def products(program: Program) -> int:
 
 
 def update_bytes(params: Params, state: Mapping[str, Array]) -> int:
-    """Bytes that an update must move at least: every parameter and slot read and written once,
-    every gradient read once. That a norm is known only after all of its array has been read, and
-    the array does not wait in the cache, is not counted."""
+    """The least bytes that an update moves: every parameter and slot read and written once, every
+    gradient read once. A rule that needs a norm first reads a large array twice; that is not
+    counted."""
     weights = sum(w.nbytes for w in params.values())
     slots = sum(value.nbytes for value in state.values())
     return int(3 * weights + 2 * slots)
@@ -235,7 +225,7 @@ def update_bytes(params: Params, state: Mapping[str, Array]) -> int:
 
 
 def limits_now(shapes: Iterable[tuple[int, int]], quick: bool = False) -> dict[str, Any]:
-    """One sample of the limits, to be taken in turn with what is held against them.
+    """One sample of the limits, to be taken in turn with the steps.
 
     shapes: pairs of batch and width. sgemm: GFLOP/s of the products of these shapes after one
     another, products: one by one. triad: GB/s with triad_threads threads.
@@ -247,7 +237,7 @@ def limits_now(shapes: Iterable[tuple[int, int]], quick: bool = False) -> dict[s
 
 
 def typical(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of every number of several samples, also in dicts; the low one of two."""
+    """The median of every number of several samples, also in dicts; the lower of two."""
     first = samples[0]
     columns = {key: [sample[key] for sample in samples] for key in first}
     return {
@@ -264,9 +254,9 @@ def together(rates: Mapping[str, float]) -> float:
 def call_overhead(arrays: int = 100, calls: int = 10, turns: int = 30) -> float:
     """Seconds that a call of a replay takes beyond the bare NumPy call.
 
-    A program of `calls` additions on each of `arrays` arrays of 8 elements, replayed, against
-    those additions in a hand-written loop; so it has, like a training step, an argument for every
-    few calls, whose handling is counted. The least of `turns` of each.
+    It compares a replayed program of `calls` additions on each of `arrays` arrays of 8 elements
+    with a hand-written loop of the same additions. Like a training step, the program has an
+    argument for every few calls, and handling it is counted. The least of `turns` of each.
     """
     addend = np.ones(TINY, np.float32)
     start = {str(i): np.zeros(TINY, np.float32) for i in range(arrays)}

@@ -1,4 +1,4 @@
-"""What a trace holds of a checkpoint beside the steps: it is dear, so it is asked for."""
+"""Condition numbers and Jacobians of a checkpoint, for a trace: expensive, so off by default."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def conditioning(model: Any, params: Params, x: Array) -> dict[str, Any]:
 
     "condition_number": by name of the weight. "jacobian_norm": in their order, for the l-th the
     root mean square over EXAMPLES rows of x of |df/dh_{l-1}|_F, h_{l-1} the input of its layer
-    (Proposition 1); None where the model is not the perceptron of Definition 1, piecewise linear
-    and without skip connections or normalisation. A singular value decomposition a weight.
+    (Proposition 1); None if the model is not the perceptron of Definition 1, piecewise linear
+    and without skip connections or normalisation. It costs a singular value decomposition a weight.
     """
     matrices = weights(params)
     numbers = {name: condition_number(w) for name, w in matrices.items()}

@@ -1,4 +1,4 @@
-"""Which tensor went non-finite first: a run is repeated from its last checkpoint and watched."""
+"""Find the first value of a step that is not finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from npdrt.train.step import State, Task
 def first_nonfinite(
     task: Task, optimizer: Optimizer, state: State, x: Array, y: Array, lr: float, random: Random
 ) -> str | None:
-    """The first value of one step that is not finite, in words; None where all are finite.
+    """The first value of one step that is not finite, in words; None if all are finite.
 
     Order: the data, the parameters, every operation of the forward pass, the gradients from the
     last parameter back to the first, the updated parameters.

@@ -1,7 +1,8 @@
-"""This machine's own limits: the rate of float32 matrix products, and the bandwidth of its memory.
+"""The limits of this machine: the rate of float32 matrix products, and the bandwidth of its memory.
 
-A step cannot be faster than its operations at the one and its bytes at the other. Both are taken as
-a step meets them: through NumPy, into memory that is there, with arrays of a step's shapes.
+A step takes at least the time of its operations at that rate and of its bytes at that bandwidth.
+Both are measured as a step uses them: through NumPy, into allocated memory, with the shapes of a
+step.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def sgemm_rate(shapes: Iterable[tuple[int, int]], seconds: float = 2.0) -> dict[
     least. Returns by name, "g @ W, batch 250, width 784", for each shape: `x @ W.T` (forward),
     `g @ W` (gradient of the inputs), `g.T @ x` (gradient of the weights); and "square 2048".
 
-    A product of (m, k) and (k, n) counts 2mkn operations. Operands and results are there before;
-    BLAS has the threads it has when this is called. The products take turns, so that a slow moment
-    of the machine meets them all, and the median of each is given.
+    A product of (m, k) and (k, n) counts 2mkn operations. Operands and results are allocated
+    before; BLAS keeps the threads of the caller. The products take turns, so that a slow moment of
+    the machine affects them all; the median of each is returned.
     """
     square = _matrix(SQUARE, SQUARE)
     calls: dict[str, Call] = {}
@@ -62,7 +63,7 @@ def sgemm_rate(shapes: Iterable[tuple[int, int]], seconds: float = 2.0) -> dict[
 
 
 def _products(batch: int, width: int) -> dict[str, Call]:
-    """The three products of a layer's step, each into an array that is there."""
+    """The three products of a layer's step, each into an allocated array."""
     x, g, w = _matrix(batch, width), _matrix(batch, width), _matrix(width, width)
     layer, weight = np.empty_like(x), np.empty_like(w)
     shape = f"batch {batch}, width {width}"
@@ -89,7 +90,7 @@ def _medians(calls: dict[str, Call], seconds: float) -> dict[str, float]:
 
 
 def _repeats(call: Call) -> int:
-    """How often to repeat a call so that it can be timed; the first call, a slow one, is left."""
+    """How often to repeat a call so that it can be timed; the slow first call is not timed."""
     call()
     return ceil(LEAST_TIME / _time(call, 1))
 
@@ -106,10 +107,10 @@ def triad_bandwidth(size: int = 64 * 2**20, passes: int = 10) -> Bandwidth:
     """The bandwidth of memory, as a = b + 3c over three float32 arrays of `size` bytes reaches it.
 
     The arrays should be several times the size of the last cache. Each thread has its own part of
-    them and goes through it in blocks of 32,768 elements, in two calls into memory that is there:
-    3c into a temporary that stays in the cache, then its sum with b into a. So memory sees the
-    three arrays once a pass, and 3 * `size` bytes are counted; as in the STREAM benchmark, that a
-    processor may read a line of a before it writes it is not. The best of `passes` passes with one
+    them and goes through it in blocks of 32,768 elements, in two calls into allocated memory: 3c
+    into a temporary that stays in the cache, then its sum with b into a. So memory sees the three
+    arrays once a pass, and 3 * `size` bytes are counted. As in the STREAM benchmark, the reads that
+    a processor makes before it writes a are not. Returns the best of `passes` passes with one
     thread and as many with one for each core.
     """
     a, b, c = (np.full(size // 4, value, np.float32) for value in (0, 1, 2))
@@ -129,7 +130,7 @@ def _triad_rate(a: Array, b: Array, c: Array, threads: int, passes: int) -> floa
 
 
 def _together(pool: ThreadPoolExecutor, parts: list[Call]) -> None:
-    """Make all calls at once, each in a thread; NumPy lets go of the interpreter in its loops."""
+    """Make all calls at once, each in a thread; NumPy releases the interpreter in its loops."""
     for done in [pool.submit(part) for part in parts]:
         done.result()
 
@@ -149,6 +150,6 @@ def _triad(a: Array, b: Array, c: Array) -> Call:
 
 
 def _cores() -> int:
-    """The cores that this process may use, where the system tells; else those of the machine."""
+    """The cores that this process may use, if the system says; else those of the machine."""
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(allowed(0))

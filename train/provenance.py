@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ VARIABLES = (
 
 
 def provenance(device: Device, data_digests: dict[str, str]) -> dict[str, Any]:
-    """Everything beside the configuration that could change a bit of the results.
+    """Everything apart from the configuration that could change a bit of the results.
 
-    No wall-clock time is in it: the same run gives the same bytes.
+    It holds no wall-clock time, so the same run gives the same bytes.
     """
     return {
         "npdrt": npdrt.__version__,
@@ -61,7 +62,7 @@ def provenance(device: Device, data_digests: dict[str, str]) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of the packages that numbers depend on, where installed."""
+    """The versions of the installed packages on which numbers depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -85,10 +86,24 @@ def blas() -> list[dict[str, Any]]:
     ]
 
 
+def same_blas(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two processes had the same BLAS libraries; one of them may have loaded more."""
+    return all(library in b for library in a) or all(library in a for library in b)
+
+
+def blas_in_words(blas: Sequence[Mapping[str, Any]]) -> str:
+    """The BLAS libraries of a process, for a message."""
+    parts = (
+        f"{b['library']} {b['version']} ({b['kernel']} kernels, {b['threads']} threads)"
+        for b in blas
+    )
+    return ", ".join(parts) or "no BLAS library that is known"
+
+
 def blas_kernel_chosen_by() -> str:
     """Who chose the kernels: the BLAS "library" itself, the "user" or the command "npdrt".
 
-    The latter two by OPENBLAS_CORETYPE, which means nothing to another BLAS than OpenBLAS.
+    The user and the command choose by OPENBLAS_CORETYPE, which only OpenBLAS reads.
     """
     heeded = any(b["library"] == "openblas" for b in blas())
     return kernels_chosen_by() if heeded else "library"
@@ -113,7 +128,7 @@ def cpu_features() -> list[str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and whether files differ from it, if npdrt runs from a git checkout; else None."""
+    """The commit, and whether files differ from it; None outside a git checkout."""
     root = Path(npdrt.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

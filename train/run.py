@@ -1,20 +1,21 @@
-"""Start a training run, or go on with one from its newest checkpoint."""
+"""Start a training run, or resume one from its newest checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from npdrt import arrays, data, store
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
-from npdrt.store import Checkpoint, lock, log
+from npdrt.store import Checkpoint
 from npdrt.store.lock import exclusive
 from npdrt.train.config import Config, stored
+from npdrt.train.files import not_begun, remove_files, require_empty, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
 
 
@@ -41,9 +42,9 @@ def train(
     Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite. If
     anything else fails before the first step is done, `out` is left as it was.
     """
-    _require_empty(out)  # a quick answer; only the one below is certain
+    require_empty(out)  # a quick answer; only the one below is certain
     with exclusive(out, make=True):
-        _require_empty(out)
+        require_empty(out)
         return start(config, out, data_dir, reporter or Reporter(), stop)
 
 
@@ -65,11 +66,11 @@ def resume(
 
     The result has the bits of a run that never stopped. epochs: a new length of the run (not
     with a linear schedule, which depends on it). device, eager, fast: another way to run it.
-    code: the Python file of the run's model, where that is one: the checkpoint alone makes npdrt
-    run nothing.
+    code: the Python file of the run's model, if it has one: npdrt runs no code because a
+    checkpoint names it.
     begin: the configuration to start with if `out` holds no run yet, or one that was killed before
-    its first checkpoint. accept: given the settings of the run; it raises if they are not wanted.
-    Raises `Error` where the data or the model file are not those of the run.
+    its first checkpoint. accept: called with the settings of the run; it raises to refuse them.
+    Raises `Error` if the data or the model file are not those of the run.
     """
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
     if eager or fast:
@@ -80,35 +81,6 @@ def resume(
         if begin is not None and not_begun(out):
             return start(begin(), out, data_dir, reporter or Reporter(), stop)
         return go_on(out, changes, code, data_dir, reporter or Reporter(), stop, accept)
-
-
-def _require_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or _names(out)):
-        raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
-
-
-def _names(out: Path) -> set[str]:
-    return {path.name for path in out.iterdir()} - {lock.NAME}
-
-
-def not_begun(out: Path) -> bool:
-    """Whether `out`, which this process holds, holds no run; what one killed before its first
-    checkpoint left is removed."""
-    names = _names(out)
-    if names and not {"log.jsonl"} <= names <= {"log.jsonl", "trace.h5"}:
-        return False
-    if names and any(record["step"] > 0 for record in log.read(out / "log.jsonl")):
-        return False  # a history without its checkpoints is not ours to remove
-    _remove_files(out)
-    return True
-
-
-def _remove_files(out: Path) -> None:
-    """Remove what a run writes before its first step ends; after each removal it still resumes."""
-    for name in ("snapshots/step-000000.h5", "checkpoint.h5", "trace.h5", "log.jsonl"):
-        (out / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        (out / "snapshots").rmdir()
 
 
 def start(
@@ -122,21 +94,19 @@ def start(
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config), _undone(trainer):
-        at = trainer.fresh()
-        with log.Log(out / "log.jsonl") as journal:
-            return trainer.run(at, journal, stop)
+        return trainer.run(trainer.fresh(), stop)
 
 
 @contextmanager
 def _undone(trainer: Trainer) -> Iterator[None]:
-    """Remove a run whose first step failed. One that diverged in it can be looked into."""
+    """Remove a run whose first step failed, unless it diverged: that can be looked into."""
     try:
         yield
     except Diverged:
         raise
     except Exception:
         if not trainer.stepped:
-            _remove_files(trainer.out)
+            remove_files(trainer.files.out)
         raise
 
 
@@ -160,22 +130,19 @@ def go_on(
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config):
         at = trainer.restored(checkpoint, path)
-        if at.step > trainer.steps:
+        if at.step > trainer.feed.steps:
             raise Error(
                 f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
-                f"{trainer.epoch} steps"
+                f"{trainer.feed.epoch} steps"
             )
-        covered = checkpoint.meta["progress"].get("log")
-        if covered is None:
-            reporter.warning(f"{path} is of an older npdrt; whether the log is its own is unknown")
-            covered = log.until(out / "log.jsonl", at.step)
-        tally, seconds = log.rewind(out / "log.jsonl", covered)
-        with log.Log(out / "log.jsonl", tally) as journal:
-            return trainer.run(dataclasses.replace(at, seconds=seconds), journal, stop)
+        tally, seconds, unknown = rewound_log(out, checkpoint, path)
+        if unknown:
+            reporter.warning(unknown)
+        return trainer.run(dataclasses.replace(at, seconds=seconds), stop, tally)
 
 
 def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: Path) -> None:
-    """Refuse data that are not those of the run, by their digests."""
+    """Refuse data whose digests are not those of the run."""
     stored, found = checkpoint.meta["provenance"]["data"], dataset.digests
     if found.get("vocabulary") != stored.get("vocabulary"):
         raise Error(
@@ -188,7 +155,7 @@ def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: 
 
 @contextmanager
 def blame(config: Config) -> Iterator[None]:
-    """An exception out of a user's model becomes one line with its place."""
+    """Turn an exception from a user's model into one line that names its place."""
     try:
         yield
     except (Error, OSError, MemoryError):

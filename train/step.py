@@ -1,4 +1,4 @@
-"""One training step, one evaluation, and the measurements of a step, on arrays of any device."""
+"""One training step, its program, one evaluation, and the measurements of a step, on any device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from npdrt import ops, value_and_grad
-from npdrt.arrays import Array, Params, label, namespace, phase
+from npdrt.arrays import Array, Device, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.optim import Optimizer, norm
 from npdrt.optim.clip import clipped
+from npdrt.optim.schedules import Schedule
+from npdrt.program import compare, memory_on, record
 from npdrt.random import Random
+from npdrt.train.config import Config
 from npdrt.trust.descent import descent_threshold, dot
 from npdrt.trust.distances import (
     log_deep_relative_trust,
@@ -20,12 +23,13 @@ from npdrt.trust.distances import (
     weights,
 )
 
+Warn = Callable[[str], None]
 EVALUATED = 1 << 22  # values of a batch in an evaluation; 1000 images of CIFAR have 3 million
 
 
 @dataclass(frozen=True)
 class State:
-    """What one step maps to the next: parameters, buffers and optimizer state."""
+    """The state that a step maps to the next: parameters, buffers and optimizer state."""
 
     params: Params
     buffers: Params
@@ -34,13 +38,40 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step leaves behind, all on the device: the mean loss of the minibatch before the
-    step, how many of its samples were classified right, and what `measure` found if asked."""
+    """The results of a step, on the device: the new state, the mean loss of the minibatch before
+    the step, how many of its samples were classified right, and the results of `measure` if it is
+    traced."""
 
     state: State
     loss: Array
     correct: Array
     measured: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Position:
+    """The state of a run between two steps. The next step overwrites the arrays of `state`, which
+    belong to the step's program.
+
+    step: steps done. loss_sum, right: over the predictions of the unfinished epoch, 0-d float64 and
+    int64 on the device. seconds: training time of earlier processes.
+    """
+
+    state: State
+    schedule: Schedule
+    step: int
+    loss_sum: Array
+    right: Array
+    seconds: float = 0.0
+
+
+def epoch_sums(like: Array, loss: float = 0.0, right: int = 0) -> dict[str, Array]:
+    """`loss_sum` and `right` of a `Position`, on the device of the array `like`."""
+    xp = namespace(like)
+    return {
+        "loss_sum": xp.asarray(loss, dtype=xp.float64),
+        "right": xp.asarray(right, dtype=xp.int64),
+    }
 
 
 @dataclass(frozen=True)
@@ -65,8 +96,8 @@ class Task:
         return ops.softmax_cross_entropy(output, y, label_smoothing=smoothing)
 
     def count(self, y: Array) -> int:
-        """How many predictions the loss of a batch is the mean of: an example's, or a label's
-        where an example has several (the next word of every token, both ends of an answer)."""
+        """The number of predictions in the mean loss of a batch: one an example, or one a label if
+        an example has several (the next word of every token, both ends of an answer)."""
         return int(y.shape[0]) if self.classes is None else math.prod(y.shape)
 
     def clipped(self, grads: Params) -> Params:
@@ -97,7 +128,7 @@ class Task:
         return self.model(params, x)
 
     def buffers(self, seed: int, device: Any, dtype: str) -> Params:
-        """The model's first buffers, from its method `buffers`; {} where it has none."""
+        """The model's first buffers, from its method `buffers`; {} if it has none."""
         if not self._has_buffers():
             return {}
         return dict(self.model.buffers(seed=seed, device=device, dtype=dtype))
@@ -125,11 +156,67 @@ def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Call
     return step
 
 
+class Steps:
+    """The step of a run: recorded once for each shape of its arguments, then replayed.
+
+    It runs eagerly if the configuration says so, or if a user's model cannot be recorded; `warn`
+    is called with the reason, once.
+    """
+
+    def __init__(self, task: Task, rule: Optimizer, config: Config, device: Device, warn: Warn):
+        self._task, self._rule, self._config = task, rule, config
+        self._device, self._warn = device, warn
+        self._warned = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the programs. Arrays that they returned stay as they are: new programs get memory of
+        their own."""
+        self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
+        self._memory = memory_on(self._device)
+
+    def __call__(self, *args: Any, traced: bool) -> Step:
+        """`make_step`'s function of `(state, x, y, lr, random)`."""
+        state, x = args[:2]
+        key = (x.shape, tuple(state.buffers), traced)
+        if key not in self._made:
+            step = make_step(self._task, self._rule, traced=traced)
+            self._made[key] = step if self._config.eager else self._recorded(step, args)
+        return self._made[key](*args)
+
+    def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
+        """The program of a step; the step itself if a user's model cannot be recorded."""
+        own = ":" in self._config.model
+        try:
+            program = record(step, *args, memory=self._memory, fast=self._config.fast)
+            if own and (found := compare(program, record(step, *args))):
+                raise Error(
+                    f"recorded again, it makes other calls (call {found.number}, {found.what}: "
+                    f"{found.a} and {found.b}); what differs between steps must be an argument"
+                )
+        except Exception as error:
+            if not own:
+                raise
+            step(*args)  # a model that fails either way says why, without this warning
+            self._warn_of_eager(error)
+            return step
+        self._memory.adopt({"state": args[0]})
+        return program
+
+    def _warn_of_eager(self, error: Exception) -> None:
+        if not self._warned:
+            self._warn(
+                f"the step of {self._config.model} cannot be recorded, so it runs eagerly, call by "
+                f"call (--eager does so without this warning): {error}"
+            )
+        self._warned = True
+
+
 def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:
     """`(mean loss, number right)` over a data set in evaluation mode, as 0-d arrays.
 
-    x: an array, or what gives arrays when it is sliced. batch: examples at a time, fewer where
-    they would have more than EVALUATED values.
+    x: an array, or an object whose slices are arrays. batch: examples at a time, fewer if they
+    would have more than EVALUATED values.
     """
     xp = namespace(y)
     batch = max(1, min(batch, EVALUATED // math.prod(x.shape[1:])))
@@ -145,12 +232,12 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
 
 
 def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
-    """What traces hold of a step, float64, on the device.
+    """The measurements of a step for a trace, float64, on the device.
 
     Per parameter, (parameters,): weight norm, gradient norm, relative update, and the cosine
-    between the update and the negative gradient; not finite where a divisor is 0. Over the
-    weights, 0-d: see `network`. Every array is read once for each of its norms and once for the
-    product; the rest is arithmetic on the norms.
+    between the update and the negative gradient; not finite if a divisor is 0. Over the weights,
+    0-d: see `network`. Every array is read once for each of its norms and once for the product;
+    the rest is arithmetic on the norms.
     """
     found: list[tuple[Array, ...]] = []
     for name, w in before.items():
@@ -169,7 +256,7 @@ def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
 
 
 def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[str, Array]:
-    """The papers' distances of a step over the weights; empty where there are none.
+    """The papers' distances of a step over the weights; empty if there are none.
 
     layers: the measurements of all parameters; size: the norms of their changes; chosen: which
     are weights. The threshold is Lemma 2's at the smallest cosine, with as many layers as there

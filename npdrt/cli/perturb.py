@@ -23,8 +23,8 @@ from npdrt.cli.common import (
     unbroken,
     working,
 )
-from npdrt.train import perturb
-from npdrt.train.perturb import Slices
+from npdrt.train.studies import slices
+from npdrt.train.studies.slices import Slices
 
 SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 
@@ -56,7 +56,7 @@ def command(
     eta = np.linspace(0.0, largest, points).tolist()
     with working(quiet=quiet) as (bars, stop):
         progress = partial(bars.progress, "slices")
-        found = perturb.slices(run, eta=eta, progress=progress, stop=stop, **options)
+        found = slices.slices(run, eta=eta, progress=progress, stop=stop, **options)
         signal = stop()
     if signal:
         notice("stopped; the same command goes on with the next snapshot")

@@ -9,8 +9,8 @@ import click
 from npdrt.cli.common import Name, check_outputs, echo
 from npdrt.errors import Error
 from npdrt.store import container
-from npdrt.train import figure
-from npdrt.train.draw import FORMATS, draw
+from npdrt.train.studies.load import load
+from npdrt.train.studies.render import FORMATS, save
 
 
 @click.command("plot")
@@ -38,7 +38,7 @@ def command(file: Path, output: Path | None, form: str | None, force: bool) -> N
     if suffix not in FORMATS:
         raise Error(f"{target}: end the name in .png, .svg or .pdf")
     check_outputs(force, target)
-    draw(figure.load(file), target)
+    save(load(file), target)
     echo(target)
 
 

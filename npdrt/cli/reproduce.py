@@ -22,10 +22,11 @@ from npdrt.cli.common import (
 )
 from npdrt.cli.sweep import directory, run_options, scale_option
 from npdrt.errors import Unavailable
-from npdrt.train import recipe as recipes
-from npdrt.train.draw import draw
-from npdrt.train.studies import Report, Stopped, reproduce, summary
-from npdrt.train.sweep import Options
+from npdrt.train.studies import recipe as recipes
+from npdrt.train.studies.render import save
+from npdrt.train.studies.reproduce import reproduce, summary
+from npdrt.train.studies.study import Report, Stopped
+from npdrt.train.studies.sweep import Options
 
 Row = tuple[str, ...]
 
@@ -73,7 +74,7 @@ def command(
 
 def _draw(report: Report, path: Path) -> Path | None:
     try:
-        draw(report.figure, path)
+        save(report.figure, path)
     except Unavailable as error:
         warn(f"no figure: {error}")
         return None

@@ -25,10 +25,10 @@ from npdrt.cli.common import (
     unbroken,
     working,
 )
-from npdrt.train import recipe as recipes
-from npdrt.train import sweep as sweeps
-from npdrt.train.recipe import SCALES, Recipe
-from npdrt.train.sweep import Options, Run
+from npdrt.train.studies import recipe as recipes
+from npdrt.train.studies import sweep as sweeps
+from npdrt.train.studies.recipe import SCALES, Recipe
+from npdrt.train.studies.sweep import Options, Run
 
 
 class Shard(click.ParamType[tuple[int, int]]):

@@ -6,28 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import arrays, data, store
+from npdrt import arrays
 from npdrt.arrays import to_device, to_host
 from npdrt.data import squad
 from npdrt.errors import Error
-from npdrt.train.config import build_model
-from npdrt.train.studies import Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.study import Work
+from npdrt.train.studies.sweep import Run
 
 MEASURES = ("exact_match", "f1")
 
 
 def scores(work: Work, run: Run) -> dict[str, float]:
     """Exact match and F1 on the development set, percent; kept in the run's directory."""
-    return run.kept("answers.json", MEASURES, lambda: _scores(work, run))
+    found = run.kept("answers", lambda: _scores(work, run))
+    return {name: float(found[name]) for name in MEASURES}
 
 
 def _scores(work: Work, run: Run) -> dict[str, float]:
-    source = data.load(run.config.data, data_dir=work.options.data_dir)
+    source, (model, checkpoint) = work.data(run), work.trained(run)
     if not isinstance(source, squad.Squad):
         raise Error(f"exact match and F1 need questions and answers; {source.name} has none")
-    where, params = arrays.device(work.options.device), store.load_newest(run.path)[0].params
-    model = build_model(run.config, source)
+    where, params = arrays.device(work.options.device), checkpoint.params
     with arrays.on(where):
         on_device = {name: to_device(value, where) for name, value in params.items()}
         found = logits(model, on_device, source.x_test, source.evaluated, where)

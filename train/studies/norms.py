@@ -1,8 +1,8 @@
 """Norms of rescaling-invariant layers under Fromage and under LARS (Figure 2).
 
-A layer on whose scale the loss does not depend has a gradient orthogonal to it, so a relative step
-of eta makes its norm grow by sqrt(1 + eta**2) a step without Fromage's prefactor, and by the
-prefactor's rounding alone with it.
+If the loss does not depend on the scale of a layer, the gradient is orthogonal to it. A relative
+step of eta then makes its norm grow by sqrt(1 + eta**2) a step without Fromage's prefactor, and by
+the prefactor's rounding alone with it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from npdrt import optim, store
 from npdrt.store import trace
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 from npdrt.trust.update import growth, prefactor_drift, steps_to_overflow
 
 NOTES = (
@@ -30,7 +30,7 @@ LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo
 
 
 def report(work: Work) -> Report:
-    """Measured growth beside the closed form, and the overflow that it leads to."""
+    """Measured growth next to the closed form, and the overflow that it leads to."""
     failed = {run: step for run in work.runs if (step := _failed_at(run))}
     sound = [run for run in work.runs if run not in failed]
     tables = [_growth(sound), _drift(sound), _overflow(work.runs, failed)]
@@ -135,7 +135,7 @@ def _authors(work: Work) -> Table:
 
 
 def _at(run: Run, steps: int) -> float | None:
-    """The mean growth after so many steps, where there is a snapshot of them."""
+    """The mean growth after so many steps; None without a snapshot of them."""
     path = run.path / "snapshots" / f"step-{steps:06d}.h5"
     if not path.exists():
         return None

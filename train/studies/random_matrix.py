@@ -1,4 +1,4 @@
-"""Singular values of a random matrix, and of the same matrix beside an identity."""
+"""Singular values of a random matrix, and of the same matrix plus the identity."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from msgspec import Meta, Struct
 
 from npdrt.random import Random
 from npdrt.schema import Positive, Size
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust.system import skip_spectra
+
+NEEDS_RUNS = False
 
 
 class Options(Struct):
-    """bins of [0, largest]; near: what is near 0."""
+    """bins of [0, largest]; near: values below it are near 0."""
 
     size: Annotated[int, Meta(ge=1, le=10_000)]
     draws: Positive

@@ -1,4 +1,4 @@
-"""Learning-rate grids: the error at each rate beside the best (Figure 4 of the NeurIPS version)."""
+"""Learning-rate grids: the best error over the error at each rate (NeurIPS version, Figure 4)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from npdrt import optim
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work, grouped
+from npdrt.train.studies.sweep import Run
 
-# The authors' benchmarks, whose error is of the last epoch's minibatches, each before its step.
+# The authors' benchmarks: their error is over the last epoch's minibatches, each before its step.
 AS_LOGGED = ("resnet18", "transformer")
 RULES = tuple(optim.RULES)  # in the order of the tables and colours
-Grid = dict[float, float]  # error by learning rate; inf where it diverged
+Grid = dict[float, float]  # error by learning rate; inf if the run diverged
 
 
 def report(work: Work) -> Report:
     """The error over each optimizer's grid, and the best error over the error."""
     tables, panels = [], []
-    for name, runs in _benchmarks(work.runs).items():
+    for name, runs in grouped(work.runs, _benchmark).items():
         ours = _grids(runs)
         tables.append(_table(f"npdrt: {name}, {_what(runs[0])}", ours))
         panels.append(_panel(f"npdrt: {name}", ours))
@@ -37,12 +37,8 @@ def report(work: Work) -> Report:
     return Report(tuple(tables), figure, notes)
 
 
-def _benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by model and data."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(f"{run.config.model} on {run.config.data}", []).append(run)
-    return found
+def _benchmark(run: Run) -> str:
+    return f"{run.config.model} on {run.config.data}"
 
 
 def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
@@ -64,11 +60,11 @@ def _measure(run: Run) -> str:
 
 
 def _error(run: Run) -> float:
-    """The training loss, or perplexity, after the last epoch or of it; inf where it diverged."""
-    result = run.result or {}
-    if "diverged" in result or run.config.model not in AS_LOGGED:
-        return float(result.get("train_loss", math.inf))
-    return float(run.records("epoch")[-1][f"train_{_measure(run)}"])
+    """The training loss or perplexity, of the last epoch or after it; inf if the run diverged."""
+    if run.config.model in AS_LOGGED:
+        error = run.last(f"train_{_measure(run)}")
+        return math.inf if error is None else error
+    return float((run.result or {}).get("train_loss", math.inf))
 
 
 def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:
@@ -79,7 +75,7 @@ def _logged(benchmark: Mapping[str, Any]) -> dict[str, Grid]:
 
 
 def normalised(grid: Grid) -> Grid:
-    """The best error over the error at each rate; 0 where a run diverged."""
+    """The best error over the error at each rate; 0 if a run diverged."""
     best = min(grid.values())
     return {lr: best / error if error > 0 else 1.0 for lr, error in grid.items()}
 

@@ -1,5 +1,5 @@
-"""What a function may be, given its value and slope at one point, under each model of trust
-(v1, Figure 1)."""
+"""The values that a function may take, given its value and slope at one point, under each model of
+trust (v1, Figure 1)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import numpy as np
 from msgspec import Struct
 
 from npdrt.schema import Depths, Number, Size, Sizes
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust
+
+NEEDS_RUNS = False
 
 
 class Options(Struct):

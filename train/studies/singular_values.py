@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,13 @@ from npdrt.models import MNISTResNet
 from npdrt.models.mnist_resnet import VARIANTS
 from npdrt.random import Random
 from npdrt.schema import Positive, Size
-from npdrt.store import container
-from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import State, Task, make_step
-from npdrt.train.studies import Report, Stopped, Table, Work
+from npdrt.train.studies.cache import kept
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Stopped, Table, Work
 from npdrt.trust.system import batch_jacobian, gram_spectrum
 
+NEEDS_RUNS = False  # it trains its own networks
 CLASSES, SIDE = 10, 28
 LETTERS = dict(zip(VARIANTS, "abc", strict=True))  # as the paper's figure calls them
 QUANTILES = {"smallest": 0.0, "at 1/20": 0.05, "at 1/10": 0.1, "at 1/4": 0.25, "median": 0.5,
@@ -96,34 +96,28 @@ def _enlarged(images: Array) -> Array:
 def _trials(work: Work, x: Array, y: Array) -> dict[str, list[Trial]]:
     """The trials of every variant; each is kept in OUT/trials when it is done."""
     found: dict[str, list[Trial]] = {name: [] for name in VARIANTS}
-    settings = {k: work.recipe.options[k] for k in ("data", "examples", "steps", "jacobians", "lr")}
     todo = [(seed, name) for seed in range(work.recipe.options["trials"]) for name in VARIANTS]
     for done, (seed, name) in enumerate(todo):
         work.progress("trials", done, len(todo))
-        path = work.out / "trials" / f"{name}-{seed:02d}.h5"
-        about = {"kind": "trial", "variant": name, "seed": seed, **settings}
-        found[name].append(_kept(path, about) or _made(work, path, about, x, y))
+        found[name].append(_made(work, name, seed, x, y))
     return found
 
 
-def _kept(path: Path, about: Mapping[str, Any]) -> Trial | None:
-    if not path.exists():
-        return None
-    found, meta = container.read(path)
-    same = all(meta.get(name) == value for name, value in about.items())
-    return Trial(found["spectra"], found["losses"]) if same else None
-
-
-def _made(work: Work, path: Path, about: Mapping[str, Any], x: Array, y: Array) -> Trial:
-    found = trial(
-        MNISTResNet(variant=about["variant"]),
-        about["seed"],
-        *(x, y, about["lr"], about["steps"], about["jacobians"]),
-        stop=work.stop,
+def _made(work: Work, variant: str, seed: int, x: Array, y: Array) -> Trial:
+    """A trial, made or found in OUT/trials."""
+    o = {k: work.recipe.options[k] for k in ("data", "examples", "steps", "jacobians", "lr")}
+    found = kept(
+        work.out / "trials" / f"{variant}-{seed:02d}.h5",
+        {"kind": "trial", "variant": variant, "seed": seed, **o},
+        lambda: vars(
+            trial(
+                MNISTResNet(variant=variant),
+                *(seed, x, y, o["lr"], o["steps"], o["jacobians"]),
+                stop=work.stop,
+            )
+        ),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    container.write(path, {"spectra": found.spectra, "losses": found.losses}, dict(about))
-    return found
+    return Trial(found["spectra"], found["losses"])
 
 
 def trial(
@@ -191,7 +185,7 @@ def _loss_table(losses: Mapping[str, Any], shown: list[int]) -> Table:
     return Table("Mean training loss before a step", ("step", *_columns()), tuple(rows))
 
 
-# --- what is seen ----------------------------------------------------------------------------
+# --- the order near 0 ------------------------------------------------------------------------
 
 
 def _ordering(spectra: Mapping[str, Any]) -> str:

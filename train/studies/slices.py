@@ -1,215 +1,356 @@
-"""Loss and gradient along the layerwise gradient at snapshots of training (Figure 1)."""
+"""Slices of the loss along the layerwise gradient: Bernstein et al. 2020, Figure 1.
+
+At a snapshot with parameters W and full-batch gradient g, and for eta on a grid,
+
+    W_l(eta) = W_l - eta * g_l |W_l|_F / |g_l|_F      for every array W_l, biases included,
+
+the loss L(W(eta)) and the gradient there. Arrays with |g_l| = 0 stay.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from threadpoolctl import threadpool_limits
 
-from npdrt.schema import Count, Number, Positive
-from npdrt.train import perturb
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.perturb import Slices
-from npdrt.train.studies import Report, Stopped, Table, Work
-from npdrt.train.sweep import Run
+from npdrt import arrays, data, schema, store, value_and_grad
+from npdrt.arrays import Array, Params, cast, namespace, quiet, to_device, to_host
+from npdrt.errors import Error, FileRefused
+from npdrt.optim import norm
+from npdrt.program import Program, memory_on, record
+from npdrt.store import container
+from npdrt.store.lock import exclusive
+from npdrt.train.config import build_model, stored
+from npdrt.train.feed import Feed
+from npdrt.train.step import Task
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.trust.descent import changes_of, layerwise_direction
 
-SHOWN = (0.0, 0.01, 0.03, 0.099)
+AUTHORS_GRID = tuple(i / 1000 for i in range(100))  # 0, 0.001, ..., 0.099
+CHUNK = 1000  # examples of one forward and backward pass
+ROW = ("loss", "slope", "gradient_change", "steepest_descent_distance")  # the arrays of one slice
+DATASETS = {
+    "step": ("(snapshots,)", "training steps finished at the snapshot"),
+    "epoch": ("(snapshots,)", "epochs finished at the snapshot"),
+    "eta": ("(points,)", "size of the perturbation of every array, relative to its norm"),
+    "loss": ("(snapshots, points)", "mean loss over the examples (nats)"),
+    "slope": ("(snapshots,)", "dL/deta at 0: minus the sum of |g_l| |W_l| (nats)"),
+    "gradient_change": (
+        "(snapshots, points, parameters)",
+        "2-norm of g(eta) - g(0) over that of g(0), each array; NaN where g(0) is 0",
+    ),
+    "steepest_descent_distance": (
+        "(snapshots, points)",
+        "max over the grid up to eta of |g(W + t dW) - g(W)|, times |dW| (author response)",
+    ),
+}
 
 
-class Whole(Struct):
-    """A step of a run that is sliced on all examples; the other keys are the run's settings."""
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """The slices of a run. Shapes and meaning of the arrays: DATASETS.
 
-    step: Count
+    settings: what they depend on; "examples" of the "train_examples" are used.
+    """
+
+    settings: Mapping[str, Any]
+    step: Any
+    epoch: Any
+    eta: Any
+    loss: Any
+    slope: Any
+    gradient_change: Any
+    steepest_descent_distance: Any
+
+    @property
+    def first_layer(self) -> Any:
+        """gradient_change of the first array, a weight; (snapshots, points)."""
+        return self.gradient_change[:, :, 0]
+
+    def bound(self) -> Any:
+        """The author response's upper bound on the loss, L + g.dW + distance; (snapshots, points).
+        The maximum in the distance is over the grid, so it may be a little low."""
+        first_order = self.loss[:, :1] + self.eta * self.slope[:, None]
+        return first_order + self.steepest_descent_distance
+
+    def best(self) -> Any:
+        """The eta of the lowest loss; (snapshots,)."""
+        return self.eta[np.argmin(np.where(np.isfinite(self.loss), self.loss, np.inf), axis=1)]
 
 
-class Options(Struct):
-    """eta: the grid; examples of a slice; whole: steps sliced on all examples."""
+def slices(
+    run: Path,
+    *,
+    eta: Sequence[float] = AUTHORS_GRID,
+    steps: Sequence[int] | None = None,
+    examples: int | None = None,
+    threads: int | None = None,
+    fast: bool = False,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    code: Sequence[Path] = (),
+    name: str = "slices.h5",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], int] = lambda: 0,
+) -> Slices:
+    """Slice a run at its snapshots (its last checkpoint if it has none) into RUN/`name`.
 
-    eta: list[Number] | None = None
-    examples: Positive | None = None
-    whole: list[Whole] = []
+    eta: the grid, increasing from 0. steps: which snapshots; None is all. examples: only the
+    first so many of the training set. code: the file of a user's model. threads: of
+    BLAS; None is its own number. progress: called with points done and points in all. stop:
+    asked after every point; a signal number other than 0 ends after the last whole snapshot. The
+    file is written after every snapshot. Snapshots in it of the same grid and examples are not
+    computed again.
+
+    Raises Error if there is no such snapshot, for a grid that does not begin with 0, and if the
+    data or the model file are not those of the run.
+    """
+    eta = tuple(float(value) for value in eta)
+    if eta[:1] != (0.0,) or list(eta) != sorted(set(eta)):
+        raise Error(f"eta must increase from 0; got {', '.join(f'{e:g}' for e in eta[:5])} ...")
+    if not run.is_dir():
+        raise Error(f"{run} is not a run directory")
+    with exclusive(run):
+        chosen = _snapshots(run, steps)
+        slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir, code)
+        rows = _stored(run / name, slicer.settings)
+        todo = {step: path for step, path in chosen.items() if step not in rows}
+        done = itertools.count(1)
+
+        def tick() -> None:
+            progress(next(done), len(eta) * len(todo))
+            if stop():
+                raise _Stopped
+
+        with threadpool_limits(threads, user_api="blas"), suppress(_Stopped):
+            for step, path in todo.items():
+                rows[step] = slicer.slice(path, tick)
+                _write(run / name, _gather(rows, slicer.settings))
+    return _gather({step: rows[step] for step in chosen if step in rows}, slicer.settings)
 
 
-def report(work: Work) -> Report:
-    """Slice every run, and set loss, gradient change and the best eta beside the authors' logs."""
-    sliced = {run: _slices(work, run, i) for i, run in enumerate(work.runs)}
-    tables: list[Table] = []
-    panels: list[Panel] = []
-    notes: list[str] = []
-    for name, runs in _nets(work).items():
-        found = {run: sliced[run] for run in runs}
-        logged = _logged(work, runs[0])
-        tables += [_accuracies(name, runs, logged), _values(name, found, logged)]
-        panels += _panels(name, runs[0], sliced[runs[0]])
-        notes += [_whole(work, run, name) for run in runs if _steps(work, run)]
-    caption = f"{work.recipe.title}. Slices over {_size(sliced)} training examples."
-    return Report(
-        tuple(tables), Figure("slices", caption, _comparable(panels), columns=3), tuple(notes)
+class _Stopped(Exception):
+    """A signal came between two points."""
+
+
+class Slicer:
+    """A run's model and data, and one slice at a time; a slice depends on `settings`."""
+
+    def __init__(
+        self,
+        run: Path,
+        snapshots: Mapping[int, Path],
+        eta: Sequence[float],
+        examples: int | None,
+        fast: bool,
+        device: str | None,
+        data_dir: Path | None,
+        code: Sequence[Path],
+    ):
+        first = next(iter(snapshots.values()))
+        meta = store.load(first).meta
+        config = stored(meta, first, code=code)
+        config = dataclasses.replace(config, device=device or config.device)
+        dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+        if dataset.digests != meta["provenance"]["data"]:
+            raise Error(f"{run}: the data set {config.data} is not the one of the run")
+        if dataset.perplexity:
+            raise Error(f"{run}: slices are over examples, and {config.data} is a running text")
+        dataset = dataset.arranged(config.batch_size)
+        self.device, model = arrays.device(config.device), build_model(config, dataset)
+        self._task = Task(model, dataset.classes, config.label_smoothing)
+        n = len(dataset.x)
+        if examples is not None and not 1 <= examples <= n:
+            raise Error(
+                f"examples: expected 1 to {n}, the size of the training set; got {examples}"
+            )
+        feed = Feed(config, dataset, model, self.device)
+        self._set = tuple(part[: examples or n, ...] for part in feed.train)
+        self._fast = fast
+        self._programs: dict[Any, Program] = {}
+        self._memory = memory_on(self.device)
+        self._gradient = value_and_grad(self._loss)
+        self.settings = {
+            "data": config.data,
+            "examples": examples or n,
+            "train_examples": n,
+            "eta": list(eta),
+            "config": config.as_dict(),
+            "provenance": meta["provenance"]["data"],
+        }
+
+    def slice(self, path: Path, tick: Callable[[], None]) -> dict[str, Any]:
+        """The row of DATASETS for one snapshot; `tick` is called after every point."""
+        checkpoint = store.load(path)
+        schema.check(checkpoint.meta, schema.RunMeta, path)
+        with arrays.on(self.device), quiet():
+            params, buffers = (
+                {name: to_device(value, self.device) for name, value in group.items()}
+                for group in (checkpoint.params, checkpoint.buffers)
+            )
+            return {
+                **self._slice(params, buffers, tick),
+                "epoch": checkpoint.meta["progress"]["epoch"],
+            }
+
+    def _slice(self, params: Params, buffers: Params, tick: Callable[[], None]) -> dict[str, Any]:
+        xp = namespace(*params.values())
+        _, found = self.full_batch(params, buffers)
+        gradient = {name: xp.asarray(g, copy=True) for name, g in found.items()}
+        del found
+        direction = layerwise_direction(params, gradient)
+        length = math.sqrt(sum(float(to_host(norm(d))) ** 2 for d in direction.values()))
+        sizes = np.array([float(to_host(norm(g))) for g in gradient.values()])
+        slope = -sum(
+            size * float(to_host(norm(w))) for size, w in zip(sizes, params.values(), strict=True)
+        )
+        losses, changes = [], []
+        for eta in self.settings["eta"]:
+            moved = {name: w + cast(eta, w) * direction[name] for name, w in params.items()}
+            loss, there = self.full_batch(moved, buffers)
+            losses.append(float(to_host(loss)))
+            change = self._replay("change", change_norms, gradient, there)
+            del there  # the next gradient can have its memory
+            changes.append(to_host(change))
+            tick()
+        moved_by = np.array(self.settings["eta"]) * length
+        return {
+            "loss": losses,
+            "slope": slope,
+            "gradient_change": np.array(changes) / sizes,
+            "steepest_descent_distance": farthest(changes) * moved_by,
+        }
+
+    def full_batch(self, params: Params, buffers: Params) -> tuple[Array, Params]:
+        """The mean loss over all examples, 0-d float64, and its gradient; in evaluation mode.
+        Chunks are weighted by their share and added in order."""
+        x, y = self._set
+        xp, n = namespace(x), x.shape[0]
+        loss = xp.asarray(0.0, dtype=xp.float64)
+        total = {name: xp.zeros_like(p) for name, p in params.items()}
+        for start in range(0, n, CHUNK):
+            part = (x[start : start + CHUNK, ...], y[start : start + CHUNK, ...])
+            share = part[0].shape[0] / n
+            args = (params, buffers, *part, share, loss, total)
+            loss, total = self._replay(part[0].shape[0], self._add, *args)
+        return loss, total
+
+    def _replay(self, key: Any, step: Callable[..., Any], *args: Any) -> Any:
+        """`step(*args)`, recorded once for each key."""
+        if key not in self._programs:
+            self._programs[key] = record(step, *args, memory=self._memory, fast=self._fast)
+        return self._programs[key](*args)
+
+    def _loss(self, params: Params, buffers: Params, x: Array, y: Array) -> Any:
+        output = self._task.predict(params, buffers, x)
+        return self._task.loss(output, y, smoothed=True)
+
+    def _add(
+        self, params: Params, buffers: Params, x: Array, y: Array, share: Any, loss: Any, total: Any
+    ) -> tuple[Any, Params]:
+        value, grads = self._gradient(params, buffers, x, y)
+        loss = loss + share * namespace(x).asarray(value, dtype=namespace(x).float64)
+        return loss, {name: total[name] + cast(share, g) * g for name, g in grads.items()}
+
+
+def farthest(changes: Sequence[Any]) -> Any:
+    """The largest |g(W + t dW) - g(W)| so far, (points,), from its parts (points, parameters)."""
+    return np.maximum.accumulate(np.linalg.norm(np.array(changes), axis=1))
+
+
+def change_norms(before: Params, after: Params) -> Array:
+    """|after - before| of every array; (parameters,), float64."""
+    changes = list(changes_of(before, after).values())
+    return namespace(*changes).stack(changes)
+
+
+def _snapshots(run: Path, steps: Sequence[int] | None) -> dict[int, Path]:
+    """The files of the snapshots by step; the last checkpoint if there are none."""
+    files = sorted((run / "snapshots").glob("step-*.h5"))
+    numbered = ((path.stem.removeprefix("step-"), path) for path in files)
+    found = {int(number): path for number, path in numbered if re.fullmatch("[0-9]{1,16}", number)}
+    if not found:
+        checkpoint, path, _ = store.load_newest(run)
+        schema.check(checkpoint.meta, schema.RunMeta, path)
+        found = {checkpoint.meta["progress"]["step"]: path}
+    missing = sorted(set(steps or ()) - set(found))
+    if missing:
+        raise Error(f"{run} has no snapshot at step {missing[0]}; it has {sorted(found)}")
+    return {step: path for step, path in found.items() if not steps or step in steps}
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def _gather(rows: Mapping[int, dict[str, Any]], settings: Mapping[str, Any]) -> Slices:
+    """The rows in the order of their steps, as one."""
+    steps = sorted(rows)
+    columns = {name: np.array([rows[step][name] for step in steps]) for name in (*ROW, "epoch")}
+    return Slices(
+        settings=settings,
+        step=np.array(steps, dtype=np.int64),
+        eta=np.array(settings["eta"]),
+        **columns,
     )
 
 
-def _slices(work: Work, run: Run, index: int) -> Slices:
-    options = work.recipe.options
-    return _sliced(work, run, f"slices {index + 1}/{len(work.runs)}", options.get("examples"))
+def _write(path: Path, found: Slices) -> None:
+    """RUN/slices.h5, atomically."""
+    about = {name: {"shape": shape, "what": what} for name, (shape, what) in DATASETS.items()}
+    envelope = {"kind": "slices", "settings": found.settings, "datasets": about}
+    container.write(path, {name: getattr(found, name) for name in DATASETS}, envelope)
 
 
-def _sliced(work: Work, run: Run, label: str, examples: int | None, **more: Any) -> Slices:
-    found = perturb.slices(
-        run.path,
-        eta=work.recipe.options.get("eta", perturb.AUTHORS_GRID),
-        examples=examples,
-        fast=work.options.fast,
-        data_dir=work.options.data_dir,
-        code=work.options.code,
-        progress=lambda done, total: work.progress(label, done, total),
-        stop=work.stop,
-        **more,
-    )
-    if work.stop():
-        raise Stopped
+def read(path: Path) -> Slices:
+    """The slices in a file, or `FileRefused`."""
+    found, meta = container.read(path)
+    if meta.get("kind") != "slices":
+        raise FileRefused(f"{path}: expected slices; it holds {meta.get('kind')!r}")
+    schema.check(meta, schema.SlicesMeta, path)
+    if missing := DATASETS.keys() - found.keys():
+        raise FileRefused(f"{path}: lacks the dataset {min(missing)}")
+    return _fitting(Slices(meta["settings"], **{name: found[name] for name in DATASETS}), path)
+
+
+def _fitting(found: Slices, path: Path) -> Slices:
+    """Slices whose arrays have the shapes of DATASETS; else `FileRefused`."""
+    parameters = found.gradient_change.shape[-1:]
+    if parameters == (0,):
+        raise FileRefused(f"{path}: gradient_change has no parameters")
+    sizes = {"snapshots": found.step.shape, "points": found.eta.shape, "parameters": parameters}
+    for name, (shape, _) in DATASETS.items():
+        axes = [sizes[axis] for axis in shape.strip("(),").split(", ")]
+        expected = tuple(n for axis in axes for n in axis)
+        if getattr(found, name).shape != expected or len(expected) != len(axes):
+            raise FileRefused(f"{path}: expected {name} of shape {shape}")
     return found
 
 
-def _nets(work: Work) -> dict[str, list[Run]]:
-    """The runs of each net, which differ in their seeds."""
-    nets: dict[str, list[Run]] = {}
-    for run in work.runs:
-        options = run.config.model_options
-        name = f"{options['depth']} layers" + (", residual" if options["residual"] else "")
-        nets.setdefault(name, []).append(run)
-    return nets
+def _stored(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The rows that the file holds, if they are of the same settings."""
+    if not path.exists() or (found := read(path)).settings != json.loads(json.dumps(settings)):
+        return {}
+    steps = enumerate(found.step.tolist())
+    return {step: {name: getattr(found, name)[i] for name in (*ROW, "epoch")} for i, step in steps}
 
 
-def _logged(work: Work, run: Run) -> Mapping[str, Any]:
-    """The authors' log of the run's net; {} where there is none."""
-    options = run.config.model_options
-    for net in work.recipe.reference.get("net", []):
-        same = (net["depth"], net["residual"]) == (options["depth"], options["residual"])
-        if same and run.config.data == work.recipe.reference["data"]:
-            return dict(net)
-    return {}
-
-
-def _accuracies(name: str, runs: list[Run], logged: Mapping[str, Any]) -> Table:
-    """Training accuracy of each epoch's minibatches, each before its step; test at the end."""
-    rows = []
-    theirs = list(logged.get("accuracy", []))
-    if theirs:
-        rows.append(("authors' log", *theirs, logged.get("test_accuracy")))
-    for run in runs:
-        epochs = run.records("epoch")
-        mine = [record["train_accuracy"] for record in epochs]
-        rows.append((f"npdrt, seed {run.config.seed}", *mine, epochs[-1]["test_accuracy"]))
-    count = len(rows[-1]) - 2
-    columns = ("training accuracy, epoch", *map(str, range(1, count + 1)), "test")
-    return Table(name, columns, tuple(rows))
-
-
-def _values(name: str, found: Mapping[Run, Slices], logged: Mapping[str, Any]) -> Table:
-    """The best eta, the loss and the first layer's gradient change at SHOWN, at each snapshot.
-
-    The last column is the ratio of the runs' geometric mean to the authors' number.
-    """
-    first = next(iter(found.values()))
-    rows: list[tuple[Any, ...]] = []
-    for i, epoch in enumerate(first.epoch):
-        theirs = _snapshot(logged, int(first.step[i]))
-        columns = [_quantities(s, i) for s in found.values()]
-        for what in columns[0]:
-            values = [column[what] for column in columns]
-            reference = theirs.get(what)
-            rows.append(
-                (round(float(epoch), 2), what, reference, *values, _ratio(values, reference))
-            )
-    seeds = (f"seed {run.config.seed}" for run in found)
-    return Table(name, ("epoch", "quantity", "authors' log", *seeds, "ratio"), tuple(rows))
-
-
-def _quantities(found: Slices, i: int) -> dict[str, float]:
-    """What the table shows of one snapshot."""
-    at = {eta: k for eta in SHOWN for k in np.flatnonzero(np.isclose(found.eta, eta, atol=1e-9))}
-    values = {"best eta": float(found.best()[i])}
-    values |= {f"loss at {eta:g}": float(found.loss[i, k]) for eta, k in at.items()}
-    changes = {eta: float(found.first_layer[i, k]) for eta, k in at.items() if eta}
-    values |= {f"gradient change at {eta:g}": value for eta, value in changes.items()}
-    bounds = {eta: float(found.bound()[i, k]) for eta, k in at.items() if eta}
-    return values | {f"bound on the loss at {eta:g}": value for eta, value in bounds.items()}
-
-
-def _snapshot(logged: Mapping[str, Any], step: int) -> dict[str, float]:
-    """The authors' numbers at one snapshot, named as `_quantities` names them."""
-    for snapshot in logged.get("snapshot", []):
-        if snapshot["step"] == step:
-            eta, loss, change = logged["eta"], snapshot["loss"], snapshot["change"]
-            values = {"best eta": snapshot["best"]}
-            values |= {f"loss at {e:g}": v for e, v in zip(eta, loss, strict=True)}
-            changes = zip(eta, change, strict=True)
-            return values | {f"gradient change at {e:g}": v for e, v in changes}
-    return {}
-
-
-def _ratio(values: list[float], reference: float | None) -> float | None:
-    if not reference or min(values) <= 0:
-        return None
-    return math.exp(sum(math.log(value) for value in values) / len(values)) / reference
-
-
-def _panels(name: str, run: Run, found: Slices) -> Iterator[Panel]:
-    """The paper's column for one net: training accuracy, loss, gradient change."""
-    steps = run.records("step")
-    accuracy = np.array([record["accuracy"] for record in steps])
-    x = np.array([record["step"] for record in steps]) / (run.steps / run.config.epochs)
-    smooth = np.convolve(accuracy, np.ones(5), "same") / np.convolve(
-        np.ones_like(accuracy), np.ones(5), "same"
-    )
-    yield Panel(
-        name, "epoch", "training accuracy", (Line("", x, smooth),), note="mean of 5 minibatches"
-    )
-    for panel in perturb.draw(found).panels:
-        yield Panel(name, panel.xlabel, panel.ylabel, panel.lines, ylog=True)
-
-
-def _comparable(panels: Sequence[Panel]) -> tuple[Panel, ...]:
-    """The panels with one y axis for each quantity, so that the nets can be compared."""
-    limits = {}
-    for name in {panel.ylabel for panel in panels if panel.ylog}:
-        values = np.concatenate([line.y for p in panels if p.ylabel == name for line in p.lines])
-        values = values[np.isfinite(values) & (values > 0)]
-        limits[name] = (values.min() / 1.5, values.max() * 1.5)
-    return tuple(dataclasses.replace(p, ylim=limits.get(p.ylabel)) for p in panels)
-
-
-# --- snapshots on all examples ---------------------------------------------------------------
-
-
-def _steps(work: Work, run: Run) -> list[int]:
-    """The snapshots of a run to be sliced on all examples too."""
-    settings = {"seed": run.config.seed, **run.config.model_options}
-    return [
-        whole["step"]
-        for whole in work.recipe.options.get("whole", [])
-        if all(settings[name] == value for name, value in whole.items() if name != "step")
-    ]
-
-
-def _whole(work: Work, run: Run, name: str) -> str:
-    """A sentence on how far a slice on all examples is from the one on some."""
-    part = perturb.read(run.path / "slices.h5")
-    found = _sliced(work, run, "whole set", None, steps=_steps(work, run), name="slices-whole.h5")
-    i = int(np.flatnonzero(part.step == found.step[0])[0])
-    loss = np.nanmax(abs(np.log10(found.loss[0] / part.loss[i])))
-    change = np.nanmax(abs(np.log10(found.first_layer[0, 1:] / part.first_layer[i, 1:])))
-    return (
-        f"{name}, epoch {found.epoch[0]:g}, on all {found.settings['examples']} examples: best "
-        f"eta {found.best()[0]:g} ({part.best()[i]:g} on {part.settings['examples']}); along the "
-        f"slice the loss differs by at most a factor {10**loss:.3g}, the gradient change by "
-        f"{10**change:.3g}"
-    )
-
-
-def _size(sliced: Mapping[Run, Slices]) -> str:
-    return " or ".join(sorted({str(found.settings["examples"]) for found in sliced.values()}))
+def as_figure(found: Slices) -> Figure:
+    """The loss and the first layer's gradient change along every slice, on log axes."""
+    panels = []
+    for title, values in (("loss (nats)", found.loss), ("gradient change", found.first_layer)):
+        lines = [
+            Line(f"epoch {epoch:.3g}", found.eta, row, shade=i / max(len(values) - 1, 1))
+            for i, (epoch, row) in enumerate(zip(found.epoch, values, strict=True))
+        ]
+        panels.append(Panel(title, "relative perturbation eta", title, tuple(lines), ylog=True))
+    return Figure("slices", f"{found.settings['examples']} training examples", tuple(panels))

@@ -1,4 +1,4 @@
-"""Deep relative trust beside its surrogate, for one relative size in all layers (v1, Figure 3)."""
+"""Deep relative trust and its surrogate, for one relative size in all layers (v1, Figure 3)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import numpy as np
 from msgspec import Struct
 
 from npdrt.schema import Depths, Size, Sizes
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
 from npdrt.trust import squared_deep_relative_trust, surrogate_ratio, surrogate_trust
+
+NEEDS_RUNS = False
 
 
 class Options(Struct):

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from npdrt import data, ops, store
+from npdrt import ops
 from npdrt.arrays import Array
 from npdrt.random import Random
 from npdrt.schema import Positive
-from npdrt.train.config import build_model
-from npdrt.train.figure import Figure, Line, Panel
-from npdrt.train.studies import Report, Table, Work
-from npdrt.train.sweep import Run
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Table, Work
+from npdrt.train.studies.sweep import Run
 
 MOST = 1 << 28  # numbers of the normal vectors of one width
 
@@ -80,9 +79,8 @@ def _name(run: Run) -> str:
 
 def _layers(run: Run, work: Work) -> tuple[list[str], list[Any]]:
     """The transmission of every relu of a run's last checkpoint, on its test images."""
-    config = run.config
-    source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
-    model, params = build_model(config, source), store.load_newest(run.path)[0].params
+    source, (model, checkpoint) = work.data(run), work.trained(run)
+    params = checkpoint.params
     x = source.x if source.x_test is None else source.x_test
     h, names, values = x[:].reshape(len(x), -1), [], []
     weights = [name for name in params if name.endswith("weight")]

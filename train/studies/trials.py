@@ -1,28 +1,30 @@
-"""Runs that differ in their seeds, as means and deviations beside the authors' (the tables).
+"""Runs that differ in their seeds, as means and deviations next to the authors' (the tables).
 
 A run's training loss and accuracy are means over an epoch's minibatches, each before its step; its
-test numbers are over the whole set after the epoch, with running statistics. Where the authors
-measured their test accuracy in training mode, so does the measure "batch test_accuracy": every
-part of the test set, of as many images as the option `batch_statistics` says, is normalised with
-its own statistics.
+test numbers are over the whole set after the epoch, with running statistics. Some authors measured
+the test accuracy in training mode. The measure "batch test_accuracy" does too: it normalises every
+part of the test set, of as many images as the option `batch_statistics` says, with its own
+statistics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from msgspec import Meta, Struct
 
-from npdrt import arrays, data, store
+from npdrt import arrays
 from npdrt.arrays import to_device, to_host
+from npdrt.data import Dataset
 from npdrt.schema import Positive
-from npdrt.train.config import build_model, example_shape
-from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.config import example_shape
 from npdrt.train.step import Task
-from npdrt.train.studies import Report, Stopped, Table, Work, answers
-from npdrt.train.sweep import Run
+from npdrt.train.studies import answers
+from npdrt.train.studies.figure import Figure, Line, Panel
+from npdrt.train.studies.study import Report, Stopped, Table, Work, grouped
+from npdrt.train.studies.sweep import Run
 
 Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings in `by`
 LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
@@ -40,7 +42,7 @@ Measure = Annotated[str, Meta(pattern="^({})$".format("|".join(_FORMS)))]
 class Options(Struct):
     """by: settings that tell groups of runs apart. remarks: sentences that are printed. measures:
     "train_loss", "train_loss@50" (after 50 epochs), "max test_accuracy", "batch test_accuracy",
-    "test_perplexity at least valid_loss" (at the epoch where that is least), "f1"."""
+    "test_perplexity at least valid_loss" (at the epoch of the least valid_loss), "f1"."""
 
     by: list[str]
     measures: list[Measure]
@@ -66,31 +68,20 @@ def report(work: Work) -> Report:
     )
 
 
-def setting(run: Run, name: str) -> Any:
-    """A setting by its name in a recipe, such as "optimizer_options.norm_bound"; None where the
-    run has it not."""
-    group, _, option = name.partition(".")
-    value = getattr(run.config, group)
-    return value.get(option) if option else value
-
-
 def _groups(work: Work) -> Groups:
-    groups: Groups = {}
-    for run in work.runs:
-        key = tuple(setting(run, name) for name in work.recipe.options["by"])
-        groups.setdefault(key, []).append(run)
-    return groups
+    by = work.recipe.options["by"]
+    return grouped(work.runs, lambda run: tuple(run.setting(name) for name in by))
 
 
 # --- measures --------------------------------------------------------------------------------
 
 
 def _measures(work: Work, run: Run, index: int) -> dict[str, float]:
-    """Every measure of a run that it has; none where it diverged."""
+    """Every measure that a run has; none if it diverged."""
     if work.stop():
         raise Stopped
     work.progress("measures", index + 1, len(work.runs))
-    if "diverged" in (run.result or {}):
+    if run.diverged:
         return {}
     history = run.records("epoch")
     values = {name: _measure(work, run, history, name) for name in work.recipe.options["measures"]}
@@ -118,44 +109,43 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
 def with_batch_statistics(work: Work, run: Run, size: int) -> float | None:
     """The test accuracy of a run's last checkpoint in training mode, in parts of `size` images;
     None without a test set. Kept in the run's directory."""
-    found = run.kept(
-        f"batch-statistics-{size}.json",
-        ("test_accuracy",),
-        lambda: {"test_accuracy": _in_training_mode(work, run, size)},
-    )
-    accuracy: float | None = found["test_accuracy"]
-    return accuracy
-
-
-def _in_training_mode(work: Work, run: Run, size: int) -> float | None:
-    config, where = run.config, arrays.device(work.options.device)
-    source = data.load(config.data, data_dir=work.options.data_dir, standardise=config.standardise)
-    if source.x_test is None or source.y_test is None:
+    source = work.data(run)
+    if source.x_test is None:
         return None
-    model, checkpoint = build_model(config, source), store.load_newest(run.path)[0]
+    found = run.kept(
+        f"batch-statistics-{size}", lambda: {"right": _right_in_training(work, run, source, size)}
+    )
+    return int(found["right"]) / len(source.x_test)
+
+
+def _right_in_training(work: Work, run: Run, source: Dataset, size: int) -> int:
+    """How many test images are classified right in training mode."""
+    config, where = run.config, arrays.device(work.options.device)
+    model, checkpoint = work.trained(run)
     task, shape, right = Task(model, source.classes), example_shape(model, source), 0
     with arrays.on(where):
         params, buffers = (
             {name: to_device(value, where) for name, value in group.items()}
             for group in (checkpoint.params, checkpoint.buffers)
         )
-        for start in range(0, len(source.y_test), size):
-            x = source.x_test[start : start + size]
-            x = to_device(x.reshape(len(x), *shape).astype(config.dtype), where)
-            y = to_device(source.y_test[start : start + size], where)
+        x_test, y_test = cast(Any, source.x_test), cast(Any, source.y_test)  # it has a test set
+        for start in range(0, len(x_test), size):
+            x = x_test[start : start + size]  # (size, features)
+            x = to_device(x.reshape(len(x), *shape).astype(config.dtype), where)  # (size, *shape)
+            y = to_device(y_test[start : start + size], where)  # (size,)
             right += int(to_host(task.correct(model.apply(params, buffers, x, train=True)[0], y)))
-    return right / len(source.y_test)
+    return right
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
 def _table(work: Work, groups: Groups, found: Mapping[Run, Any], name: str) -> Table:
-    """A row a group: what the authors have of a measure, and our mean and deviation."""
+    """A row a group: the authors' number of a measure, and our mean and deviation."""
     by, rows = work.recipe.options["by"], []
     for key, runs in groups.items():
         values = [found[run][name] for run in runs if name in found[run]]
-        lost = sum("diverged" in (run.result or {}) for run in runs)
+        lost = sum(run.diverged for run in runs)
         theirs = _spread(_authors(work, key).get(name))
         rows.append((*map(_cell, key), *theirs, *_spread(values), len(runs), lost))
     columns = ("authors", "+-", "npdrt", "+-", "trials", "diverged")
@@ -163,8 +153,8 @@ def _table(work: Work, groups: Groups, found: Mapping[Run, Any], name: str) -> T
 
 
 def _authors(work: Work, key: tuple[Any, ...]) -> Mapping[str, Any]:
-    """The row of the recipe's reference with the values of a group; {} where there is none, or
-    the runs have other data."""
+    """The row of the recipe's reference with the values of a group; {} if there is none, or the
+    runs have other data."""
     by, reference = [_short(name) for name in work.recipe.options["by"]], work.recipe.reference
     same = reference.get("data") == work.runs[0].config.data
     for row in reference.get("row", []) if same else []:
@@ -188,7 +178,7 @@ def _every(work: Work, groups: Groups, found: Mapping[Run, Any]) -> Table:
     for key, runs in groups.items():
         for run in runs:
             numbers = (found[run].get(name) for name in options["measures"])
-            state = "diverged" if "diverged" in (run.result or {}) else ""
+            state = "diverged" if run.diverged else ""
             rows.append((*map(_cell, key), run.config.seed, *numbers, state))
     columns = (*map(_short, options["by"]), "seed", *map(_title, options["measures"]), "")
     return Table("Every run", columns, tuple(rows))
@@ -228,7 +218,7 @@ def _panels(by: Sequence[str], groups: Groups) -> Iterator[Panel]:
 
 def _lines(by: Sequence[str], groups: Groups, what: str) -> Iterator[Line]:
     for group, (key, runs) in enumerate(groups.items()):
-        finished = [run for run in runs if "diverged" not in (run.result or {})]
+        finished = [run for run in runs if not run.diverged]
         curves = [[r[what] for r in run.records("epoch") if what in r] for run in finished]
         if curves and curves[0]:
             mean = np.mean(curves, axis=0)

@@ -25,14 +25,16 @@ from typing import Any
 
 from npdrt import atomic, data, schema
 from npdrt.data import Dataset
-from npdrt.errors import DiskError, Diverged, Error, FileRefused
+from npdrt.errors import DiskError, Diverged, Error
 from npdrt.regular import contents
 from npdrt.store import log
 from npdrt.store.lock import InUse, exclusive
 from npdrt.train.config import Config, model_digest, resolve
+from npdrt.train.files import not_begun
 from npdrt.train.loop import Reporter
-from npdrt.train.recipe import RUN_OPTIONS, Recipe
-from npdrt.train.run import go_on, not_begun, start
+from npdrt.train.run import go_on, start
+from npdrt.train.studies.cache import Arrays, kept
+from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
 
 POLL = 0.2  # seconds between looks at the workers
 
@@ -47,26 +49,33 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the run came to, None while it is not finished; `FileRefused` if damaged."""
+        """The result, None until the run is finished; `FileRefused` if the file is damaged."""
         path = self.path / "result.json"
         if not path.exists():
             return None
         result: dict[str, Any] = schema.parse(contents(path), schema.Result, path)
         return result
 
-    def kept(
-        self, name: str, keys: Sequence[str], compute: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """The numbers of those names in a file in the run's directory, computed only once;
-        `FileRefused` if it lacks one."""
-        path = self.path / name
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended at a loss that is not finite."""
+        return "diverged" in (self.result or {})
+
+    def setting(self, name: str) -> Any:
+        """A setting by its name in a recipe, such as "optimizer_options.norm_bound"; None if the
+        run does not have it."""
+        group, _, option = name.partition(".")
+        value = getattr(self.config, group)
+        return value.get(option) if option else value
+
+    def last(self, name: str) -> float | None:
+        """A number of the last epoch's record, such as "train_loss"; None if the run diverged."""
+        return None if self.diverged else float(self.records("epoch")[-1][name])
+
+    def kept(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays that `compute` returns, kept as NAME.h5 in the run's directory."""
         with exclusive(self.path):
-            if not path.exists():
-                write(path, compute())
-        found: dict[str, Any] = schema.parse(contents(path), dict[str, schema.Number | None], path)
-        if missing := set(keys) - found.keys():
-            raise FileRefused(f"{path}: lacks {min(missing)}; remove the file to compute it again")
-        return found
+            return kept(self.path / f"{name}.h5", {"kind": name}, compute)
 
     def records(self, event: str) -> list[log.Record]:
         """The records of that event in the run's log."""
@@ -105,7 +114,7 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
 
 
 def _hash(config: Config, source: Dataset) -> str:
-    """The first 12 hex digits of the SHA-256 of what decides the numbers of a run."""
+    """The first 12 hex digits of the SHA-256 of all that decides the numbers of a run."""
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
     for name, default in {"augment": "none", "clip": None}.items():
         if settings[name] == default:  # which came later: finished runs keep their names
@@ -157,7 +166,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _manifest(recipe: Recipe, every: Sequence[Run]) -> dict[str, Any]:
-    """What the sweep consists of; the same for every shard and at any time."""
+    """The recipe and the runs of a sweep; the same for every shard and at any time."""
     listed = [{"run": run.path.name, "config": run.config.as_dict()} for run in every]
     return {"recipe": recipe.name, "scale": recipe.scale, "runs": listed}
 
@@ -262,7 +271,7 @@ def _finish(index: int, run: Run, options: Options) -> None:
 
 
 def write(path: Path, value: dict[str, Any]) -> None:
-    """A JSON file, whole or not at all; one whose content is there already is left alone."""
+    """Write a JSON file, whole or not at all; a file that has the content already stays."""
     content = json.dumps(log.finite(value), indent=1) + "\n"
     if path.exists() and path.read_text() == content:
         return

@@ -17,9 +17,12 @@ from click.testing import CliRunner
 from npdrt import data, store
 from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
-from npdrt.train import Config, perturb, train
+from npdrt.store import container
+from npdrt.train import Config, train
 from npdrt.train.loop import Reporter
-from npdrt.train.perturb import slices
+from npdrt.train.studies import slices as machinery
+from npdrt.train.studies.load import load
+from npdrt.train.studies.slices import slices
 
 ETA = (0.0, 0.004, 0.02, 0.1)
 OPTIONS = {"depth": 3, "width": 16, "bias": True, "nonlinearity": "tanh"}
@@ -87,7 +90,7 @@ def test_a_slice_is_the_definition(run: Path, examples: int | None, tmp_path: Pa
 def test_the_distance_keeps_the_farthest_on_the_way() -> None:
     """The gradient may come nearer again; the maximum over the way does not."""
     changes = [[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [8.0, 6.0]]
-    assert perturb.farthest(changes).tolist() == [0.0, 5.0, 5.0, 10.0]
+    assert machinery.farthest(changes).tolist() == [0.0, 5.0, 5.0, 10.0]
 
 
 def test_the_slope_is_the_derivative_along_the_slice(run: Path) -> None:
@@ -151,8 +154,8 @@ def test_stopped_slices_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     slices(run, eta=ETA, name="parts.h5", progress=lambda done, total: points.append(total))
     assert points == [8] * 8
     whole = slices(run, eta=ETA, name="whole.h5")
-    parts = perturb.read(run / "parts.h5")
-    for name in perturb.DATASETS:
+    parts = machinery.read(run / "parts.h5")
+    for name in machinery.DATASETS:
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
@@ -174,6 +177,35 @@ def test_a_grid_increases_from_zero(run: Path, eta: tuple[float, ...]) -> None:
         slices(run, eta=eta)
 
 
+def test_the_picture_is_that_of_the_arrays(run: Path) -> None:
+    """slices.h5 holds no figure: the figure is made of its arrays, so it always fits them."""
+    found = slices(run, eta=ETA, name="drawn.h5")
+    loss, change = load(run / "drawn.h5").panels
+    for i, epoch in enumerate(found.epoch):
+        assert loss.lines[i].label == f"epoch {epoch:.3g}"
+        np.testing.assert_array_equal(loss.lines[i].x, found.eta)
+        np.testing.assert_array_equal(loss.lines[i].y, found.loss[i])
+        np.testing.assert_array_equal(change.lines[i].y, found.gradient_change[i, :, 0])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda arrays, meta: meta["settings"].pop("examples"),
+        lambda arrays, meta: arrays.update(gradient_change=arrays["gradient_change"][:, :, :0]),
+        lambda arrays, meta: arrays.update(loss=arrays["loss"][:, :1]),
+        lambda arrays, meta: arrays.pop("slope"),
+    ],
+)
+def test_slices_of_another_form_are_refused(run: Path, tmp_path: Path, spoil: Any) -> None:
+    slices(run, eta=ETA, name="whole.h5")
+    arrays, meta = container.read(run / "whole.h5")
+    spoil(arrays, meta)
+    container.write(tmp_path / "spoilt.h5", arrays, meta)
+    with pytest.raises(FileRefused, match=r"spoilt\.h5"):
+        load(tmp_path / "spoilt.h5")
+
+
 def test_what_cannot_be_sliced(run: Path, tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"no snapshot at step 5; it has \[0, 7, 90\]"):
         slices(run, steps=[5])
@@ -182,7 +214,7 @@ def test_what_cannot_be_sliced(run: Path, tmp_path: Path) -> None:
     with pytest.raises(Error, match="is not a run directory"):
         slices(tmp_path / "none")
     with pytest.raises(FileRefused, match="expected slices"):
-        perturb.read(run / "trace.h5")
+        machinery.read(run / "trace.h5")
 
 
 def test_the_command(run: Path) -> None:

@@ -1,7 +1,7 @@
 """Pictures of figures: PNG, SVG or PDF, the same bytes for the same figure and libraries.
 
-Readable in print and without colour vision: categories have the colours of Okabe and Ito and a
-marker each, sequences a perceptually uniform map without its light end.
+They are readable in print and without colour vision: categories have the colours of Okabe and Ito
+(npdrt.mplstyle) and a marker each, sequences a perceptually uniform map without its light end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from npdrt import atomic
 from npdrt.errors import Error, Unavailable
-from npdrt.train.figure import Figure, Line, Panel
+from npdrt.train.studies.figure import Figure, Line, Panel
 
 FORMATS: dict[str, dict[str, Any]] = {  # with the metadata that would differ from run to run
     "png": {"Software": None},
@@ -26,45 +26,14 @@ FORMATS: dict[str, dict[str, Any]] = {  # with the metadata that would differ fr
 }
 WIDTH = 7.0  # inches: the text width of a page
 ROW = 2.6  # inches a row of panels
-COLOURS = (  # Okabe and Ito 2008, without the yellow, which print loses
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
-)
 MARKERS = "osD^vPX<>*"
-SMALL = 7.5  # points: the smallest print
 LARGEST = 1e250  # in size; the arithmetic of the axes, whose ends lie further out, overflows
 FEW = 4  # legend entries that find room inside a panel
-SETTINGS: dict[Any, Any] = {
-    "font.size": 8.0,
-    "axes.titlesize": 9.0,
-    "axes.labelsize": 8.0,
-    "figure.titlesize": 9.0,
-    "legend.fontsize": SMALL,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "axes.titlelocation": "left",
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "0.3",
-    "grid.color": "0.88",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4.0,
-    "legend.handlelength": 2.6,
-    "legend.framealpha": 0.85,
-    "legend.edgecolor": "0.8",
-    "savefig.dpi": 200,
-    "savefig.bbox": "tight",  # the page grows rather than cut a label off
-    "savefig.pad_inches": 0.04,
-    "svg.hashsalt": "npdrt",
-    "pdf.fonttype": 42,
-}
+STYLE = Path(__file__).with_name("npdrt.mplstyle")
 
 
-def draw(figure: Figure, path: Path) -> None:
-    """Draw `figure` into the file `path`, whole or not at all; its suffix names the format.
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture of `figure` to `path`, whole or not at all; its suffix names the format.
 
     png (200 dots an inch), svg or pdf, 7 inches wide. A file at `path` is replaced. Values that
     are not finite, or not positive on a logarithmic axis, leave a gap; a panel without any says
@@ -79,15 +48,13 @@ def draw(figure: Figure, path: Path) -> None:
 def render(figure: Figure, form: str) -> bytes:
     """The bytes of a picture of `figure` in one of `FORMATS`; no setting of the user matters."""
     try:
-        import matplotlib
+        from matplotlib import style
     except ImportError as error:
         raise Unavailable(
             'matplotlib is not installed; install it with pip install "npdrt[plot]"'
         ) from error
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with style.context(STYLE, after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
         buffer = io.BytesIO()
         _layout(figure).savefig(buffer, format=form, metadata=FORMATS[form])
         return buffer.getvalue()
@@ -134,6 +101,9 @@ def _panel(axes: Any, panel: Panel, width: int) -> None:
 
 def _name(axes: Any, panel: Panel, width: int) -> None:
     """Title, note in smaller print below it, and the names of the axes."""
+    from matplotlib import rcParams
+
+    small = rcParams["legend.fontsize"]  # points
     note = textwrap.fill(panel.note, width + width // 6)
     if note:
         axes.annotate(
@@ -143,11 +113,11 @@ def _name(axes: Any, panel: Panel, width: int) -> None:
             xycoords="axes fraction",
             textcoords="offset points",
             va="bottom",
-            fontsize=SMALL,
+            fontsize=small,
             color="0.35",
             parse_math=False,
         )
-    pad = 5.0 + (1.45 * SMALL * len(note.splitlines()))
+    pad = 5.0 + (1.45 * small * len(note.splitlines()))
     axes.set_title(textwrap.fill(panel.title, width), pad=pad, parse_math=False)
     axes.set_xlabel(textwrap.fill(panel.xlabel, width + width // 4), parse_math=False)
     axes.set_ylabel(textwrap.fill(panel.ylabel, 34), parse_math=False)
@@ -177,9 +147,9 @@ def _ticks(axis: Any, log: bool, whole: bool = False) -> None:
 
 
 def _line(axes: Any, panel: Panel, number: int) -> Any:
-    """Draw one line; returns what the legend shows of it, None where nothing is to be drawn."""
+    """Draw one line; returns its handle for the legend, None if it has no point to draw."""
     line = panel.lines[number]
-    x, y = _seen(line.x, panel.xlog), _seen(line.y, panel.ylog)
+    x, y = _drawable(line.x, panel.xlog), _drawable(line.y, panel.ylog)
     shown = int((np.isfinite(x) & np.isfinite(y)).sum())
     if not shown:
         return None
@@ -189,7 +159,7 @@ def _line(axes: Any, panel: Panel, number: int) -> Any:
     if line.style in ("marked", "points") or shown == 1:
         look |= {"marker": marker}
     elif line.shade is None and len(panel.lines) > 1:
-        look |= {"marker": marker, "markevery": _spread(len(x), number)}
+        look |= {"marker": marker, "markevery": _marked(len(x), number)}
     if line.style == "points":
         look |= {"linestyle": "none", "alpha": 0.85}
     elif line.style == "dashed":
@@ -197,24 +167,24 @@ def _line(axes: Any, panel: Panel, number: int) -> Any:
     return axes.plot(x, y, **look)[0]
 
 
-def _seen(values: Any, log: bool) -> Any:
-    """`values` with NaN for what cannot be shown."""
+def _drawable(values: Any, log: bool) -> Any:
+    """`values`, with NaN for those that cannot be shown."""
     with np.errstate(invalid="ignore"):
         shown = np.abs(values) <= LARGEST
         return np.where(shown & (values >= 1 / LARGEST) if log else shown, values, np.nan)
 
 
-def _spread(points: int, number: int) -> Any:
+def _marked(points: int, number: int) -> Any:
     """Which points of a line get a marker: about eight, at other places from line to line."""
     every = max(1, points // 8)
     return (number * every // 3 % every, every)
 
 
 def _colour(line: Line, place: int) -> Any:
-    if line.shade is None:
-        return COLOURS[place % len(COLOURS)]
-    from matplotlib import colormaps
+    from matplotlib import colormaps, colors
 
+    if line.shade is None:
+        return colors.to_hex(f"C{place}")  # of the style's cycle
     return colormaps["viridis"](0.82 * line.shade)
 
 
@@ -222,7 +192,7 @@ def _colour(line: Line, place: int) -> Any:
 
 
 def _entries(labelled: list[tuple[Line, Any]]) -> list[tuple[Line, Any]]:
-    """What the legend names: every category, and of a long sequence the first, middle and last."""
+    """The entries of a legend: every category; of a long sequence the first, middle and last."""
     labelled = [(line, handle) for line, handle in labelled if line.label]
     shaded = [pair for pair in labelled if pair[0].shade is not None]
     if len(shaded) > FEW:
@@ -234,7 +204,7 @@ def _entries(labelled: list[tuple[Line, Any]]) -> list[tuple[Line, Any]]:
 
 
 def _crowded(panel: Panel) -> bool:
-    """Whether the legend of a panel must stand beside it."""
+    """Whether the legend of a panel must stand next to it."""
     return len(_entries([(line, None) for line in panel.lines])) > FEW
 
 

@@ -1,4 +1,4 @@
-"""Recipes: one TOML file a figure, every value beside its source.
+"""Recipes: one TOML file a figure, every value with its source in a comment.
 
 A recipe names its paper and statement, the study that reads its runs, and the runs themselves as
 grids of training configurations at three scales. Format: docs/recipes.md.
@@ -42,7 +42,7 @@ class Scale(Struct):
 
 
 class Outer(Struct):
-    """The outer form of a recipe; studies say what their options and references are."""
+    """The outer form of a recipe; studies declare their options."""
 
     title: str
     source: str
@@ -61,9 +61,9 @@ class Recipe:
     """A recipe at one scale.
 
     name: "fromage/figure-1" for a bundled one, else the file's path. title, source, statement:
-    the figure, the paper's page and what it claims. study: the name of the analysis; options: its
-    settings. reference: the authors' numbers, in the form that the study reads. note: what the
-    scale leaves out. configs: the runs, in order.
+    the figure, the paper's page and its claim. study: the name of the analysis; options: its
+    settings. reference: the authors' numbers, in the form that the study reads. note: the
+    omissions of the scale. configs: the runs, in order.
     """
 
     name: str
@@ -91,7 +91,8 @@ def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe
     code: the Python files of users' models that may be run (`Config.from_dict`).
 
     Raises Error for an unknown name or key (with a suggestion), for more than MOST_RUNS runs and
-    for a model file that is not in `code`; FileRefused for what is not TOML or of another type.
+    for a model file that is not in `code`; FileRefused for a file that is not TOML
+    or a value of another type.
     """
     check_names("scale", {scale: None}, list(SCALES))
     content = _read(_path(name))
@@ -115,7 +116,7 @@ def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The TOML of a file; a byte order mark, as editors of Windows write it, is passed over."""
+    """The TOML of a file; a byte order mark, which Windows editors write, is ignored."""
     try:
         text = contents(path, follow=True, limit=MOST_BYTES).decode("utf-8-sig")
         return tomllib.loads(text)

@@ -1,0 +1,95 @@
+"""The data of a run on its device, and the minibatch of any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from npdrt.arrays import Array, Device, namespace, to_device
+from npdrt.data import Ahead, Dataset, Images
+from npdrt.data.ahead import AHEAD
+from npdrt.data.augment import words
+from npdrt.ops.embedding import check_tokens
+from npdrt.train.config import Config, example_shape
+
+WORTH_A_THREAD = 1 << 16  # values of a batch of images; handing over a smaller one costs more
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """Images that are read on demand: x[start:stop, ...] is an array on the device."""
+
+    images: Images
+    to_model: Callable[[Any], Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stored images."""
+        return self.images.shape
+
+    def __getitem__(self, key: Any) -> Array:
+        return self.to_model(self.images[key])
+
+
+class Feed:
+    """The data of a run: `batch(step)` depends on the configuration and the step alone.
+
+    train, valid, test: `(x, y)` on the device, None if the data set lacks the part. sampler: the
+    order of the examples. epoch: steps an epoch. steps: steps of the run. Enter `ahead` to make
+    augmented images on a thread while a step runs.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, model: Any, device: Device):
+        self._config, self.dataset, self.device = config, dataset, device
+        self._shape = example_shape(model, dataset)
+        self.sampler = dataset.sampler(config.batch_size, config.seed)
+        self.epoch = self.sampler.batches_per_epoch
+        self.steps = config.epochs * self.epoch
+        self._images = dataset.images(config.augment)
+        small = config.batch_size * math.prod(dataset.x.shape[1:]) < WORTH_A_THREAD
+        self.ahead = Ahead(self._augmented, self.steps, 0 if small else AHEAD)
+        self.train = self._upload(dataset.x, dataset.y)
+        self.valid, self.test = (
+            None if x is None else self._upload(x, y)
+            for x, y in ((dataset.x_valid, dataset.y_valid), (dataset.x_test, dataset.y_test))
+        )
+
+    def batch(self, step: int) -> tuple[Array, Array]:
+        """The examples and labels of a step, on the device."""
+        x, y = self.train
+        xp, indices = namespace(y), to_device(self.sampler.batch(step), self.device)
+        labels = xp.take(y, indices, axis=0)  # (batch, ...)
+        if self._images is not None:
+            return to_device(self.ahead(step), self.device), labels
+        return xp.take(x, indices, axis=0), labels  # (batch, *example)
+
+    def labels(self, step: int) -> Any:
+        """The labels of a step, on the host."""
+        return self.dataset.y[self.sampler.batch(step)]
+
+    def _augmented(self, step: int) -> Any:
+        """The images of a step on the host, made on a thread; depends on the step alone."""
+        assert self._images is not None
+        seed, n, indices = self._config.seed, len(self._images), self.sampler.batch(step)
+        keys = words(seed, step // self.epoch, n, indices)
+        return self._cast(self._images.batch(indices, self._config.augment, keys))
+
+    def _upload(self, x: Any, y: Any) -> tuple[Array, Array]:
+        """A part of the data on the device. x: tokens as they are; other examples in the model's
+        shape and the run's dtype. Images that are read on demand are uploaded when read."""
+        if self.dataset.vocabulary is not None:
+            check_tokens(x, self.dataset.vocabulary)
+            return to_device(x, self.device), to_device(y, self.device)
+        if self.dataset.classes is None:
+            y = y.reshape(len(y), -1).astype(self._config.dtype, copy=False)  # (n, outputs)
+        x = OnDemand(x, self._shaped) if isinstance(x, Images) else self._shaped(x)
+        return x, to_device(y, self.device)
+
+    def _shaped(self, x: Any) -> Array:
+        return to_device(self._cast(x), self.device)
+
+    def _cast(self, x: Any) -> Any:
+        """Host examples in the model's shape and the run's dtype."""
+        return x.reshape(len(x), *self._shape).astype(self._config.dtype, copy=False)

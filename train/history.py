@@ -1,0 +1,89 @@
+"""The records of a log: of a minibatch, an epoch, the measurements of a step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from npdrt.arrays import namespace, to_host
+from npdrt.store.log import Record
+from npdrt.train.conditioning import conditioning
+from npdrt.train.feed import Feed
+from npdrt.train.step import Position, State, Step, Task, evaluate
+
+LARGEST_EXPONENT = 709.0  # exp(710) is inf
+
+
+@dataclass(frozen=True)
+class History:
+    """The records of a run with this task and these data; each method makes one."""
+
+    task: Task
+    feed: Feed
+
+    def trace(self, at: Position, done: Step) -> Record:
+        """The measurements of a step."""
+        rows = {name: to_host(values).tolist() for name, values in done.measured.items()}
+        return {"event": "trace", "step": at.step, **rows}
+
+    def conditioning(self, at: Position) -> Record:
+        """Condition numbers and Jacobians; expensive, so only if the configuration asks."""
+        found = conditioning(self.task.model, at.state.params, self.feed.train[0])
+        return {"event": "conditioning", "step": at.step, **found}
+
+    def step(self, at: Position, done: Step, lr: float) -> Record:
+        """Loss and accuracy of a minibatch before its step."""
+        xp = namespace(done.loss)
+        both = [xp.asarray(value, dtype=xp.float64) for value in (done.loss, done.correct)]
+        loss, right = to_host(xp.stack(both)).tolist()  # one wait for the device
+        record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
+        if self.feed.dataset.classes is not None:
+            record["accuracy"] = right / self.task.count(self.feed.labels(at.step - 1))
+        return record | self._of_minibatches("perplexity", loss)
+
+    def epoch(self, at: Position, lr: float, begun: float) -> Record:
+        """The means of a finished epoch, and an evaluation. begun: when the run began, in the time
+        of `time.perf_counter`."""
+        record: Record = {"event": "epoch", "epoch": at.step // self.feed.epoch, "step": at.step}
+        record |= {"lr": lr, "train_loss": self.mean_loss(at)}
+        if self.feed.dataset.classes is not None:
+            record["train_accuracy"] = int(to_host(at.right)) / self.predictions
+        record |= self._of_minibatches("train_perplexity", record["train_loss"])
+        record |= self.evaluation("valid", at.state)
+        record |= self.evaluation("test", at.state)
+        record["seconds"] = time.perf_counter() - begun
+        return record
+
+    @property
+    def predictions(self) -> int:
+        """Predictions of an epoch."""
+        return self.task.count(self.feed.dataset.y)
+
+    def mean_loss(self, at: Position) -> float:
+        """The mean loss of a finished epoch."""
+        return float(to_host(at.loss_sum)) / self.predictions
+
+    def evaluation(self, name: str, state: State) -> dict[str, float]:
+        """Loss, accuracy and perplexity over a whole set, "train", "valid" or "test"; empty if the
+        data have none."""
+        part: tuple[Any, Any] | None = getattr(self.feed, name)
+        if part is None:
+            return {}
+        x, y = part
+        loss, right = evaluate(self.task, state, x, y, self.feed.dataset.evaluated)
+        result = {f"{name}_loss": float(to_host(loss))}
+        if self.feed.dataset.classes is not None:
+            result[f"{name}_accuracy"] = int(to_host(right)) / self.task.count(y)
+        return result | self._perplexity(f"{name}_perplexity", result[f"{name}_loss"])
+
+    def _of_minibatches(self, name: str, loss: float) -> dict[str, float]:
+        """The perplexity of a training loss; a smoothed loss has none."""
+        return {} if self.task.label_smoothing else self._perplexity(name, loss)
+
+    def _perplexity(self, name: str, loss: float) -> dict[str, float]:
+        """exp(mean loss), by name, of a language model; inf if that overflows."""
+        if not self.feed.dataset.perplexity:
+            return {}
+        return {name: math.exp(loss) if loss < LARGEST_EXPONENT else math.inf}
