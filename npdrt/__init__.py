@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         train,
         trust,
     )
-    from npdrt.autodiff import check_gradients, value_and_grad
+    from npdrt.autodiff import value_and_grad
+    from npdrt.check import check_gradients
     from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
 
@@ -37,7 +38,7 @@ _MODULES = {
 _HOMES = {
     "Checkpoint": "store",
     "Program": "program",
-    "check_gradients": "autodiff",
+    "check_gradients": "check",
     "load": "store",
     "record": "program",
     "save": "store",

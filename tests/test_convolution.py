@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 
 import npdrt
 from npdrt import arrays, ops, optim, record, value_and_grad
-from npdrt.autodiff import Tensor, backward, check_gradients
+from npdrt.autodiff import Tensor, backward
+from npdrt.check import check_gradients
 from npdrt.errors import Error, FileRefused
 from npdrt.ops import blocked, convolution, parallel, window, winograd
 from npdrt.program.calls import flops
