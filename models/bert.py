@@ -17,7 +17,6 @@ from npdrt import ops
 from npdrt.arrays import Array, Device, Params, label, namespace
 from npdrt.autodiff import detach
 from npdrt.errors import Error
-from npdrt.models import weights
 from npdrt.models.initialisation import Floats, draw
 from npdrt.models.transformer import (
     Shapes,
@@ -120,9 +119,17 @@ class BERT:
         return draw(self._draw, seed, device, dtype)
 
     def _draw(self, stream: Random) -> Iterator[tuple[str, Floats]]:
-        held = weights.load(Path(self.weights), self, optional=HEAD) if self.weights else {}
+        held = self._held()
         for name, shape in self.shapes().items():
             yield name, held[name] if name in held else _first(stream.of(name), name, shape)
+
+    def _held(self) -> Params:
+        """The values in the file `weights`, none without one."""
+        if not self.weights:
+            return {}
+        from npdrt.models import weights  # not before a file is read: it loads npdrt.store
+
+        return weights.load(Path(self.weights), self, optional=HEAD)
 
     # --- the network ---------------------------------------------------------------------
 
