@@ -8,6 +8,8 @@ from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 
+__all__ = ["add", "divide", "multiply", "negative", "power", "subtract"]
+
 
 @primitive(computes=ALL, numbers=True)
 def add(a: Array, b: Array) -> Any:

@@ -14,6 +14,8 @@ from npdrt.ops.dropout import broadcasts, check_keep, check_rate
 from npdrt.ops.linear import linear
 from npdrt.ops.shape import getitem, reshape, transpose
 
+__all__ = ["attention", "multi_head_attention"]
+
 BLOCK = 1 << 20  # scores that are worked on at once; whole heads, at least one
 KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
 

@@ -46,6 +46,8 @@ from npdrt.ops.window import (
     whole,
 )
 
+__all__ = ["conv2d"]
+
 
 @primitive(computes=ALL)
 def conv2d(

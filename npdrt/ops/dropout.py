@@ -21,6 +21,8 @@ from npdrt.autodiff import detach, primitive
 from npdrt.errors import Error
 from npdrt.random import Random
 
+__all__ = ["dropout"]
+
 
 @primitive(computes=slice(1))
 def dropout(x: Array, keep: Array = None, *, rate: float) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, primitive
 
+__all__ = ["absolute", "erf", "exp", "log", "sigmoid", "sqrt", "tanh"]
+
 TWO_OVER_SQRT_PI = 1.1283791670955126
 
 # Cody (1969), rational Chebyshev approximation of erf(x) / x near 0; from the highest power down.

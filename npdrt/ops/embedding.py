@@ -10,6 +10,8 @@ from npdrt.arrays import Array, namespace, to_host
 from npdrt.errors import Error
 from npdrt.ops.shape import gather
 
+__all__ = ["embedding"]
+
 
 def embedding(weight: Any, tokens: Array) -> Any:
     """Rows of a table: y[..., :] = weight[tokens[...], :].

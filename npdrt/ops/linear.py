@@ -8,6 +8,8 @@ from npdrt.arrays import Array, namespace, total
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 
+__all__ = ["linear", "matmul"]
+
 
 @primitive(computes=ALL)
 def matmul(a: Array, b: Array) -> Any:

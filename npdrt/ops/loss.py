@@ -11,6 +11,8 @@ from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of, exponentials, is_alone, softmax_of
 
+__all__ = ["hinge", "log_softmax", "softmax", "softmax_cross_entropy", "squared_error"]
+
 BLOCK = 1 << 19  # logits above which `softmax_cross_entropy` takes their rows in blocks of so many
 
 

@@ -16,6 +16,15 @@ from npdrt.ops.arithmetic import add, multiply
 from npdrt.ops.reduction import Axis, axes_of
 from npdrt.ops.shape import reshape
 
+__all__ = [
+    "batch_norm",
+    "batch_norm_inference",
+    "entry_norm",
+    "group_norm",
+    "layer_norm",
+    "weight_norm",
+]
+
 DOT = 8192  # elements of one dot product: so few that no BLAS splits it over its threads
 
 

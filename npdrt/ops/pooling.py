@@ -14,6 +14,8 @@ from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops.window import Pair, check_fits, check_images, inside, output_size, pair
 
+__all__ = ["average_pool", "global_average_pool", "max_pool"]
+
 Place = tuple[slice, slice]
 
 

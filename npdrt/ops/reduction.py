@@ -9,6 +9,8 @@ from npdrt.arrays import Array, namespace, real, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 
+__all__ = ["logsumexp", "max", "mean", "sum", "var"]
+
 Axis = int | tuple[int, ...] | None
 
 

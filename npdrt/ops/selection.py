@@ -8,6 +8,8 @@ from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 
+__all__ = ["clip", "maximum", "minimum", "where"]
+
 
 @primitive(computes=slice(1, 3), moves=True, numbers=True)
 def where(condition: Array, a: Array, b: Array) -> Any:

@@ -11,6 +11,8 @@ from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of
 
+__all__ = ["broadcast_to", "concat", "gather", "getitem", "pad", "reshape", "split", "transpose"]
+
 Index = int | slice | EllipsisType | None
 
 

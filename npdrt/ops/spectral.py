@@ -8,6 +8,8 @@ from npdrt.arrays import Array, namespace, real, total
 from npdrt.autodiff import ALL, detach, primitive
 from npdrt.errors import Error
 
+__all__ = ["spectral_normalise"]
+
 
 def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Array]:
     """The vectors (u', v) that estimate the largest singular value of weight as u'^T weight v.
