@@ -318,13 +318,13 @@ def copied(x: Array) -> Array:
     return made
 
 
-def into(to: Array, function: str, a: Array, b: Array) -> None:
-    """to[...] = xp.function(a, b), without an array between where the library can write to one."""
-    xp = namespace(to)
+def write_result(target: Array, function: str, a: Array, b: Array) -> None:
+    """target[...] = xp.function(a, b), without an array between if the library can write to one."""
+    xp = namespace(target)
     if xp.__name__ in ("numpy", "cupy"):
-        getattr(xp, function)(a, b, out=to)
+        getattr(xp, function)(a, b, out=target)
     else:
-        to[...] = getattr(xp, function)(a, b)
+        target[...] = getattr(xp, function)(a, b)
 
 
 # --- a kernel: the sum of rows in row order ------------------------------------------------
@@ -351,7 +351,7 @@ def known_below(x: Array, limit: float) -> bool:
     return bool(np.max(x, initial=0) <= limit and np.min(x, initial=0) >= -limit)
 
 
-def columns(x: Array) -> int:
+def block_columns(x: Array) -> int:
     """How many columns of a product a blocked operation makes at once: few enough for a cache on
     the CPU, many enough to fill a GPU. Bits depend on it."""
     return 1024 if namespace(x).__name__ != "cupy" else 1 << 17

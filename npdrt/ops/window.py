@@ -6,18 +6,20 @@ the settings of `npdrt.ops.pooling`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdrt.arrays import Array, namespace
+from npdrt.arrays import Array, namespace, write_result
 from npdrt.errors import Error
 
 Pair = tuple[int, int]
-CHANNELS = 64  # of the input at a time in the derivative by the weight
+Shape = tuple[int, ...]
+Place = tuple[slice, slice]  # (images, rows) of a block
+Memory = Callable[..., list[Array]]  # memory(dtype, *shapes): arrays with anything in them
 SHARES = 8  # of its work
 NARROW = 128  # rows of a product: with fewer, the products of the kernel's rows become one
 
@@ -202,14 +204,14 @@ def tap(unfolded: Array, k: int, rows: int) -> Array:
     return flat[:, start : start + rows * width * images]
 
 
-def flat(x: Array, window: Window) -> tuple[Array, Window]:
-    """What a pointwise correlation reads as one image of one column, which needs no copies of its
-    blocks; anything else as it is."""
+def flat(window: Window, *arrays: Array) -> tuple[Window, list[Array]]:
+    """A pointwise correlation of arrays (channels, N, H, W) as one of a single image of one column,
+    whose blocks need no copies; any other as it is."""
     if not window.pointwise:
-        return x, window
-    x = namespace(x).reshape(x, (x.shape[0], 1, -1, 1))
-    one = (x.shape[2], 1)
-    return x, replace(window, size=one, image=one)
+        return window, list(arrays)
+    column = [namespace(a).reshape(a, (a.shape[0], 1, -1, 1)) for a in arrays]
+    size = (column[0].shape[2], 1)
+    return replace(window, size=size, image=size), column
 
 
 def narrow(channels: int, window: Window) -> bool:
@@ -217,24 +219,30 @@ def narrow(channels: int, window: Window) -> bool:
     return window.taps[0] > 1 and window.taps[1] * channels < NARROW
 
 
-def cut(matrix: Array, count: int) -> list[Array]:
-    """A matrix as so many of equal width: the kernel's rows."""
-    width = matrix.shape[1] // count
-    return [matrix[:, k * width : (k + 1) * width] for k in range(count)]
-
-
-def part(count: int, groups: int, g: int) -> slice:
-    """The channels of group g."""
-    return slice(g * (count // groups), (g + 1) * (count // groups))
-
-
-def chunks(channels: int) -> list[slice]:
-    """Channels of the input, `CHANNELS` at a time."""
-    return [slice(c, min(c + CHANNELS, channels)) for c in range(0, channels, CHANNELS)]
-
-
-def shares(found: list[Any], pieces: int = 1) -> list[list[Any]]:
-    """The blocks of the derivative by the weight in consecutive parts, each with a sum of its own:
-    with the pieces that each part is cut into up to `SHARES` pieces of work."""
+def shares(found: list[Place], pieces: int) -> list[list[Place]]:
+    """Blocks in consecutive parts; up to `SHARES`, counted with the pieces that each part is cut
+    into."""
     count = min(len(found), max(1, SHARES // pieces))
     return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]
+
+
+# --- what the two forms have in common ----------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """A kernel as its form multiplies by it.
+
+    target: where `fill` writes, with the last two axes of the taps. matrix: the same memory as the
+    products need it. scaled: the power of 2 that it was multiplied by, None for 1.
+    """
+
+    target: Array
+    matrix: Array
+    scaled: Array | None = None
+
+
+def add_product(total: Array, a: Array, b: Array, buffer: Array, *, first: bool) -> None:
+    """total = a @ b if it is the first product, else total += a @ b by way of `buffer`."""
+    write_result(total if first else buffer, "matmul", a, b)
+    if not first:
+        total += buffer
