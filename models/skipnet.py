@@ -12,7 +12,7 @@ from npdrt.arrays import Array, Device, Params
 from npdrt.errors import Error
 from npdrt.models.initialisation import Initialiser
 from npdrt.random import Random
-from npdrt.trust.system import NormalisedResidualNet
+from npdrt.trust.normalised_net import NormalisedResidualNet
 
 NAMES = {"w": "weight", "u": "outer", "v": "inner", "c": "bias"}  # of theta_l, and in params
 
@@ -21,7 +21,7 @@ NAMES = {"w": "weight", "u": "outer", "v": "inner", "c": "bias"}  # of theta_l, 
 class SkipNet:
     """f_1 = en(w) x, then f_l(z) = I_l z + kappa_l wn(U_l) tanh(wn(V_l) z + c_l), l = 2 .. depth.
 
-    The network of `npdrt.trust.system.NormalisedResidualNet`, which has its formulas and bounds,
+    The network of `npdrt.trust.NormalisedResidualNet`, which has its formulas and bounds,
     with an example in a row of x. depth: L. inputs: d_0. width: d_1 .. d_{L-1}, at least `outputs`,
     which is d_L. hidden: rows of each V_l. eps: of the normalisations of entries and rows. delta:
     the smallest singular value of every Jf_l, l >= 2, is at least delta.

@@ -18,9 +18,10 @@ import numpy as np
 
 from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
-from npdrt.trust.bounds import Pair, is_valley, log_excess, theorem_1_v1, v1_log_constant
+from npdrt.trust.bounds import log_excess, theorem_1_v1, v1_log_constant
 from npdrt.trust.change import Layer, jacobians
 from npdrt.trust.net import Net
+from npdrt.trust.pair import Pair, is_valley
 from npdrt.trust.scaled import (
     LOG_2,
     LOGS,

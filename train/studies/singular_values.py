@@ -27,7 +27,7 @@ from npdrt.store import container
 from npdrt.train.figure import Figure, Line, Panel
 from npdrt.train.step import State, Task, make_step
 from npdrt.train.studies import Report, Stopped, Table, Work
-from npdrt.trust.system import batch_jacobian, gram_spectrum
+from npdrt.trust import batch_jacobian, gram_spectrum
 
 CLASSES, SIDE = 10, 28
 LETTERS = dict(zip(VARIANTS, "abc", strict=True))  # as the paper's figure calls them
