@@ -34,7 +34,7 @@ class Pass:
 
 
 class Layer(Protocol):
-    """What a network needs of a layer beside its call."""
+    """What a network needs of a layer besides its call."""
 
     def shapes(self) -> Shapes:
         """The name and shape of every parameter."""
@@ -246,14 +246,14 @@ class Network:
                 f"{type(self).__name__}: expected images (N, {self.image_shape[0]}, height, "
                 f"width), or rows of {self.image_shape}; got shape {tuple(x.shape)}"
             )
-        return ops.transpose(x, axes=(1, 0, 2, 3))
+        return ops.transpose(x, axes=(1, 0, 2, 3))  # (C, N, H, W)
 
 
 def unit_map(x: Any, *, channels: int, stride: int, before: int) -> Any:
     """E(s AvgPool_s(x)), (C, N, H, W) -> (channels, N, H/s, W/s): a partial isometry.
 
     s: `stride`. s times the mean of s x s numbers has orthonormal rows; E puts `before` channels
-    of zeros before the C and the rest after, which leaves singular values 0 beside those of 1.
+    of zeros before the C and the rest after, so that all singular values are 0 or 1.
 
     Source: MacDonald et al. 2023, section 6, from the authors' code.
     """
@@ -262,6 +262,6 @@ def unit_map(x: Any, *, channels: int, stride: int, before: int) -> Any:
             f"modified shortcut: expected a height and a width that {stride} divides; got "
             f"{x.shape[2]} and {x.shape[3]}"
         )
-    y = x if stride == 1 else ops.average_pool(x, size=stride) * float(stride)
+    y = x if stride == 1 else ops.average_pool(x, size=stride) * float(stride)  # (C, N, H/s, W/s)
     after = channels - x.shape[0] - before
     return ops.pad(y, widths=((before, after), (0, 0), (0, 0), (0, 0)))

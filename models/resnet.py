@@ -71,9 +71,9 @@ class PreActivation:
         )
 
     def __call__(self, run: Pass, x: Any) -> Any:
-        a = ops.relu(self.norm1(run, x))
+        a = ops.relu(self.norm1(run, x))  # (inputs, N, h, w)
         skip = self.shortcut(run, a) if self.shortcut else x
-        h = self.conv1(run, a)
+        h = self.conv1(run, a)  # (channels, N, h / stride, w / stride)
         h = self.conv2(run, ops.relu(self.norm2(run, h)))
         return h + skip
 
@@ -170,13 +170,13 @@ class ResNet(Network):
 
     def forward(self, run: Pass, x: Any) -> Any:
         """Logits (N, outputs) for x (C, N, H, W)."""
-        h = self.stem(run, x)
+        h = self.stem(run, x)  # (width, N, h, w)
         h = ops.relu(self.norm(run, h)) if self.norm else h
         h = self.pool(h)
         for block in self.blocks:
-            h = block(run, h)
-        features = label(ops.global_average_pool(h), "features")
-        return self.linear(run, ops.transpose(features))
+            h = block(run, h)  # (channels, N, h, w)
+        features = label(ops.global_average_pool(h), "features")  # (channels, N)
+        return self.linear(run, ops.transpose(features))  # (N, outputs)
 
     def pool(self, h: Any) -> Any:
         """What is between the stem and the blocks."""

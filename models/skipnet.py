@@ -67,11 +67,12 @@ class SkipNet:
         """theta_1 .. theta_L, as the functions of `npdrt.trust.system` take them."""
         names = [("w",), *[("u", "v", "c")] * (self.depth - 1)]
         return [
-            {name: params[f"{self._layer(layer)}/{NAMES[name]}"] for name in of}
-            for layer, of in enumerate(names)
+            {name: params[f"{self._layer(layer)}/{NAMES[name]}"] for name in of_layer}
+            for layer, of_layer in enumerate(names)
         ]
 
     def __call__(self, params: Params, x: Array) -> Array:
         """Logits (N, outputs) for x (N, inputs)."""
         x = x if x.ndim == 2 else ops.reshape(x, shape=(x.shape[0], self.inputs))
-        return ops.transpose(self.net.system(self.thetas(params), ops.transpose(x)))
+        y = self.net.system(self.thetas(params), ops.transpose(x))  # (outputs, N)
+        return ops.transpose(y)
