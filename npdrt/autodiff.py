@@ -2,9 +2,9 @@
 
 A primitive is one small function from arrays to `(value, vjps)`: the value, and for each array
 argument the function that maps the cotangent of the value to the cotangent of that argument
-(None where there is none). The decorator `primitive` makes it record a `Tensor` when one of its
-arguments is a `Tensor`; on plain arrays it returns the plain value. The walker undoes
-broadcasting and checks shapes and dtypes in one place, holds cotangents in a dict, and frees the
+(None if it has no derivative). The decorator `primitive` makes it return a `Tensor` if one of its
+arguments is a `Tensor`; for plain arrays it returns the plain value. `backward` undoes
+broadcasting and checks shapes and dtypes in one place, keeps cotangents in a dict, and frees the
 graph as it goes. Derivatives are first order.
 """
 
@@ -35,12 +35,12 @@ from npdrt.arrays import (
 from npdrt.errors import Error
 
 Vjp = Callable[[Array], Array]
-ALL = slice(None)  # of the arrays of a primitive
+ALL = slice(None)  # all arrays of a primitive
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # every primitive by name, for tests and audits
 
 
 class Tensor:
-    """A value in the graph of one differentiation: its array and where it came from.
+    """A value in the graph of one differentiation: its array and how it was computed.
 
     value: the raw array. edges: the pairs (input Tensor, vjp to it); empty for a leaf.
     name: the primitive that made it, or the parameter's name.
@@ -51,7 +51,7 @@ class Tensor:
 
     def __init__(self, value: Array, edges: tuple[tuple[Tensor, Vjp], ...] = (), name: str = ""):
         self.value, self.edges, self.name = value, edges, name
-        self.given = ""  # by the model; "" unless `npdrt.arrays.label` named the value
+        self.given = ""  # the name that the model gave it by `npdrt.arrays.label`
 
     def label(self, name: str) -> None:
         """Name the value, and its cotangent, in the listing of a program."""
@@ -114,14 +114,13 @@ def primitive(
     """Make a function from arrays to `(value, vjps)` a differentiable operation.
 
     Arrays are positional arguments, settings keyword arguments. `vjps` is one function for a
-    single array argument, else a tuple with one function (or None) an argument. `analytic=False`
+    single array argument, else a tuple of one function (or None) for each. `analytic=False`
     marks an operation with kinks, for which the complex step is not defined.
 
-    computes: which of the arrays have to be floating-point, and of one dtype
-    (`npdrt.arrays.check_dtypes`); None leaves that to the function. moves: it only moves or selects
-    their elements, so that they may be of any dtype. numbers: numbers may take the place of some
-    arrays, those of NumPy with the meaning of Python's. Settings that are numbers of NumPy
-    become Python's too.
+    computes: the arrays that must be floating-point and of one dtype
+    (`npdrt.arrays.check_dtypes`); None leaves the check to the function. moves: the operation only
+    moves or selects their elements, so that they may be of any dtype. numbers: some arrays may be
+    numbers instead; NumPy's numbers count as Python's, here and as settings.
     """
     if function is None:
         return partial(
@@ -167,7 +166,7 @@ def _meets_array(args: tuple[Any, ...]) -> bool:
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, computed once however many rules ask for it with the same cotangent."""
+    """`function`, computed once even if several rules ask for it with the same cotangent."""
     last: list[Any] = []
 
     def call(g: Array) -> Any:
@@ -179,7 +178,7 @@ def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
 
 
 def graph(output: Tensor) -> list[Tensor]:
-    """Every Tensor that `output` depends on, inputs before their uses, `output` last."""
+    """Every Tensor that `output` depends on, each after its inputs; `output` is last."""
     order: list[Tensor] = []
     seen: set[int] = set()
     stack: list[tuple[Tensor, bool]] = [(output, False)]
@@ -195,7 +194,7 @@ def graph(output: Tensor) -> list[Tensor]:
 
 
 def undo_broadcast(g: Array, shape: tuple[int, ...]) -> Array:
-    """The cotangent of an array of `shape` that was broadcast to the shape of `g`: summed back."""
+    """Sum the cotangent `g` of a broadcast array back to the array's own `shape`."""
     if tuple(g.shape) == shape:
         return g
     extra = len(g.shape) - len(shape)
@@ -224,7 +223,7 @@ def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
 
 
 def _checked(g: Array, parent: Tensor, name: str) -> Array:
-    """A cotangent brought to the shape of its argument; another shape or dtype is refused."""
+    """A cotangent summed to the shape of its argument; refuses any other shape or dtype."""
     found, shape = tuple(g.shape), parent.shape
     trailing = found[len(found) - len(shape) :]
     if len(found) < len(shape) or any(
@@ -244,11 +243,11 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
     """`function(params, *args) -> loss` made to return `(loss, grads)`.
 
     params: dict of name -> array. loss: a real 0-d value. grads: same names, shapes and dtypes as
-    params, zero where the loss does not depend on a parameter, each in memory of its own, which
-    may be written to. With `has_aux` the function returns `(loss, aux)` and the result is
+    params, zero if the loss does not depend on a parameter. Each is in its own memory, so you may
+    write to it. With `has_aux` the function returns `(loss, aux)` and the result is
     `((loss, aux), grads)`, aux as plain arrays.
 
-    Raises `Error` where the loss is not a scalar.
+    Raises `Error` if the loss is not a scalar.
 
     >>> import numpy as np
     >>> import npdrt.ops as ops
@@ -300,14 +299,14 @@ def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
 
 
 def _apart(grads: Params, taken: set[int]) -> Params:
-    """The gradients in memory that each has for itself and that can be written to; `taken` is that
-    of other arrays. Nearly all have: only the others are copied."""
-    found = {}
+    """The gradients, each in its own writable memory; those that share memory with each other or
+    with `taken`, the owners of other arrays, are copied. Few are."""
+    apart = {}
     for name, g in grads.items():
         free = writable(g) and owner(g) not in taken
-        found[name] = g if free else copied(g)
-        taken.add(owner(found[name]))
-    return found
+        apart[name] = g if free else copied(g)
+        taken.add(owner(apart[name]))
+    return apart
 
 
 def _zeros_like(x: Array) -> Array:

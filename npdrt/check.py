@@ -17,7 +17,7 @@ from npdrt.random import Random
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What `check_gradients` found.
+    """The result of `check_gradients`.
 
     method: "complex step" or "central differences". error: max|difference| / max|reference| over
     the coordinates (or the direction) tried. worst: the parameter with the largest difference.
@@ -39,16 +39,16 @@ def check_gradients(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> GradientCheck:
-    """Hold the gradient of `function(params, *args)` against an independent derivative.
+    """Compare the gradient of `function(params, *args)` with an independent derivative.
 
     Everything runs in float64 on the host. method: "complex" (Im f(x + ih) / h, h = 1e-30, exact
     to rounding, needs every operation analytic), "central" ((f(x+h) - f(x-h)) / 2h, h = 1e-6,
-    error about 1e-9 for parameters near 1), or "auto": complex where it is defined.
+    error about 1e-9 for parameters near 1), or "auto": complex if it is defined.
     directions: None compares every coordinate; n compares n random directions, for large nets.
     tolerance: largest accepted error, 1e-10 (complex) or 1e-6 (central) unless given; relative
     to the largest derivative, never widened by size.
 
-    Raises `Diverged` with the worst parameter where the error is above the tolerance.
+    Raises `Diverged` with the worst parameter if the error is above the tolerance.
     """
     params = {name: _float64(value) for name, value in params.items()}
     args = _float64(args)
@@ -87,7 +87,7 @@ def _float64(x: Any) -> Any:
 
 
 def _method(function: Callable[..., Any], params: Params, args: Any, method: str) -> str:
-    """The method to use; an operation with kinks rules the complex step out."""
+    """The method to use: an operation with kinks excludes the complex step."""
     if method not in ("auto", "complex", "central"):
         raise Error(f"check_gradients: unknown method {method!r}; use auto, complex or central")
     output = function({name: Tensor(value, name=name) for name, value in params.items()}, *args)

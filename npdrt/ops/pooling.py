@@ -1,6 +1,6 @@
 """Pooling of channel-major images (C, N, H, W): see `npdrt.ops.convolution`.
 
-A window is gone through tap by tap: for every place in it one call on all windows at once.
+One call handles one place of the window for all windows at once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Any
 from npdrt.arrays import Array, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
-from npdrt.ops.window import Pair, check_fits, check_images, inside, output_size, pair
+from npdrt.ops.window import Pair, Place, check_fits, check_images, inside, output_size, pair
 
 __all__ = ["average_pool", "global_average_pool", "max_pool"]
-
-Place = tuple[slice, slice]
 
 
 @primitive(computes=ALL)
@@ -26,8 +24,8 @@ def average_pool(
     """The mean over windows of height and width `size`, one every `stride` pixels.
 
     x: (C, N, H, W) -> (C, N, oh, ow) with oh = (H + 2 p - k) // s + 1. size, stride, padding: a
-    number, or a pair for height and width; stride: that of the windows' size unless given; padding
-    at most half of it. Zeros beyond the image are elements of a window: every sum is divided by
+    number, or a pair for height and width. stride: `size` unless given. padding: at most half of
+    `size`. Zeros outside the image count as elements: every sum is divided by
     kh kw (PyTorch's default, count_include_pad=True). The taps are added in the order of the
     window's rows.
 
@@ -104,7 +102,7 @@ def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[
     if any(2 * p > k for p, k in zip(padding, size, strict=True)):
         raise Error(
             f"{name}: padding {padding} is more than half of the window {size}, so that a window "
-            "could lie outside of the image; use less padding"
+            "could lie outside the image; use less padding"
         )
     check_fits(name, x, size, padding)
     return size, stride, padding
@@ -113,8 +111,8 @@ def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[
 def _taps(
     image: Pair, made: Pair, size: Pair, stride: Pair, padding: Pair
 ) -> Iterator[tuple[Place, Place]]:
-    """For every place in a window, row by row: the windows in which it is inside of the image, and
-    the pixels that it is on."""
+    """For every place in a window, row by row: the windows for which it is inside the image, and
+    the pixels there."""
     axes = list(zip(size, stride, padding, made, image, strict=True))
     rows, lines = ([inside(k - p, s, m, n) for k in range(size)] for size, s, p, m, n in axes)
     for windows, pixels in rows:

@@ -36,7 +36,7 @@ def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
 
 @primitive(computes=ALL, moves=True)
 def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Any:
-    """x repeated along new or length-1 axes; the walker sums the cotangent back."""
+    """x repeated along new or length-1 axes; `backward` sums the cotangent back."""
     return namespace(x).broadcast_to(x, shape), lambda g: g
 
 
@@ -91,7 +91,7 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
 
 
 def _holds(x: Array, value: float) -> bool:
-    """Whether a number is one of the dtype of x, rounded if that is floating-point."""
+    """Whether the dtype of x holds a number; a floating-point dtype may round it."""
     xp = namespace(x)
     if xp.isdtype(x.dtype, "bool"):
         return value in (0, 1)
@@ -122,10 +122,9 @@ def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
 def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
     """Slices of x along `axis` at integer `indices`: y[..., j, ...] = x[..., indices[j], ...].
 
-    The indices' shape replaces the axis; negative ones count from the end. Outside of x NumPy
-    raises and CuPy wraps, so check on the host where data enters. The derivative adds the
-    cotangents of equal indices in a fixed order (no atomics): sorted by index, stable, then
-    summed by doubling within each run of equal indices, in log2(n) passes.
+    The indices' shape replaces the axis; negative ones count from the end. For an index outside
+    x NumPy raises an error and CuPy wraps around, so check on the host where data enters. The
+    derivative adds the cotangents of equal indices in a fixed order (no atomics): `scatter_add`.
     """
     xp = namespace(x, indices)
     (axis,), flat = axes_of(x, axis), xp.reshape(indices, (-1,))
