@@ -44,6 +44,7 @@ _HOMES = {
     "save": "store",
     "value_and_grad": "autodiff",
 }
+_ERRORS = {"DiskError", "Diverged", "Error", "FileRefused", "Unavailable"}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,29 +59,4 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_MODULES})
 
 
-__all__ = [
-    "Checkpoint",
-    "DiskError",
-    "Diverged",
-    "Error",
-    "FileRefused",
-    "Program",
-    "Unavailable",
-    "__version__",
-    "arrays",
-    "autodiff",
-    "check_gradients",
-    "data",
-    "load",
-    "models",
-    "ops",
-    "optim",
-    "program",
-    "random",
-    "record",
-    "save",
-    "store",
-    "train",
-    "trust",
-    "value_and_grad",
-]
+__all__ = sorted({*_MODULES, *_HOMES, *_ERRORS, "__version__"})
