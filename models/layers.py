@@ -34,7 +34,7 @@ class Pass:
 
 
 class Layer(Protocol):
-    """What a network needs of a layer besides its call."""
+    """The methods of a layer that a network uses, besides its call."""
 
     def shapes(self) -> Shapes:
         """The name and shape of every parameter."""
@@ -48,7 +48,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """What `Convolution` and `Linear` share: weight (outputs, inputs, ...), and bias (outputs,).
+    """The parameters of `Convolution` and `Linear`: weight (outputs, inputs, ...), bias (outputs,).
 
     A kernel of size k is drawn as the matrix (outputs, inputs k k): its fan-in is PyTorch's, its
     fan-out, which only xavier asks for, is `outputs`.
@@ -140,7 +140,7 @@ class BatchNorm:
         return {f"{self.name}/weight": (self.channels,), f"{self.name}/bias": (self.channels,)}
 
     def draw(self, scheme: str, stream: Random) -> Draws:
-        """Ones and zeros, whatever the scheme."""
+        """Ones and zeros, for every scheme."""
         yield f"{self.name}/weight", np.ones(self.channels)
         yield f"{self.name}/bias", np.zeros(self.channels)
 
@@ -212,7 +212,7 @@ class Network:
     def buffers(
         self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
     ) -> Params:
-        """The first buffers: running means of 0 and variances of 1, whatever the seed."""
+        """The first buffers: running means of 0 and variances of 1, for every seed."""
         first = {name: v for layer in self.layers for name, v in layer.buffers().items()}
         return {name: to_device(value.astype(dtype), device) for name, value in first.items()}
 

@@ -259,7 +259,7 @@ def normalised(params: Params, name: str, h: Any, eps: float = 1e-5) -> Any:
 
 
 def constant(values: Floats, like: Any) -> Array:
-    """A host array beside `like`: in its library, on its device and of its dtype."""
+    """A host array in the library, on the device and of the dtype of `like`."""
     raw = getattr(like, "value", like)
     return namespace(raw).asarray(values, dtype=raw.dtype)
 

@@ -268,7 +268,7 @@ def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
     return whole
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------
 
 
 def _check(q: Array, k: Array, v: Array, mask: Array, keep: Array, rate: float) -> None:

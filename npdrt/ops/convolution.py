@@ -9,7 +9,7 @@ everything else is direct.
 
 All three products of a step (value, derivative by the input, derivative by the weight) are
 correlations (`npdrt.ops.correlation`), which take the images in blocks of about
-`npdrt.arrays.block_columns` output positions, so that what is built of a block stays in cache. The
+`npdrt.arrays.block_columns` output positions, so that the arrays of a block stay in cache. The
 blocks are made by `npdrt.ops.direct` or `npdrt.ops.winograd`. On NumPy they run on several threads
 (`npdrt.ops.blocked`); they and the order of every addition depend on the shapes alone, and so do
 the bits.

@@ -96,7 +96,7 @@ def operand_shapes(x: Array, window: Window, place: Place) -> list[Shape]:
 
 
 def read(room: list[Array], x: Array, window: Window, place: Place) -> list[Array]:
-    """What the rows of the kernel are multiplied by: a matrix (kw C, positions) for each of them,
+    """The other factors of the kernel's rows: a matrix (kw C, positions) for each of them,
     or one (kh kw C, positions) for all."""
     xp, (images, rows) = namespace(x), place
     if window.pointwise:

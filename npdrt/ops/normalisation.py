@@ -315,7 +315,7 @@ def entry_norm(w: Array, *, eps: float) -> Any:
     return w * inverse, lambda g: g * (eps * (inverse * inverse * inverse))
 
 
-# --- what they share --------------------------------------------------------------------------
+# --- shared parts -----------------------------------------------------------------------------
 
 
 def _others(x: Array, channel_axis: int) -> tuple[int, ...]:

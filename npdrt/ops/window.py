@@ -1,4 +1,4 @@
-"""Windows over channel-major images: settings, what they read, and blocks of it as matrices.
+"""Windows over channel-major images: settings, the pixels they read, and blocks as matrices.
 
 `npdrt.ops.direct` and `npdrt.ops.winograd` are made of these; `npdrt.ops.pooling` shares the
 settings.
@@ -109,12 +109,12 @@ def forward_window(
 
 class Phase(NamedTuple):
     """Pixels offset, offset + step, offset + 2 step, ... along one axis, in the derivative by the
-    input: all see the taps first, first + step, ... (count of them), in descending order, from
+    input: all see the taps first, first + step, ... (`taps` of them), in descending order, from
     place `start` of the output on."""
 
     offset: int
     first: int
-    count: int
+    taps: int
     start: int
 
 
@@ -123,8 +123,8 @@ def phases(kernel: int, step: int, padding: int, size: int) -> list[Phase]:
     found = []
     for offset in range(min(step, size)):
         first = (offset + padding) % step
-        count = len(range(first, kernel, step))
-        found.append(Phase(offset, first, count, (offset + padding) // step - count + 1))
+        taps = len(range(first, kernel, step))
+        found.append(Phase(offset, first, taps, (offset + padding) // step - taps + 1))
     return found
 
 
@@ -135,13 +135,13 @@ def backward_windows(
     correlation with the cotangent; it has no taps if the output does not depend on these pixels."""
     axes = zip(kernel, stride, padding, size, strict=True)
     image, whole = output_size(size, kernel, stride, padding), stride == (1, 1)
-    for rows, columns in product(*(phases(*axis) for axis in axes)):
-        both = list(zip((rows, columns), stride, size, strict=True))
-        pixels = tuple(slice(phase.offset, None, step) for phase, step, _ in both)
-        taps = tuple(slice(phase.first, None, step) for phase, step, _ in both)
-        made = tuple(len(range(phase.offset, n, step)) for phase, step, n in both)
-        counts, start = (rows.count, columns.count), (rows.start, columns.start)
-        yield pixels, taps, Window(counts, (1, 1), start, made, image, whole, form)
+    (down, across), (height, width) = stride, size
+    for i, j in product(*(phases(*axis) for axis in axes)):
+        pixels = slice(i.offset, None, down), slice(j.offset, None, across)
+        taps = slice(i.first, None, down), slice(j.first, None, across)
+        made = len(range(i.offset, height, down)), len(range(j.offset, width, across))
+        window = Window((i.taps, j.taps), (1, 1), (i.start, j.start), made, image, whole, form)
+        yield pixels, taps, window
 
 
 def blocks(images: int, size: Pair, limit: int) -> Iterator[Place]:
@@ -247,7 +247,7 @@ def shares(found: list[Place], pieces: int) -> list[list[Place]]:
     return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]
 
 
-# --- what the two forms have in common ----------------------------------------------------------
+# --- shared by the two forms --------------------------------------------------------------------
 
 
 class Kernel(NamedTuple):

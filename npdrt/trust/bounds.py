@@ -1,4 +1,4 @@
-"""The theorems of Bernstein et al. 2020 as numbers: each bound, what it bounds, and whether it may.
+"""The theorems of Bernstein et al. 2020 as numbers: the bounds, and whether they are guaranteed.
 
 b_l = beta_l / alpha_l of layer l's phi, kappa a condition number, n_l the width of layer l,
 nbar_l = min(n_l, n_{l-1}), r_l = |dW_l|_F / |W_l|_F. v2 is the NeurIPS version, v1 the first; where
@@ -70,7 +70,7 @@ def _log_sum(a: float, b: float) -> float:
 
 
 def _times(log_constants: Host, log_trusts: Host) -> Host:
-    """The logs of products; inf where the constant is, whatever the trust."""
+    """The logs of products; inf if the constant is infinite, even if the trust is 0."""
     infinite = log_constants == math.inf
     return np.asarray(np.where(infinite, math.inf, log_constants + log_trusts))
 
@@ -127,7 +127,7 @@ def _make(
 
 
 def _assumptions(pair: Pair, x: Array | None, layer: int, rows: slice) -> dict[str, bool]:
-    """What every bound needs of the layers above `layer`; rows: of kappa."""
+    """The assumptions of every bound on the layers above `layer`; rows: of kappa."""
     gain, kappas = pair.gain[layer:], pair.kappa[rows, layer:]
     inputs_finite = x is None or bool(np.all(np.isfinite(pair.before.input(x))))
     return {
@@ -143,7 +143,7 @@ def _assumptions(pair: Pair, x: Array | None, layer: int, rows: slice) -> dict[s
 def _function(
     name: str, pair: Pair, x: Array | None, formula: Formula, rows: slice, power: int = 1
 ) -> Bound:
-    """A bound on the function, and what it needs."""
+    """A bound on the function, with its assumptions."""
     biases = (*pair.before.biases, *pair.after.biases)
     holds = {
         **_assumptions(pair, x, 0, rows),

@@ -103,7 +103,7 @@ class Fields(Struct):
 
 
 class Described(Struct):
-    """What the bounds need of a run's configuration."""
+    """The parts of a run's configuration that the bounds need."""
 
     model: str
     model_options: Fields
@@ -112,7 +112,7 @@ class Described(Struct):
 
 
 def perceptrons(before: Params, after: Params, configs: Sequence[Any]) -> tuple[Pair | None, str]:
-    """Two trained networks as a `Pair`; or None, and why the theorems do not speak of them.
+    """Two trained networks as a `Pair`; or None, and why no theorem applies to them.
 
     configs: the configuration of the run of each.
     """
@@ -125,7 +125,7 @@ def perceptrons(before: Params, after: Params, configs: Sequence[Any]) -> tuple[
 
 
 def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
-    """The model's fields, and why the theorems do not speak of it, "" if they do."""
+    """The model's fields, and why no theorem applies to it, "" if they do."""
     try:
         for config in configs:
             schema.check(config, Described, "config")

@@ -59,8 +59,8 @@ def gram_spectrum(j: Host) -> Host:
     """The singular values of J (m, n), m <= n, largest first, as roots of the eigenvalues of
     J J^T in float64.
 
-    For the wide Jacobians of batches it costs one product; what is below about 1e-8 of the
-    largest is rounding. `singular_values` is exact and slower.
+    For the wide Jacobians of batches it costs one product; values below about 1e-8 of the
+    largest are rounding. `singular_values` is exact and slower.
     """
     values = np.linalg.eigvalsh(j @ j.T)
     return np.sqrt(np.maximum(values[::-1], 0.0))

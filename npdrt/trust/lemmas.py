@@ -1,6 +1,6 @@
 """The lemmas under the theorems of Bernstein et al. 2020: both sides, and what each needs.
 
-v2 is the NeurIPS version, v1 the first, whose lemmas speak of squared norms. |.| is the 2-norm of
+v2 is the NeurIPS version, v1 the first, whose lemmas have squared norms. |.| is the 2-norm of
 all elements, kappa a condition number, nbar the smaller side of a matrix. Matrices are arrays of
 any library; the arithmetic is float64 on the host, with logs where numbers over- or underflow.
 Proofs, counterexamples and the rounding: docs/theory.md.

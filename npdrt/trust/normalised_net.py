@@ -85,7 +85,10 @@ class NormalisedResidualNet:
 def residual(skipped: Any, branch: Any) -> Any:
     """I X + g(X) (23), given both parts; they must have one shape."""
     if tuple(skipped.shape) != tuple(branch.shape):
-        raise Error(f"residual: {tuple(skipped.shape)} beside a branch {tuple(branch.shape)}")
+        raise Error(
+            f"residual: expected both parts in one shape; got {tuple(skipped.shape)} "
+            f"and a branch {tuple(branch.shape)}"
+        )
     return skipped + branch
 
 

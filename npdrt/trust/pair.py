@@ -167,7 +167,7 @@ class Pair:
 
     @cached_property
     def slacks(self) -> list[float]:
-        """What rounding in the layers k > l adds to a log, for l = 0 .. L: in the sums of logs,
+        """How much rounding in the layers k > l adds to a log, for l = 0 .. L: in the sums of logs,
         and in a left side that is measured."""
         return [self._slack(layer) for layer in range(len(self.widths))]
 

@@ -1,4 +1,4 @@
-"""Multilayer parameterised systems: what a loss near its minimum owes to the layers' Jacobians.
+"""Multilayer parameterised systems: how a loss near its minimum depends on the layers' Jacobians.
 
 A system is a family of layers f_l(theta_l, X), l = 1 .. L, X (d0, N) with a column an example; its
 parameter-function map is F(theta) = f_L(theta_L, . ) o ... o f_1(theta_1, X), and a loss is
@@ -179,8 +179,8 @@ class Point:
 
 # --- the statements ---------------------------------------------------------------------------
 #
-# They speak of the blocks Jf_l and Df_l as they came out of the layers, in whatever arithmetic
-# these have; the slack is for the products, the norms and the singular values made of them here.
+# They are about the blocks Jf_l and Df_l as the layers computed them, in any arithmetic;
+# the slack covers the products, norms and singular values that are computed from them here.
 
 NEAR = 1e-6  # by how much, in logs, a condition that is measured may fail: it is added to the slack
 
@@ -219,7 +219,7 @@ def theorem_2_4(
 
 
 def _arithmetic(*logs: float) -> float:
-    """What sums of logs may add."""
+    """The largest rounding error of sums of logs."""
     return 8 * LOGS * (4.0 + sum(abs(a) for a in logs if math.isfinite(a)))
 
 
