@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from primitives import CASES, Case, is_float
+from primitives import BROADCASTING, CASES, Case, is_float
 
 import npdrt
 from npdrt import ops, optim
@@ -141,9 +141,8 @@ def chosen(a: Any, b: Any) -> Any:
 
 
 BINARY: dict[str, Callable[..., Any]] = {
-    **{name: getattr(ops, name) for name in ("add", "subtract", "multiply", "divide", "power")},
-    **{"maximum": ops.maximum, "minimum": ops.minimum},
-    "where": chosen,
+    row.operation: chosen if row.operation == "where" else getattr(ops, row.operation)
+    for row in BROADCASTING
 }
 
 

@@ -1,5 +1,5 @@
-"""Convolutions on NumPy: those of `npdrt.ops.convolution`, on several threads and in memory that is
-there already.
+"""The convolutions of `npdrt.ops.convolution` on NumPy: on several threads and in memory that is
+reused.
 
 The blocks, their products and the order of all additions are those of the definition: a test
 demands equal bits. A call writes to `out` if it is given, and allocates nothing that grows with the
@@ -134,7 +134,7 @@ def _is_matrix(block: Array) -> bool:
 
 
 def _panels(count: int, size: int) -> list[slice]:
-    """An axis of `count` of an array of `size` elements, in slices of about PANEL elements: what a
-    task makes stays in cache."""
+    """An axis of `count` of an array of `size` elements, in slices of about PANEL elements, so
+    that the arrays of a task stay in cache."""
     step = max(1, PANEL * count // size)
     return [slice(k, k + step) for k in range(0, count, step)]

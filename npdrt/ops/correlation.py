@@ -1,7 +1,7 @@
-"""A convolution and its derivatives as correlations: which arrays, windows and forms they have.
+"""A convolution and its derivatives as correlations: their arrays, windows and forms.
 
-`npdrt.ops.convolution` makes them one after another, `npdrt.ops.blocked` on NumPy's threads. Each
-has a form, the module `npdrt.ops.direct` or `npdrt.ops.winograd`, which makes its blocks.
+`npdrt.ops.convolution` computes them one after another, `npdrt.ops.blocked` on several threads of
+NumPy. The form of each is a module, `npdrt.ops.direct` or `npdrt.ops.winograd`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from npdrt.ops.window import Pair, Place, Window, backward_windows, flat
 
 
 class Correlation(NamedTuple):
-    """y (O, N, oh, ow) is to be the correlation of x (C, N, H, W) with the taps (kh, kw, O, C), or
-    (kh, kw, C, O) if they are transposed, in the form of a module."""
+    """Fill y (O, N, oh, ow) with the correlation of x (C, N, H, W) and the taps (kh, kw, O, C), or
+    (kh, kw, C, O) if they are transposed. form: the module that does so."""
 
     form: Any
     y: Array
@@ -42,7 +42,7 @@ def form_of(window: Window, images: int, channels: int, outputs: int) -> Any:
 def forward(
     y: Array, x: Array, weight: Array, window: Window, groups: int
 ) -> Iterator[Correlation]:
-    """Those that fill y (O, N, oh, ow), the value for x (C, N, H, W) and an OIHW weight."""
+    """The correlations that fill y (O, N, oh, ow), the value for x (C, N, H, W), an OIHW weight."""
     for y_group, x_group, w_group in by_group(groups, y, x, weight):
         taps = namespace(weight).permute_dims(w_group, (2, 3, 0, 1))  # (kh, kw, O, C)
         yield _correlation(y_group, taps, x_group, window)
@@ -51,8 +51,8 @@ def forward(
 def backward(
     gx: Array, g: Array, weight: Array, stride: Pair, padding: Pair, groups: int, form: str
 ) -> Iterator[Correlation]:
-    """Those that fill gx (C, N, H, W), the derivative by the input, for the cotangent g (O, N, oh,
-    ow): of g with the taps that saw a pixel, flipped. Pixels that none saw are set to 0."""
+    """The correlations that fill gx (C, N, H, W), the derivative by the input: of the cotangent g
+    (O, N, oh, ow) with the flipped taps that saw a pixel. Pixels that no tap saw are set to 0."""
     size, kernel = tuple(gx.shape[2:]), tuple(weight.shape[2:])
     for pixels, taps, window in backward_windows(size, kernel, stride, padding, form):
         if 0 in window.taps:
@@ -66,8 +66,8 @@ def backward(
 
 
 class KernelDerivative(NamedTuple):
-    """gw (O, C, kh, kw), the derivative by some channels of a group's kernel, is to be the sum over
-    parts of blocks, each block with its cotangent, of the correlation of x with the cotangent."""
+    """Fill gw (O, C, kh, kw), the derivative by some channels of a group's kernel, with the sum of
+    the correlations of x with the cotangent over parts of blocks; each block has its cotangent."""
 
     form: Any
     gw: Array
@@ -79,7 +79,7 @@ class KernelDerivative(NamedTuple):
 def kernel_derivatives(
     gw: Array, g: Array, x: Array, window: Window, groups: int
 ) -> Iterator[KernelDerivative]:
-    """Those that fill gw (O, C / groups, kh, kw), for the cotangent g (O, N, oh, ow)."""
+    """The derivatives that fill gw (O, C / groups, kh, kw), for the cotangent g (O, N, oh, ow)."""
     channels, outputs = gw.shape[1], gw.shape[0] // groups
     form = form_of(window, x.shape[1], channels, outputs)
     window, (g, x) = flat(window, g, x)

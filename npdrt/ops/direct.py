@@ -12,6 +12,7 @@ share one text. memory(dtype, *shapes) gives arrays with anything in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from npdrt.arrays import Array, block_columns, namespace
@@ -72,15 +73,15 @@ def correlate(
 ) -> None:
     """Fill a block of y (O, N, oh, ow) with the correlation of x (C, N, H, W)."""
     xp, (images, rows) = namespace(x), place
-    form = (y.shape[0], rows.stop - rows.start, window.size[1], images.stop - images.start)
-    products = (form[0], form[1] * form[2] * form[3])  # (O, positions)
+    shape = (y.shape[0], rows.stop - rows.start, window.size[1], images.stop - images.start)
+    products = (y.shape[0], math.prod(shape[1:]))  # (O, positions)
     *room, total, buffer = memory(y.dtype, *operand_shapes(x, window, place), products, products)
     operands = read(room, x, window, place)
     width = kernel.matrix.shape[1] // len(operands)  # taps of a product
     for k, operand in enumerate(operands):
         row = kernel.matrix[:, k * width : (k + 1) * width]  # (O, kw C)
         add_product(total, row, operand, buffer, first=k == 0)
-    total = xp.reshape(total, form)  # (O, rows, ow, images)
+    total = xp.reshape(total, shape)  # (O, rows, ow, images)
     y[:, images, rows, :] = xp.permute_dims(total, (0, 3, 1, 2))
 
 
