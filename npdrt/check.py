@@ -14,6 +14,9 @@ from npdrt.autodiff import PRIMITIVES, Tensor, graph, value_and_grad
 from npdrt.errors import Diverged, Error
 from npdrt.random import Random
 
+# The name of each method and the largest error that it accepts.
+METHODS = {"complex": ("complex step", 1e-10), "central": ("central differences", 1e-6)}
+
 
 @dataclass(frozen=True)
 class GradientCheck:
@@ -54,18 +57,17 @@ def check_gradients(
     args = _float64(args)
     method = _method(function, params, args, method)
     _, grads = value_and_grad(function)(params, *args)
-    error, worst, count = 0.0, "", 0
-    largest = 0.0
+    error, worst, count, largest = 0.0, "", 0, 0.0
     for name, direction in _directions(params, directions, seed):
         reference = _derivative(function, params, args, direction, method)
-        ours = sum(float(np.sum(grads[n] * d)) for n, d in direction.items())
-        difference = abs(ours - reference)
+        found = sum(float(np.sum(grads[n] * d)) for n, d in direction.items())
+        difference = abs(found - reference)
         if not difference <= error and not math.isnan(error):  # the first NaN stays
             error, worst = difference, name
         largest, count = max(largest, abs(reference)), count + 1
     error = error / largest if largest > 0 else error
-    limit = tolerance if tolerance is not None else {"complex": 1e-10, "central": 1e-6}[method]
-    label = {"complex": "complex step", "central": "central differences"}[method]
+    label, limit = METHODS[method]
+    limit = limit if tolerance is None else tolerance
     if not error <= limit:
         raise Diverged(
             f"gradient check failed: {label} over {count} derivatives, relative error {error:.3g} "
@@ -88,7 +90,7 @@ def _float64(x: Any) -> Any:
 
 def _method(function: Callable[..., Any], params: Params, args: Any, method: str) -> str:
     """The method to use: an operation with kinks excludes the complex step."""
-    if method not in ("auto", "complex", "central"):
+    if method not in ("auto", *METHODS):
         raise Error(f"check_gradients: unknown method {method!r}; use auto, complex or central")
     output = function({name: Tensor(value, name=name) for name, value in params.items()}, *args)
     used = {n.name for n in graph(output) if n.edges} if isinstance(output, Tensor) else set()

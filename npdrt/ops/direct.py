@@ -120,9 +120,9 @@ def channels_at_a_time(channels: int) -> list[slice]:
     return [slice(c, min(c + CHANNELS, channels)) for c in range(0, channels, CHANNELS)]
 
 
-def parts(found: list[Place], outputs: int, channels: int) -> list[list[Place]]:
-    """The blocks in consecutive parts, each with a sum of its own."""
-    return shares(found, len(channels_at_a_time(channels)))
+def parts(order: list[Place], outputs: int, channels: int) -> list[list[Place]]:
+    """The blocks, in order, cut into consecutive parts, each with a sum of its own."""
+    return shares(order, len(channels_at_a_time(channels)))
 
 
 def cotangent(g: Array, place: Place) -> Array:

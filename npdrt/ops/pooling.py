@@ -33,14 +33,14 @@ def average_pool(
     """
     size, stride, padding = _settings("average_pool", x, size, stride, padding)
     xp, count = namespace(x), math.prod(size)
-    made = output_size(x.shape[2:], size, stride, padding)
-    total = xp.zeros((*x.shape[:2], *made), dtype=x.dtype)
-    for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+    output = output_size(x.shape[2:], size, stride, padding)
+    total = xp.zeros((*x.shape[:2], *output), dtype=x.dtype)
+    for windows, pixels in _taps(x.shape[2:], output, size, stride, padding):
         total[:, :, *windows] = total[:, :, *windows] + x[:, :, *pixels]
 
     def gx(g: Array) -> Array:
         g, spread = g / count, xp.zeros(x.shape, dtype=g.dtype)
-        for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+        for windows, pixels in _taps(x.shape[2:], output, size, stride, padding):
             spread[:, :, *pixels] = spread[:, :, *pixels] + g[:, :, *windows]
         return spread
 
@@ -62,9 +62,9 @@ def max_pool(
     """
     size, stride, padding = _settings("max_pool", x, size, stride, padding)
     xp = namespace(x)
-    made = output_size(x.shape[2:], size, stride, padding)
-    places = list(_taps(x.shape[2:], made, size, stride, padding))
-    top = xp.full((*x.shape[:2], *made), -math.inf, dtype=x.dtype)
+    output = output_size(x.shape[2:], size, stride, padding)
+    places = list(_taps(x.shape[2:], output, size, stride, padding))
+    top = xp.full((*x.shape[:2], *output), -math.inf, dtype=x.dtype)
     for windows, pixels in places:
         top[:, :, *windows] = xp.maximum(top[:, :, *windows], x[:, :, *pixels])
 
@@ -109,11 +109,11 @@ def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[
 
 
 def _taps(
-    image: Pair, made: Pair, size: Pair, stride: Pair, padding: Pair
+    image: Pair, output: Pair, size: Pair, stride: Pair, padding: Pair
 ) -> Iterator[tuple[Place, Place]]:
     """For every place in a window, row by row: the windows for which it is inside the image, and
     the pixels there."""
-    axes = list(zip(size, stride, padding, made, image, strict=True))
+    axes = list(zip(size, stride, padding, output, image, strict=True))
     rows, lines = ([inside(k - p, s, m, n) for k in range(size)] for size, s, p, m, n in axes)
     for windows, pixels in rows:
         for others, across in lines:

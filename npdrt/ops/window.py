@@ -102,9 +102,9 @@ def forward_window(
     size: Pair, kernel: Pair, stride: Pair, padding: Pair, form: str = "direct"
 ) -> Window:
     """The window of the convolution itself, of images of height and width `size`."""
-    made = output_size(size, kernel, stride, padding)
+    output = output_size(size, kernel, stride, padding)
     start = (-padding[0], -padding[1])
-    return Window(tuple(kernel), stride, start, made, tuple(size), form=form)  # type: ignore[arg-type]
+    return Window(tuple(kernel), stride, start, output, tuple(size), form=form)  # type: ignore[arg-type]
 
 
 class Phase(NamedTuple):
@@ -139,8 +139,8 @@ def backward_windows(
     for i, j in product(*(phases(*axis) for axis in axes)):
         pixels = slice(i.offset, None, down), slice(j.offset, None, across)
         taps = slice(i.first, None, down), slice(j.first, None, across)
-        made = len(range(i.offset, height, down)), len(range(j.offset, width, across))
-        window = Window((i.taps, j.taps), (1, 1), (i.start, j.start), made, image, whole, form)
+        output = len(range(i.offset, height, down)), len(range(j.offset, width, across))
+        window = Window((i.taps, j.taps), (1, 1), (i.start, j.start), output, image, whole, form)
         yield pixels, taps, window
 
 
@@ -189,7 +189,7 @@ def unfold(target: Array, x: Array, window: Window, first: int) -> None:
 def copies(window: Window, first: int, reach: int) -> tuple[tuple[Any, Any], ...]:
     """The copies that `unfold` makes: (place in the target, place in the image, None for zeros)."""
     step, start, width, every = window.step, window.start, window.size[1], slice(None)
-    found = []
+    copied = []
     for shift, a in product(range(window.taps[1]), range(step[0])):
         rows, down = inside(first * step[0] + a + start[0], step[0], reach, window.image[0])
         columns, across = inside(shift + start[1], step[1], width, window.image[1])
@@ -202,8 +202,8 @@ def copies(window: Window, first: int, reach: int) -> tuple[tuple[Any, Any], ...
         )
         for q, j, source in parts:
             if q.start < q.stop and j.start < j.stop:
-                found.append(((shift, every, a, q, j, every), source))
-    return tuple(found)
+                copied.append(((shift, every, a, q, j, every), source))
+    return tuple(copied)
 
 
 def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
@@ -240,11 +240,11 @@ def narrow(channels: int, window: Window) -> bool:
     return window.taps[0] > 1 and window.taps[1] * channels < NARROW
 
 
-def shares(found: list[Place], pieces: int) -> list[list[Place]]:
+def shares(order: list[Place], pieces: int) -> list[list[Place]]:
     """Blocks in consecutive parts; up to `SHARES`, counted with the pieces that each part is cut
     into."""
-    count = min(len(found), max(1, SHARES // pieces))
-    return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]
+    count = min(len(order), max(1, SHARES // pieces))
+    return [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
 
 
 # --- shared by the two forms --------------------------------------------------------------------

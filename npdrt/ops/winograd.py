@@ -198,8 +198,8 @@ def correlate(
     for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
         down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
         target = y[:, images, down, j::2]  # a tile's output (i, j)
-        found = xp.permute_dims(outputs[j, i, ...], (0, 3, 1, 2))  # (O, images, rows, columns)
-        target[...] = found[..., : target.shape[2], : target.shape[3]]
+        values = xp.permute_dims(outputs[j, i, ...], (0, 3, 1, 2))  # (O, images, rows, columns)
+        target[...] = values[..., : target.shape[2], : target.shape[3]]
 
 
 def _input_shapes(x: Array, window: Window, place: Place) -> list[Shape]:
@@ -263,9 +263,9 @@ def channels_at_a_time(channels: int) -> list[slice]:
     return [slice(0, channels)]
 
 
-def parts(found: list[Place], outputs: int, channels: int) -> list[list[Place]]:
+def parts(order: list[Place], outputs: int, channels: int) -> list[list[Place]]:
     """The blocks in parts, each with a sum of its own: up to 8, or 2 where such a sum is large."""
-    return shares(found, min(4, max(1, channels * outputs // LARGE)))
+    return shares(order, min(4, max(1, channels * outputs // LARGE)))
 
 
 def cotangent(g: Array, place: Place) -> Array:
