@@ -17,7 +17,6 @@ from npdrt import ops
 from npdrt.arrays import Array, Device, Params, label, namespace
 from npdrt.autodiff import detach
 from npdrt.errors import Error
-from npdrt.models import weights
 from npdrt.models.initialisation import Floats, draw
 from npdrt.models.transformer import (
     Shapes,
@@ -120,9 +119,17 @@ class BERT:
         return draw(self._draw, seed, device, dtype)
 
     def _draw(self, stream: Random) -> Iterator[tuple[str, Floats]]:
-        held = weights.load(Path(self.weights), self, optional=HEAD) if self.weights else {}
+        held = self._held()
         for name, shape in self.shapes().items():
             yield name, held[name] if name in held else _first(stream.of(name), name, shape)
+
+    def _held(self) -> Params:
+        """The values in the file `weights`, none without one."""
+        if not self.weights:
+            return {}
+        from npdrt.models import weights  # not before a file is read: it loads npdrt.store
+
+        return weights.load(Path(self.weights), self, optional=HEAD)
 
     # --- the network ---------------------------------------------------------------------
 
@@ -147,11 +154,12 @@ class BERT:
         return self._encode(params, x, None)
 
     def _spans(self, params: Params, h: Any) -> Any:
-        return ops.transpose(linear(params, "span", h), axes=(0, 2, 1))
+        logits = linear(params, "span", h)  # (batch, length, 2)
+        return ops.transpose(logits, axes=(0, 2, 1))  # (batch, 2, length)
 
     def _encode(self, params: Params, x: Array, random: Random | None) -> Any:
         self._check_input(x)
-        h = self._embedded(params, x, random)
+        h = self._embedded(params, x, random)  # (batch, length, width)
         mask = x[:, None, 2:3, :] > 0  # (batch, 1, 1, length)
         for number in range(self.layers):
             h = label(self._layer(params, h, mask, random, self.layer(number)), self.layer(number))
@@ -160,9 +168,9 @@ class BERT:
     def _embedded(self, params: Params, x: Array, random: Random | None) -> Any:
         """The sum of word, position and token type, normalised."""
         tokens, length = x[:, 0, :], x.shape[2]
-        words = ops.embedding(params["embeddings/word/weight"], tokens)
+        words = ops.embedding(params["embeddings/word/weight"], tokens)  # (batch, length, width)
         words = ops.where((tokens == PADDING)[:, :, None], detach(words), words)
-        places = params["embeddings/position/weight"][:length, :]
+        places = params["embeddings/position/weight"][:length, :]  # (length, width)
         types = ops.embedding(params["embeddings/token_type/weight"], x[:, 1, :])
         h = normalised(params, "embeddings/norm", words + types + places, EPS)
         return label(dropped(self.dropout, h, random, "embeddings"), "embeddings/output")
@@ -173,7 +181,7 @@ class BERT:
             self.dropout, self._attention(params, h, mask, random, name), random, f"{name}/norm1"
         )
         h = normalised(params, f"{name}/norm1", h + out, EPS)
-        z = ops.gelu(linear(params, f"{name}/linear1", h))
+        z = ops.gelu(linear(params, f"{name}/linear1", h))  # (batch, length, hidden)
         out = dropped(self.dropout, linear(params, f"{name}/linear2", z), random, f"{name}/norm2")
         return normalised(params, f"{name}/norm2", h + out, EPS)
 
@@ -184,15 +192,16 @@ class BERT:
         name = f"{name}/attention"
 
         def projected(part: str) -> Any:
-            """The heads (batch, heads, length, width / heads) of one projection."""
+            """The heads of one projection."""
             cut = (batch, length, self.heads, width // self.heads)
             rows = ops.reshape(linear(params, f"{name}/{part}", h), shape=cut)
-            return ops.transpose(rows, axes=(0, 2, 1, 3))
+            return ops.transpose(rows, axes=(0, 2, 1, 3))  # (batch, heads, length, width / heads)
 
         q, k, v = (projected(part) for part in ("query", "key", "value"))
         keep = keep_named(self.dropout, h, random, name, (batch, self.heads, length, length))
         y = ops.attention(q, k, v, mask, keep, rate=0.0 if keep is None else self.dropout)
-        y = ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=(batch, length, width))
+        y = ops.transpose(y, axes=(0, 2, 1, 3))  # (batch, length, heads, width / heads)
+        y = ops.reshape(y, shape=(batch, length, width))
         return linear(params, f"{name}/output", y)
 
     def _check_input(self, x: Array) -> None:

@@ -53,7 +53,7 @@ def weight(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
 
 
 def bias(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
-    """The bias beside a weight of `shape`: as the weight for "authors", zeros otherwise."""
+    """The bias of a layer with a weight of `shape`: drawn like it for "authors", else zeros."""
     return authors(stream, shape)[:, 0] if scheme == "authors" else np.zeros(shape[0])
 
 

@@ -34,7 +34,7 @@ class Pass:
 
 
 class Layer(Protocol):
-    """What a network needs of a layer beside its call."""
+    """The methods of a layer that a network uses, besides its call."""
 
     def shapes(self) -> Shapes:
         """The name and shape of every parameter."""
@@ -48,7 +48,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """What `Convolution` and `Linear` share: weight (outputs, inputs, ...), and bias (outputs,).
+    """The parameters of `Convolution` and `Linear`: weight (outputs, inputs, ...), bias (outputs,).
 
     A kernel of size k is drawn as the matrix (outputs, inputs k k): its fan-in is PyTorch's, its
     fan-out, which only xavier asks for, is `outputs`.
@@ -140,7 +140,7 @@ class BatchNorm:
         return {f"{self.name}/weight": (self.channels,), f"{self.name}/bias": (self.channels,)}
 
     def draw(self, scheme: str, stream: Random) -> Draws:
-        """Ones and zeros, whatever the scheme."""
+        """Ones and zeros, for every scheme."""
         yield f"{self.name}/weight", np.ones(self.channels)
         yield f"{self.name}/bias", np.zeros(self.channels)
 
@@ -212,7 +212,7 @@ class Network:
     def buffers(
         self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32"
     ) -> Params:
-        """The first buffers: running means of 0 and variances of 1, whatever the seed."""
+        """The first buffers: running means of 0 and variances of 1, for every seed."""
         first = {name: v for layer in self.layers for name, v in layer.buffers().items()}
         return {name: to_device(value.astype(dtype), device) for name, value in first.items()}
 
@@ -246,14 +246,14 @@ class Network:
                 f"{type(self).__name__}: expected images (N, {self.image_shape[0]}, height, "
                 f"width), or rows of {self.image_shape}; got shape {tuple(x.shape)}"
             )
-        return ops.transpose(x, axes=(1, 0, 2, 3))
+        return ops.transpose(x, axes=(1, 0, 2, 3))  # (C, N, H, W)
 
 
 def unit_map(x: Any, *, channels: int, stride: int, before: int) -> Any:
     """E(s AvgPool_s(x)), (C, N, H, W) -> (channels, N, H/s, W/s): a partial isometry.
 
     s: `stride`. s times the mean of s x s numbers has orthonormal rows; E puts `before` channels
-    of zeros before the C and the rest after, which leaves singular values 0 beside those of 1.
+    of zeros before the C and the rest after, so that all singular values are 0 or 1.
 
     Source: MacDonald et al. 2023, section 6, from the authors' code.
     """
@@ -262,6 +262,6 @@ def unit_map(x: Any, *, channels: int, stride: int, before: int) -> Any:
             f"modified shortcut: expected a height and a width that {stride} divides; got "
             f"{x.shape[2]} and {x.shape[3]}"
         )
-    y = x if stride == 1 else ops.average_pool(x, size=stride) * float(stride)
+    y = x if stride == 1 else ops.average_pool(x, size=stride) * float(stride)  # (C, N, H/s, W/s)
     after = channels - x.shape[0] - before
     return ops.pad(y, widths=((before, after), (0, 0), (0, 0), (0, 0)))

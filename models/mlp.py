@@ -33,10 +33,10 @@ class MLP:
     """h_l = phi(W_l h_{l-1} + b_l), l = 1 .. depth, h_0 = x; the last layer without phi.
 
     depth: the number L of weight matrices. inputs, width, outputs: layer sizes; hidden layers
-    are square but for the first. bias: add b_l (Definition 1 has none, the authors' experiments
+    are square, except the first. bias: add b_l (Definition 1 has none, the authors' experiments
     do). nonlinearity: a name in NONLINEARITIES. output_nonlinearity: apply phi after the last
     layer too, as Definition 1 does and trained classifiers do not. residual: every layer whose
-    input has its own size, the last excepted, becomes h + phi(W h + b) (author response,
+    input has the size of its output, except the last, becomes h + phi(W h + b) (author response,
     16-layer residual network). init: he, orthogonal, xavier or authors; see
     `npdrt.models.initialisation`. normalisation: with "spectral" every W_l is used as
     W_l / sigma_l, sigma_l = u^T W_l v the running estimate of its largest singular value (Miyato
@@ -141,10 +141,10 @@ class MLP:
         phi, h, moved = NONLINEARITIES[self.nonlinearity], x, dict(buffers)
         for layer in range(self.depth):
             bias = params[self._name(layer, "bias")] if self.bias else None
-            weight = params[self._name(layer, "weight")]
+            weight = params[self._name(layer, "weight")]  # (out, in)
             if self.normalisation == "spectral":
                 weight = self._normalised(layer, weight, moved, train)
-            z = ops.linear(h, weight, bias)
+            z = ops.linear(h, weight, bias)  # (batch, in) -> (batch, out)
             label(z, self._name(layer, "linear"))
             last = layer == self.depth - 1
             out = z if last and not self.output_nonlinearity else phi(z)
@@ -160,6 +160,6 @@ class MLP:
                 f"spectral normalisation needs the buffer {name}; start from model.buffers(seed) "
                 "and pass buffers= to the model"
             )
-        u, v = power_iteration(weight, buffers[name], iterate=train)
+        u, v = power_iteration(weight, buffers[name], iterate=train)  # (out,), (in,)
         buffers[name] = label(u, name)
         return label(ops.spectral_normalise(weight, u, v), self._name(layer, "normalised"))

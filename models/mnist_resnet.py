@@ -89,12 +89,14 @@ class MNISTResNet(Network):
         return self._rest(run, h), run.buffers
 
     def _first(self, run: Pass, x: Any) -> Any:
-        return ops.average_pool(self.stem(run, x), size=2)
+        h = self.stem(run, x)  # (5, N, 24, 24)
+        return ops.average_pool(h, size=2)  # (5, N, 12, 12)
 
     def _rest(self, run: Pass, h: Any) -> Any:
-        h = self._block2(run, self._block1(run, h))
-        features = ops.reshape(ops.transpose(h, axes=(0, 2, 3, 1)), shape=(320, h.shape[1]))
-        return self.linear(run, ops.transpose(ops.relu(self.norm(run, features))))
+        h = self._block2(run, self._block1(run, h))  # (20, N, 4, 4)
+        pixels = ops.transpose(h, axes=(0, 2, 3, 1))  # (20, 4, 4, N)
+        features = ops.reshape(pixels, shape=(320, h.shape[1]))  # (320, N)
+        return self.linear(run, ops.transpose(ops.relu(self.norm(run, features))))  # (N, outputs)
 
     def _block1(self, run: Pass, x: Any) -> Any:
         h = self.conv11(run, ops.relu(self.norm11(run, x)))
@@ -103,8 +105,8 @@ class MNISTResNet(Network):
 
     def _block2(self, run: Pass, x: Any) -> Any:
         a = ops.relu(self.norm21(run, x))
-        h = self.conv21(run, a)
-        h = self.conv22(run, ops.relu(self.norm22(run, h)))
+        h = self.conv21(run, a)  # (20, N, 6, 6)
+        h = self.conv22(run, ops.relu(self.norm22(run, h)))  # (20, N, 4, 4)
         if self.variant != "chain":
             h = h + self.shortcut(run, a)
         if self.variant == "modified":

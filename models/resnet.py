@@ -36,7 +36,7 @@ class Shortcut:
     post-activated; modified, plus the partial isometry E(s AvgPool_s(x)).
 
     E puts ceil((outputs - inputs) / 2) channels of zeros before. The paper modifies pre-activated
-    nets only; beside a norm the isometry is added after it, so that its singular values stay 1.
+    nets only; with a norm the isometry is added after it, so that its singular values stay 1.
     """
 
     def __init__(self, name: str, inputs: int, outputs: int, stride: int, norm: bool, kind: str):
@@ -71,9 +71,9 @@ class PreActivation:
         )
 
     def __call__(self, run: Pass, x: Any) -> Any:
-        a = ops.relu(self.norm1(run, x))
+        a = ops.relu(self.norm1(run, x))  # (inputs, N, h, w)
         skip = self.shortcut(run, a) if self.shortcut else x
-        h = self.conv1(run, a)
+        h = self.conv1(run, a)  # (channels, N, h / stride, w / stride)
         h = self.conv2(run, ops.relu(self.norm2(run, h)))
         return h + skip
 
@@ -129,7 +129,7 @@ def _blocks(stages: Sequence[Stage], inputs: int, make: Make) -> Iterator[Block]
 
 
 class ResNet(Network):
-    """What the residual networks share: stem, blocks, the mean over each channel, linear."""
+    """The common part of the residual networks: stem, blocks, mean over each channel, linear."""
 
     shortcut: str
     width: int
@@ -149,7 +149,7 @@ class ResNet(Network):
 
     @property
     def norm(self) -> BatchNorm | None:
-        """What follows it, if anything does."""
+        """The norm after the stem, if there is one."""
         raise NotImplementedError
 
     @property
@@ -170,16 +170,16 @@ class ResNet(Network):
 
     def forward(self, run: Pass, x: Any) -> Any:
         """Logits (N, outputs) for x (C, N, H, W)."""
-        h = self.stem(run, x)
+        h = self.stem(run, x)  # (width, N, h, w)
         h = ops.relu(self.norm(run, h)) if self.norm else h
         h = self.pool(h)
         for block in self.blocks:
-            h = block(run, h)
-        features = label(ops.global_average_pool(h), "features")
-        return self.linear(run, ops.transpose(features))
+            h = block(run, h)  # (channels, N, h, w)
+        features = label(ops.global_average_pool(h), "features")  # (channels, N)
+        return self.linear(run, ops.transpose(features))  # (N, outputs)
 
     def pool(self, h: Any) -> Any:
-        """What is between the stem and the blocks."""
+        """The pooling between the stem and the blocks; none here."""
         return h
 
 

@@ -12,7 +12,7 @@ from npdrt.arrays import Array, Device, Params
 from npdrt.errors import Error
 from npdrt.models.initialisation import Initialiser
 from npdrt.random import Random
-from npdrt.trust.system import NormalisedResidualNet
+from npdrt.trust.normalised_net import NormalisedResidualNet
 
 NAMES = {"w": "weight", "u": "outer", "v": "inner", "c": "bias"}  # of theta_l, and in params
 
@@ -21,7 +21,7 @@ NAMES = {"w": "weight", "u": "outer", "v": "inner", "c": "bias"}  # of theta_l, 
 class SkipNet:
     """f_1 = en(w) x, then f_l(z) = I_l z + kappa_l wn(U_l) tanh(wn(V_l) z + c_l), l = 2 .. depth.
 
-    The network of `npdrt.trust.system.NormalisedResidualNet`, which has its formulas and bounds,
+    The network of `npdrt.trust.NormalisedResidualNet`, which has its formulas and bounds,
     with an example in a row of x. depth: L. inputs: d_0. width: d_1 .. d_{L-1}, at least `outputs`,
     which is d_L. hidden: rows of each V_l. eps: of the normalisations of entries and rows. delta:
     the smallest singular value of every Jf_l, l >= 2, is at least delta.
@@ -67,11 +67,12 @@ class SkipNet:
         """theta_1 .. theta_L, as the functions of `npdrt.trust.system` take them."""
         names = [("w",), *[("u", "v", "c")] * (self.depth - 1)]
         return [
-            {name: params[f"{self._layer(layer)}/{NAMES[name]}"] for name in of}
-            for layer, of in enumerate(names)
+            {name: params[f"{self._layer(layer)}/{NAMES[name]}"] for name in of_layer}
+            for layer, of_layer in enumerate(names)
         ]
 
     def __call__(self, params: Params, x: Array) -> Array:
         """Logits (N, outputs) for x (N, inputs)."""
         x = x if x.ndim == 2 else ops.reshape(x, shape=(x.shape[0], self.inputs))
-        return ops.transpose(self.net.system(self.thetas(params), ops.transpose(x)))
+        y = self.net.system(self.thetas(params), ops.transpose(x))  # (outputs, N)
+        return ops.transpose(y)

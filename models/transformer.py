@@ -75,7 +75,7 @@ class Transformer:
                 raise Error(f"Transformer: {name} must be at least 1; got {getattr(self, name)}")
         check_heads("Transformer", self.width, self.heads)
         if self.width % 2:
-            raise Error(f"Transformer: width must be even, sines beside cosines; got {self.width}")
+            raise Error(f"Transformer: width must be even, for sines and cosines; got {self.width}")
         if self.nonlinearity not in NONLINEARITIES:
             known = ", ".join(NONLINEARITIES)
             raise Error(f"unknown nonlinearity {self.nonlinearity!r}; use one of {known}")
@@ -160,18 +160,19 @@ class Transformer:
 
     def _forward(self, params: Params, x: Array, random: Random | None) -> Array:
         self._check_length(x)
-        tokens = namespace(x).permute_dims(x, (1, 0))
-        h = ops.embedding(params["embedding/weight"], tokens) * math.sqrt(self.width)
-        h = h + constant(sinusoids(x.shape[0], self.width), h)
+        tokens = namespace(x).permute_dims(x, (1, 0))  # (batch, length)
+        h = ops.embedding(params["embedding/weight"], tokens)  # (batch, length, width)
+        h = h * math.sqrt(self.width) + constant(sinusoids(x.shape[0], self.width), h)
         h = label(dropped(self.dropout, h, random, "embedding"), "embedding/output")
         for number in range(self.layers):
             h = label(self._layer(params, h, random, self.layer(number)), self.layer(number))
         h = normalised(params, "norm", h) if self.pre_norm else h
+        h = ops.transpose(h, axes=(1, 0, 2))  # (length, batch, width)
         weight = params["embedding/weight" if self.tied else "decoder/weight"]
-        return ops.linear(ops.transpose(h, axes=(1, 0, 2)), weight, params["decoder/bias"])
+        return ops.linear(h, weight, params["decoder/bias"])  # (length, batch, vocabulary)
 
     def _layer(self, params: Params, h: Any, random: Random | None, name: str) -> Any:
-        """One layer: attention and mlp, each beside a skip connection."""
+        """One layer: attention and mlp, each with a skip connection; (batch, length, width)."""
 
         def branch(h: Any, function: Any, norm: str) -> Any:
             given = normalised(params, f"{name}/{norm}", h) if self.pre_norm else h
@@ -186,7 +187,7 @@ class Transformer:
         batch, length, _ = h.shape
         names = ("in/weight", "in/bias", "out/weight", "out/bias")
         wi, bi, wo, bo = (params[f"{name}/attention/{part}"] for part in names)
-        scores = (batch, self.heads, length, length)
+        scores = (batch, self.heads, length, length)  # of queries and keys
         keep = keep_named(self.dropout, h, random, f"{name}/attention", scores)
         rate = 0.0 if keep is None else self.dropout
         return ops.multi_head_attention(
@@ -194,10 +195,9 @@ class Transformer:
         )
 
     def _mlp(self, params: Params, h: Any, random: Random | None, name: str) -> Any:
-        z = NONLINEARITIES[self.nonlinearity](linear(params, f"{name}/linear1", h))
-        return linear(
-            params, f"{name}/linear2", dropped(self.dropout, z, random, f"{name}/linear1")
-        )
+        z = linear(params, f"{name}/linear1", h)  # (batch, length, hidden)
+        z = dropped(self.dropout, NONLINEARITIES[self.nonlinearity](z), random, f"{name}/linear1")
+        return linear(params, f"{name}/linear2", z)  # (batch, length, width)
 
     def _check_length(self, x: Array) -> None:
         if x.ndim != 2 or not 1 <= x.shape[0] <= self.positions:
@@ -259,7 +259,7 @@ def normalised(params: Params, name: str, h: Any, eps: float = 1e-5) -> Any:
 
 
 def constant(values: Floats, like: Any) -> Array:
-    """A host array beside `like`: in its library, on its device and of its dtype."""
+    """A host array in the library, on the device and of the dtype of `like`."""
     raw = getattr(like, "value", like)
     return namespace(raw).asarray(values, dtype=raw.dtype)
 

@@ -19,13 +19,13 @@ from npdrt.store import foreign
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SHOWN = 8  # names in a message
-# What files for other heads hold beside the encoder, and buffers that are no parameters.
+# The prefixes of arrays for other heads, and buffers that are not parameters.
 OTHER_HEADS = ("bert.pooler.", "cls.", "classifier.")
 BUFFERS = ("bert.embeddings.position_ids", "pos_encoder.pe", "src_mask")
 
 
 class Named(Protocol):
-    """What a model tells of its parameters."""
+    """A model that names its parameters."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every parameter."""
@@ -41,7 +41,7 @@ def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
     that the file may lack; they are left out. Old files call a norm's weight gamma and its bias
     beta, and a file of the bare encoder has no prefix "bert."; both are understood, and a tied
     decoder's weight under either name or both. Arrays of BERT's other heads (pooler, cls) are
-    passed over.
+    ignored.
 
     Raises Unavailable without the library, FileRefused where the file is not safetensors, or
     lacks a parameter, or has one too many or of another shape: all such names are listed.

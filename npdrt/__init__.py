@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         train,
         trust,
     )
-    from npdrt.autodiff import check_gradients, value_and_grad
+    from npdrt.autodiff import value_and_grad
+    from npdrt.check import check_gradients
     from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
 
@@ -37,12 +38,13 @@ _MODULES = {
 _HOMES = {
     "Checkpoint": "store",
     "Program": "program",
-    "check_gradients": "autodiff",
+    "check_gradients": "check",
     "load": "store",
     "record": "program",
     "save": "store",
     "value_and_grad": "autodiff",
 }
+_ERRORS = {"DiskError", "Diverged", "Error", "FileRefused", "Unavailable"}
 
 
 def __getattr__(name: str) -> Any:
@@ -57,29 +59,4 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_MODULES})
 
 
-__all__ = [
-    "Checkpoint",
-    "DiskError",
-    "Diverged",
-    "Error",
-    "FileRefused",
-    "Program",
-    "Unavailable",
-    "__version__",
-    "arrays",
-    "autodiff",
-    "check_gradients",
-    "data",
-    "load",
-    "models",
-    "ops",
-    "optim",
-    "program",
-    "random",
-    "record",
-    "save",
-    "store",
-    "train",
-    "trust",
-    "value_and_grad",
-]
+__all__ = sorted({*_MODULES, *_HOMES, *_ERRORS, "__version__"})

@@ -1,8 +1,8 @@
-"""Whose array is this, and where does it live: the one file that knows array libraries.
+"""The only module that knows NumPy from CuPy: which library an array belongs to, and its device.
 
 All mathematics in npdrt is written against `xp = namespace(x)`, the array module of its own
-arguments, with names that NumPy, CuPy and the Python array API standard share. Every library
-check, device and transfer is here; no other file asks.
+arguments, with names that NumPy, CuPy and the Python array API standard share. Every check of the
+library, every device and every transfer is here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def namespace(*arrays: Array) -> Any:
 
     Asks `x.__array_namespace__` first (NumPy, array API libraries), then the array's type (CuPy).
 
-    Raises `Error` where arrays of two libraries meet, naming both, and where nothing is an array.
+    Raises `Error` if arrays of two libraries meet, naming both, and if there is no array.
 
     >>> import numpy as np
     >>> namespace(np.ones(3), 2.0) is np
@@ -87,7 +87,7 @@ def namespace(*arrays: Array) -> Any:
 
 
 def real(x: Array) -> Array:
-    """The real part of `x`, `x` itself where it is real: comparisons under a complex step."""
+    """The real part of `x`, or `x` itself if it is real: for comparisons under a complex step."""
     return getattr(x, "real", x)
 
 
@@ -112,7 +112,7 @@ def number(x: Any) -> Any:
 
 
 def plain(setting: Any) -> Any:
-    """A setting, and what is in its tuples, lists and dicts, with Python's numbers for NumPy's."""
+    """A setting with Python's numbers for NumPy's, also in its tuples, lists and dicts."""
     if type(setting) in (tuple, list):
         return type(setting)(map(plain, setting))
     if type(setting) is dict:
@@ -141,10 +141,10 @@ def _text(library: str, dtype: Any) -> str:
 def check_dtypes(name: str, *arrays: Any, moves: bool = False, numbers: bool = False) -> None:
     """Refuse arrays that the operation `name` would not compute with in one floating dtype.
 
-    Taken: float32 or float64, one of the two (complex64 or complex128 in a complex step). moves:
-    the operation only moves or selects elements, so that it also takes arrays that are all of
-    other dtypes. numbers: it also takes booleans and integers that NumPy converts to the dtype of
-    the others. Python numbers have no dtype.
+    It accepts either float32 or float64 (complex64 or complex128 in a complex step). moves: the
+    operation only moves or selects elements, so that it also accepts arrays that are all of other
+    dtypes. numbers: it also accepts booleans and integers that NumPy converts to the dtype of the
+    others. Python numbers have no dtype.
     """
     given = [x for x in arrays if hasattr(x, "dtype") and not is_weak(x)]
     if len({x.dtype for x in given}) == 1 and _dtype_name(given[0]) in _REAL:
@@ -174,7 +174,7 @@ def is_weak(x: Any) -> bool:
 
 # --- sums ------------------------------------------------------------------------------------
 
-RUN = 128  # rows that a sum adds one after another, like a run of NumPy's pairwise sum
+RUN = 128  # rows that a sum adds one after another, as in a run of NumPy's pairwise sum
 
 
 def total(x: Array, axes: tuple[int, ...], *, keepdims: bool = False) -> Array:
@@ -203,7 +203,7 @@ def total(x: Array, axes: tuple[int, ...], *, keepdims: bool = False) -> Array:
 
 def _neighbours(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     """Those of `axes` whose elements lie next to each other in memory: the innermost, without
-    gaps. An array without strides, which the standard has not got, counts as C-ordered."""
+    gaps. An array without strides, which the standard does not define, counts as C-ordered."""
     strides, step = getattr(x, "strides", None), 1
     if strides is None:
         strides = [math.prod(x.shape[a + 1 :]) for a in range(x.ndim)]
@@ -221,8 +221,8 @@ def _neighbours(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _in_runs(x: Array, axis: int) -> Array:
-    """x with the sums of runs of RUN along `axis`, of these again, until no more than RUN are left;
-    what does not fill a run is one too."""
+    """The sums of runs of RUN along `axis`, then of runs of these, until at most RUN are left. The
+    last run may be shorter."""
     xp, before = namespace(x), (slice(None),) * axis
     while (n := x.shape[axis]) > RUN:
         whole = n - n % RUN
@@ -240,7 +240,7 @@ def quiet() -> AbstractContextManager[Any]:
     return np.errstate(all="ignore")
 
 
-# --- what a program that is being recorded wants to know ------------------------------------
+# --- what a program that is being recorded asks for -----------------------------------------
 
 _phase: ContextVar[str] = ContextVar("phase", default="forward")
 
@@ -261,7 +261,7 @@ def current_phase() -> str:
 
 
 def label(x: Any, name: str) -> Any:
-    """`x`, named `name` in the listing of a program that is being recorded; else nothing happens.
+    """`x`, named `name` in the listing if a program is being recorded.
 
     A value keeps the first name it is given.
     """
@@ -273,9 +273,9 @@ def label(x: Any, name: str) -> Any:
 def composite(
     function: Callable[..., Array] | None = None, *, host: Callable[..., Array] | None = None
 ) -> Callable[..., Any]:
-    """Make a function of arrays and settings a single call in programs, where it has a kernel of
-    its own. host: its faster twin for NumPy's arrays, with the same bits; the function is the
-    definition, and stays as `call.definition`."""
+    """Make a function of arrays and settings a single call in programs, which have a kernel for
+    it. host: a faster function for NumPy's arrays, with the same bits. The function itself is the
+    definition and stays available as `call.definition`."""
     if function is None:
         return partial(composite, host=host)
 
@@ -292,7 +292,7 @@ def composite(
 
 
 def owner(x: Array) -> int:
-    """A number that two arrays have in common if they share memory."""
+    """A number that is equal for two arrays if they share memory."""
     if hasattr(x, "owner"):
         return int(x.owner)  # of an array that is being recorded
     while getattr(x, "base", None) is not None:
@@ -301,7 +301,7 @@ def owner(x: Array) -> int:
 
 
 def writable(x: Array) -> bool:
-    """Whether x can be written to, and no element of it is another one too."""
+    """Whether x can be written to, and its elements do not overlap in memory."""
     strides = zip(x.shape, getattr(x, "strides", ()), strict=False)
     return getattr(getattr(x, "flags", None), "writeable", True) and not any(
         n > 1 and stride == 0 for n, stride in strides
@@ -309,7 +309,7 @@ def writable(x: Array) -> bool:
 
 
 def copied(x: Array) -> Array:
-    """A copy in C order, as a program makes it; NumPy's own keeps the order of x."""
+    """A copy in C order, as in a program; NumPy's own copy keeps the order of x."""
     xp = namespace(x)
     if xp.__name__ not in ("numpy", "cupy"):
         return xp.asarray(x, copy=True)
@@ -318,13 +318,13 @@ def copied(x: Array) -> Array:
     return made
 
 
-def into(to: Array, function: str, a: Array, b: Array) -> None:
-    """to[...] = xp.function(a, b), without an array between where the library can write to one."""
-    xp = namespace(to)
+def write_result(target: Array, function: str, a: Array, b: Array) -> None:
+    """target[...] = xp.function(a, b), without an array between if the library can write to one."""
+    xp = namespace(target)
     if xp.__name__ in ("numpy", "cupy"):
-        getattr(xp, function)(a, b, out=to)
+        getattr(xp, function)(a, b, out=target)
     else:
-        to[...] = getattr(xp, function)(a, b)
+        target[...] = getattr(xp, function)(a, b)
 
 
 # --- a kernel: the sum of rows in row order ------------------------------------------------
@@ -344,16 +344,16 @@ def _cupy_sum_rows() -> Any:
 
 
 def known_below(x: Array, limit: float) -> bool:
-    """Whether every |element| of x is known to be at most `limit`, without waiting for a device and
-    without memory: on NumPy. Elsewhere it is not known; nor is it of a NaN."""
+    """Whether every |element| of x is known to be at most `limit`. It is known only on NumPy, where
+    asking needs no memory and does not wait for a device; never if there is a NaN."""
     if namespace(x) is not np or x.dtype.kind != "f":
         return False
     return bool(np.max(x, initial=0) <= limit and np.min(x, initial=0) >= -limit)
 
 
-def columns(x: Array) -> int:
-    """How many columns of a product a blocked operation makes at once: few enough for a cache on
-    the CPU, many enough to fill a GPU. Bits depend on it."""
+def block_columns(x: Array) -> int:
+    """How many columns of a product a blocked operation computes at once: few enough for the cache
+    of a CPU, enough to fill a GPU. Bits depend on it."""
     return 1024 if namespace(x).__name__ != "cupy" else 1 << 17
 
 
@@ -361,8 +361,8 @@ def sum_rows(x: Array) -> Array:
     """Sum of the rows of a float64 (R, K) array, added in row order: ((x0 + x1) + x2) + ...
 
     R >= 1. The order is part of the definition of `npdrt.optim.norm`. NumPy's reduction over the
-    first axis of a C-ordered array of several columns adds row by row (pinned by tests); CuPy's
-    does not, so a kernel does; else the rows are added one call at a time: the definition.
+    first axis of a C-ordered array of several columns adds row by row (tests check it). CuPy's does
+    not, so a kernel does. Otherwise the rows are added one call at a time, which is the definition.
     """
     xp = namespace(x)
     if xp is np and x.shape[1] > 1:
@@ -381,7 +381,7 @@ def sum_rows(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Device:
-    """Where arrays live. `kind` is "cpu" or "cuda"; `why` says how `auto` came to it."""
+    """A device for arrays. `kind` is "cpu" or "cuda"; `why` says why `auto` chose it."""
 
     kind: str = "cpu"
     index: int = 0
@@ -392,7 +392,7 @@ class Device:
 
 
 def _import_cupy() -> Any:
-    """CuPy with a working device behind it, proven by one allocation, or `Unavailable`."""
+    """CuPy, if one allocation on its device works; else `Unavailable`."""
     try:
         import cupy
     except Exception as error:
@@ -423,7 +423,7 @@ def _cuda_device(spec: str) -> Device:
 def device(spec: str | Device = "cpu") -> Device:
     """The device that `spec` asks for: "auto", "cpu", "cuda" or "cuda:N".
 
-    "auto" takes a working CUDA device, else the CPU, and says in `.why` what it found. "cuda"
+    "auto" chooses a CUDA device if it works, else the CPU, and gives the reason in `.why`. "cuda"
     never falls back: without a device it raises `Unavailable` (exit code 4).
 
     >>> str(device("cpu"))

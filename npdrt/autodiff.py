@@ -2,17 +2,15 @@
 
 A primitive is one small function from arrays to `(value, vjps)`: the value, and for each array
 argument the function that maps the cotangent of the value to the cotangent of that argument
-(None where there is none). The decorator `primitive` makes it record a `Tensor` when one of its
-arguments is a `Tensor`; on plain arrays it returns the plain value. The walker undoes
-broadcasting and checks shapes and dtypes in one place, holds cotangents in a dict, and frees the
+(None if it has no derivative). The decorator `primitive` makes it return a `Tensor` if one of its
+arguments is a `Tensor`; for plain arrays it returns the plain value. `backward` undoes
+broadcasting and checks shapes and dtypes in one place, keeps cotangents in a dict, and frees the
 graph as it goes. Derivatives are first order.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +29,18 @@ from npdrt.arrays import (
     owner,
     phase,
     plain,
-    quiet,
-    to_host,
     total,
     writable,
 )
-from npdrt.errors import Diverged, Error
+from npdrt.errors import Error
 
 Vjp = Callable[[Array], Array]
-ALL = slice(None)  # of the arrays of a primitive
+ALL = slice(None)  # all arrays of a primitive
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # every primitive by name, for tests and audits
 
 
 class Tensor:
-    """A value in the graph of one differentiation: its array and where it came from.
+    """A value in the graph of one differentiation: its array and how it was computed.
 
     value: the raw array. edges: the pairs (input Tensor, vjp to it); empty for a leaf.
     name: the primitive that made it, or the parameter's name.
@@ -55,7 +51,7 @@ class Tensor:
 
     def __init__(self, value: Array, edges: tuple[tuple[Tensor, Vjp], ...] = (), name: str = ""):
         self.value, self.edges, self.name = value, edges, name
-        self.given = ""  # by the model; "" unless `npdrt.arrays.label` named the value
+        self.given = ""  # the name that the model gave it by `npdrt.arrays.label`
 
     def label(self, name: str) -> None:
         """Name the value, and its cotangent, in the listing of a program."""
@@ -118,14 +114,13 @@ def primitive(
     """Make a function from arrays to `(value, vjps)` a differentiable operation.
 
     Arrays are positional arguments, settings keyword arguments. `vjps` is one function for a
-    single array argument, else a tuple with one function (or None) an argument. `analytic=False`
+    single array argument, else a tuple of one function (or None) for each. `analytic=False`
     marks an operation with kinks, for which the complex step is not defined.
 
-    computes: which of the arrays have to be floating-point, and of one dtype
-    (`npdrt.arrays.check_dtypes`); None leaves that to the function. moves: it only moves or selects
-    their elements, so that they may be of any dtype. numbers: numbers may take the place of some
-    arrays, those of NumPy with the meaning of Python's. Settings that are numbers of NumPy
-    become Python's too.
+    computes: the arrays that must be floating-point and of one dtype
+    (`npdrt.arrays.check_dtypes`); None leaves the check to the function. moves: the operation only
+    moves or selects their elements, so that they may be of any dtype. numbers: some arrays may be
+    numbers instead; NumPy's numbers count as Python's, here and as settings.
     """
     if function is None:
         return partial(
@@ -171,7 +166,7 @@ def _meets_array(args: tuple[Any, ...]) -> bool:
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, computed once however many rules ask for it with the same cotangent."""
+    """`function`, computed once even if several rules ask for it with the same cotangent."""
     last: list[Any] = []
 
     def call(g: Array) -> Any:
@@ -183,7 +178,7 @@ def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
 
 
 def graph(output: Tensor) -> list[Tensor]:
-    """Every Tensor that `output` depends on, inputs before their uses, `output` last."""
+    """Every Tensor that `output` depends on, each after its inputs; `output` is last."""
     order: list[Tensor] = []
     seen: set[int] = set()
     stack: list[tuple[Tensor, bool]] = [(output, False)]
@@ -199,7 +194,7 @@ def graph(output: Tensor) -> list[Tensor]:
 
 
 def undo_broadcast(g: Array, shape: tuple[int, ...]) -> Array:
-    """The cotangent of an array of `shape` that was broadcast to the shape of `g`: summed back."""
+    """Sum the cotangent `g` of a broadcast array back to the array's own `shape`."""
     if tuple(g.shape) == shape:
         return g
     extra = len(g.shape) - len(shape)
@@ -228,7 +223,7 @@ def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
 
 
 def _checked(g: Array, parent: Tensor, name: str) -> Array:
-    """A cotangent brought to the shape of its argument; another shape or dtype is refused."""
+    """A cotangent summed to the shape of its argument; refuses any other shape or dtype."""
     found, shape = tuple(g.shape), parent.shape
     trailing = found[len(found) - len(shape) :]
     if len(found) < len(shape) or any(
@@ -248,11 +243,11 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
     """`function(params, *args) -> loss` made to return `(loss, grads)`.
 
     params: dict of name -> array. loss: a real 0-d value. grads: same names, shapes and dtypes as
-    params, zero where the loss does not depend on a parameter, each in memory of its own, which
-    may be written to. With `has_aux` the function returns `(loss, aux)` and the result is
+    params, zero if the loss does not depend on a parameter. Each is in its own memory, so you may
+    write to it. With `has_aux` the function returns `(loss, aux)` and the result is
     `((loss, aux), grads)`, aux as plain arrays.
 
-    Raises `Error` where the loss is not a scalar.
+    Raises `Error` if the loss is not a scalar.
 
     >>> import numpy as np
     >>> import npdrt.ops as ops
@@ -304,158 +299,24 @@ def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
 
 
 def _apart(grads: Params, taken: set[int]) -> Params:
-    """The gradients in memory that each has for itself and that can be written to; `taken` is that
-    of other arrays. Nearly all have: only the others are copied."""
-    found = {}
+    """The gradients, each in its own writable memory; those that share memory with each other or
+    with `taken`, the owners of other arrays, are copied. Few are."""
+    apart = {}
     for name, g in grads.items():
         free = writable(g) and owner(g) not in taken
-        found[name] = g if free else copied(g)
-        taken.add(owner(found[name]))
-    return found
+        apart[name] = g if free else copied(g)
+        taken.add(owner(apart[name]))
+    return apart
 
 
 def _zeros_like(x: Array) -> Array:
     return namespace(x).zeros(tuple(x.shape), dtype=x.dtype)
 
 
-# --- checking ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GradientCheck:
-    """What `check_gradients` found.
-
-    method: "complex step" or "central differences". error: max|difference| / max|reference| over
-    the coordinates (or the direction) tried. worst: the parameter with the largest difference.
-    coordinates: how many derivatives were compared.
-    """
-
-    method: str
-    error: float
-    worst: str
-    coordinates: int
-
-
-def check_gradients(
-    function: Callable[..., Any],
-    params: Params,
-    *args: Any,
-    method: str = "auto",
-    directions: int | None = None,
-    tolerance: float | None = None,
-    seed: int = 0,
-) -> GradientCheck:
-    """Hold the gradient of `function(params, *args)` against an independent derivative.
-
-    Everything runs in float64 on the host. method: "complex" (Im f(x + ih) / h, h = 1e-30, exact
-    to rounding, needs every operation analytic), "central" ((f(x+h) - f(x-h)) / 2h, h = 1e-6,
-    error about 1e-9 for parameters near 1), or "auto": complex where it is defined.
-    directions: None compares every coordinate; n compares n random directions, for large nets.
-    tolerance: largest accepted error, 1e-10 (complex) or 1e-6 (central) unless given; relative
-    to the largest derivative, never widened by size.
-
-    Raises `Diverged` with the worst parameter where the error is above the tolerance.
-    """
-    params = {name: _float64(value) for name, value in params.items()}
-    args = _float64(args)
-    method = _method(function, params, args, method)
-    _, grads = value_and_grad(function)(params, *args)
-    error, worst, count = 0.0, "", 0
-    largest = 0.0
-    for name, direction in _directions(params, directions, seed):
-        reference = _derivative(function, params, args, direction, method)
-        ours = sum(float(np.sum(grads[n] * d)) for n, d in direction.items())
-        difference = abs(ours - reference)
-        if not difference <= error and not math.isnan(error):  # the first NaN stays
-            error, worst = difference, name
-        largest, count = max(largest, abs(reference)), count + 1
-    error = error / largest if largest > 0 else error
-    limit = tolerance if tolerance is not None else {"complex": 1e-10, "central": 1e-6}[method]
-    label = {"complex": "complex step", "central": "central differences"}[method]
-    if not error <= limit:
-        raise Diverged(
-            f"gradient check failed: {label} over {count} derivatives, relative error {error:.3g} "
-            f"> {limit:.3g}, worst at {worst}"
-        )
-    return GradientCheck(label, error, worst, count)
-
-
-def _float64(x: Any) -> Any:
-    """`x` with every float array in it (in tuples, lists and dicts) as float64 on the host."""
-    if isinstance(x, tuple | list):
-        return getattr(type(x), "_make", type(x))(_float64(item) for item in x)
-    if isinstance(x, dict):
-        return {key: _float64(item) for key, item in x.items()}
-    if not hasattr(x, "dtype"):
-        return x
-    host = to_host(x)
-    return host.astype(np.float64) if host.dtype.kind == "f" else host
-
-
-def _method(function: Callable[..., Any], params: Params, args: Any, method: str) -> str:
-    """The method to use; an operation with kinks rules the complex step out."""
-    if method not in ("auto", "complex", "central"):
-        raise Error(f"check_gradients: unknown method {method!r}; use auto, complex or central")
-    output = function({name: Tensor(value, name=name) for name, value in params.items()}, *args)
-    used = {n.name for n in graph(output) if n.edges} if isinstance(output, Tensor) else set()
-    kinked = sorted(name for name in used if not PRIMITIVES[name].analytic)  # type: ignore[attr-defined]
-    if method == "complex" and kinked:
-        raise Error(
-            f"check_gradients: the complex step needs analytic operations; {', '.join(kinked)} "
-            "is not analytic; use method='central'"
-        )
-    if method == "auto":
-        return "central" if kinked else "complex"
-    return method
-
-
-def _directions(
-    params: Params, count: int | None, seed: int
-) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Unit vectors of every coordinate, or `count` random directions over all parameters."""
-    if count is None:
-        for name, value in params.items():
-            for i in range(value.size):
-                unit = np.zeros(value.size)
-                unit[i] = 1.0
-                yield f"{name}[{i}]", {name: unit.reshape(value.shape)}
-        return
-    from npdrt.random import Random
-
-    stream = Random(seed, "check_gradients")
-    for k in range(count):
-        yield (
-            f"direction {k}",
-            {n: stream.of(n).at(k).normal(v.shape) for n, v in params.items()},
-        )
-
-
-def _derivative(
-    function: Callable[..., Any],
-    params: Params,
-    args: tuple[Any, ...],
-    direction: dict[str, Array],
-    method: str,
-) -> float:
-    """The derivative of the function along `direction`."""
-
-    def moved(step: complex) -> Any:
-        shifted = {n: p + step * direction[n] if n in direction else p for n, p in params.items()}
-        with quiet():
-            return complex(function(shifted, *args))
-
-    if method == "complex":
-        return float(moved(1e-30j).imag / 1e-30)
-    h = 1e-6
-    return float((moved(h) - moved(-h)).real / (2 * h))
-
-
 __all__ = [
     "PRIMITIVES",
-    "GradientCheck",
     "Tensor",
     "backward",
-    "check_gradients",
     "detach",
     "graph",
     "once",

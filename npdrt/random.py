@@ -2,7 +2,7 @@
 
 A stream is named by (seed, purpose, step) and each draw starts at its beginning: the same key
 always gives the same numbers, so CPU and GPU runs, any number of ranks and any resumption see
-the same initial weights, data order and masks. Nothing has a state that must be saved.
+the same initial weights, data order and masks. There is no state to save.
 
 Words. Philox4x64 with 10 rounds (Salmon et al. 2011). Key: (seed, first 8 bytes of the SHA-256
 of the purpose, little-endian). Counter: (block, 0, step, 0), block = 1, 2, ...; each block gives
@@ -59,7 +59,7 @@ _FAR_TAIL = (
 )  # fmt: skip
 _LN2 = 0.6931471805599453
 _SQRT_HALF = 0.7071067811865476
-_CHUNK = 1 << 14  # elements a pass, so that the temporaries stay in cache
+_CHUNK = 1 << 14  # elements of a pass: its temporaries stay in cache
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class Random:
     ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """True with probability `p`, independently for every element: where `uniform` < p.
 
-        Compares integers, (word >> 11) < ceil(2**53 p), which says the same; no memory beyond the
-        result grows with the shape. A million take about 6 ms.
+        It compares integers, (word >> 11) < ceil(2**53 p), which is equivalent; only the result
+        grows with the shape. A million take about 6 ms.
         """
         if not 0.0 <= p <= 1.0:
             raise Error(f"a probability lies in [0, 1]; got {p}")

@@ -27,7 +27,7 @@ def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
 
 
 def opener(*, follow: bool = False) -> Callable[[str, int], int]:
-    """The argument `opener` of Python's `open` that refuses what is not a regular file."""
+    """The argument `opener` of Python's `open` that refuses anything but a regular file."""
     return lambda name, flags: _descriptor(name, flags, follow)
 
 

@@ -923,6 +923,7 @@ def test_import_is_light(tmp_path: Path) -> None:
     extras = {"cupy", "pooch", "requests", "safetensors", "autograd", "torch", "jax"}
     everything = "import npdrt\nfor name in npdrt.__all__: getattr(npdrt, name)"
     assert not loaded(everything, tmp_path) & extras
+    assert not loaded("import npdrt.models", tmp_path) & {*HEAVY, "msgspec"} - {"numpy"}
     training = "from npdrt.train import Config, train\nfrom pathlib import Path\n"
     training += "train(Config(epochs=0), Path('run'))"
     assert not loaded(training, tmp_path) & {*extras, "click"}

@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 
 import npdrt
 from npdrt import arrays, ops, optim, record, value_and_grad
-from npdrt.autodiff import Tensor, backward, check_gradients
+from npdrt.autodiff import Tensor, backward
+from npdrt.check import check_gradients
 from npdrt.errors import Error, FileRefused
-from npdrt.ops import blocked, convolution, parallel, window, winograd
+from npdrt.ops import blocked, convolution, direct, parallel, window, winograd
 from npdrt.program.calls import flops
 
 try:
@@ -489,9 +490,10 @@ def test_a_large_kernel_has_fewer_sums() -> None:
     x = np.empty((512, 16, 34, 34), np.int8)
     of = window.forward_window((34, 34), (3, 3), (1, 1), (1, 1))
     for channels, outputs, count in ((64, 64, 8), (128, 128, 8), (256, 128, 4), (512, 512, 2)):
-        found = winograd.parts(x[:channels], of, outputs)
+        places = winograd.places(x, of)
+        found = winograd.parts(places, outputs, channels)
         assert len(found) == count
-        assert [place for part in found for place in part] == winograd.places(x, of)
+        assert [place for part in found for place in part] == places
 
 
 def test_the_formula_of_a_tile() -> None:
@@ -751,7 +753,7 @@ def test_on_every_backend(backend: Backend, limit: int, monkeypatch: Any) -> Non
     """Also in blocks of other sizes; nothing is fetched to the host."""
     params, _, x, y, _ = start("float64", count=3, size=9)
     loss, grads = value_and_grad(network)(params, x, y)
-    monkeypatch.setattr(convolution, "columns", lambda x: limit)
+    monkeypatch.setattr(direct, "block_columns", lambda x: limit)
     theirs = {name: backend.asarray(a) for name, a in params.items()}
     waits = backends.synchronisations
     found, derivatives = value_and_grad(network)(theirs, backend.asarray(x), backend.asarray(y))

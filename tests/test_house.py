@@ -50,7 +50,7 @@ LAYERS = (  # from the ground up; a module imports from its own layer and from t
     ("atomic",),
     ("arrays", "random"),
     ("autodiff",),
-    ("ops", "optim", "program"),
+    ("check", "ops", "optim", "program"),
     ("data", "models", "store", "trust"),
     ("conform", "train"),
     ("cli",),

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from msgspec import Struct
 
-from npdrt import data, schema, store
+from npdrt import data, store
 from npdrt.cli.common import echo, json_option, print_json, table
-from npdrt.errors import Error, FileRefused
+from npdrt.errors import Error
 from npdrt.store import Checkpoint, container
-from npdrt.trust import compare, distances
-from npdrt.trust.bounds import Pair
-from npdrt.trust.net import SLOPES, Net
+from npdrt.trust import compare
 
 TOTALS = {  # function of the relative perturbations -> what it is called here
     "deep_relative_trust": "prod(1 + r) - 1",
@@ -28,31 +25,6 @@ TOTALS = {  # function of the relative perturbations -> what it is called here
     "surrogate_trust": "mean r^(2L)",
     "log_surrogate_trust": "  its log",
 }
-# The fields of a perceptron that decide its function, with their defaults.
-PLAIN = {
-    "nonlinearity": "relu",
-    "output_nonlinearity": False,
-    "residual": False,
-    "normalisation": "none",
-}
-
-
-class Fields(Struct):
-    """Those of them that a configuration names."""
-
-    nonlinearity: str = ""
-    output_nonlinearity: bool = False
-    residual: bool = False
-    normalisation: str = ""
-
-
-class Described(Struct):
-    """What the bounds need of a run's configuration."""
-
-    model: str
-    model_options: Fields
-    data: str
-    standardise: bool | str
 
 
 @click.command("distance")
@@ -96,15 +68,10 @@ def command(
         )
     files = [container.within(path, "checkpoint.h5") for path in (a, b)]
     before, after = (_load(file) for file in files)
-    distances.check_same_shapes(before.params, after.params)
-    old, new = distances.weights(before.params), distances.weights(after.params)
-    distances.check_same_layers(old, new)
     report = {
         "a": _about(files[0], before),
         "b": _about(files[1], after),
-        "layers": compare.layers(old, new, conditioning=conditioning),
-        "others": [name for name in before.params if name not in old],
-        "totals": compare.totals(old, new),
+        **compare.weights(before.params, after.params, conditioning=conditioning),
         "bounds": [],
         "no_bounds": "not asked for",
     }
@@ -136,36 +103,13 @@ def _bounds(
 ) -> dict[str, Any]:
     """The theorems' bounds, or why there are none."""
     configs = [checkpoint.meta.get("config") for checkpoint in (before, after)]
-    options, reason = _perceptron(configs)
-    if reason:
+    pair, reason = compare.perceptrons(before.params, after.params, configs)
+    if pair is None:
         if samples:
             raise Error(f"--samples asks for bounds, and there are none: {reason}")
         return {"bounds": [], "no_bounds": reason}
-    kind, last = options["nonlinearity"], options["output_nonlinearity"]
-    nets = [Net.from_params(c.params, kind, output_nonlinearity=last) for c in (before, after)]
-    pair = Pair(*nets)
     found = compare.worst_bounds(pair, _inputs(configs[0], samples, data_dir))
     return {"bounds": [dataclasses.asdict(bound) for bound in found], "no_bounds": None}
-
-
-def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
-    """The model's fields, and why the theorems do not speak of it, "" if they do."""
-    try:
-        for config in configs:
-            schema.check(config, Described, "config")
-    except FileRefused as error:
-        return {}, f"the checkpoints do not say what model they are of ({error})"
-    if {config["model"] for config in configs} != {"mlp"}:
-        return {}, "the theorems speak of multilayer perceptrons; these are of another model"
-    options, other = ({**PLAIN, **config["model_options"]} for config in configs)
-    if any(options[name] != other[name] for name in PLAIN):
-        return {}, f"A and B differ in one of {', '.join(PLAIN)}"
-    if options["residual"] or options["normalisation"] != "none":
-        return {}, "the theorems speak of perceptrons without skip connections or normalisation"
-    if options["nonlinearity"] not in SLOPES:
-        known = ", ".join(SLOPES)
-        return {}, f"the theorems know {known}; this network has {options['nonlinearity']}"
-    return options, ""
 
 
 def _inputs(config: Any, samples: int, data_dir: Path | None) -> Sequence[Any]:

@@ -8,6 +8,8 @@ from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, primitive
 from npdrt.ops.elementary import bell, erfc_limit, limited, scaled_erfc
 
+__all__ = ["gelu", "leaky_relu", "relu", "softplus"]
+
 SQRT_HALF = 0.7071067811865476
 DENSITY = 0.3989422804014327  # 1 / sqrt(2 pi)
 

@@ -1,4 +1,4 @@
-"""Arithmetic with broadcasting, and the operators of `Tensor`. The walker undoes broadcasting."""
+"""Arithmetic with broadcasting, which `backward` undoes; and the operators of `Tensor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
+
+__all__ = ["add", "divide", "multiply", "negative", "power", "subtract"]
 
 
 @primitive(computes=ALL, numbers=True)
@@ -45,7 +47,7 @@ def power(x: Array, exponent: Array) -> Any:
     """x ** exponent elementwise; the exponent is an array or a real number.
 
     d/dx = p x**(p-1), taken as 0 where p = 0 (also at x = 0). d/dp = x**p log x, taken as 0 where
-    x = 0; NaN for x < 0, where the function is not real beside integers.
+    x = 0; NaN for x < 0, where the function is real only at integers.
     """
     xp = namespace(x, exponent)
     y = x**exponent

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, as a primitive, and multi-head attention made of it."""
+"""Scaled dot-product attention, a primitive, and multi-head attention, which is made of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from npdrt.ops.dropout import broadcasts, check_keep, check_rate
 from npdrt.ops.linear import linear
 from npdrt.ops.shape import getitem, reshape, transpose
 
-BLOCK = 1 << 20  # scores that are worked on at once; whole heads, at least one
+__all__ = ["attention", "multi_head_attention"]
+
+BLOCK = 1 << 20  # scores that are computed at once, in whole heads; at least one head
 KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
 
 
@@ -37,9 +39,9 @@ def attention(
     mask: broadcasts to (..., L, S). Boolean: True where a query may attend to a key. Floating:
     added to the scores, -inf where it may not. PyTorch's `scaled_dot_product_attention` takes
     both so; its `nn.MultiheadAttention` takes booleans the other way round.
-    causal: query i attends to keys 0 to i, also where S is not L; with a mask, where both allow.
+    causal: query i attends to keys 0 to i, even if S is not L; with a mask, both must allow a key.
     A query that may attend to nothing gives zeros and gets no gradient, as in PyTorch's function
-    (its module gives NaN where it is asked for weights).
+    (its module gives NaN if it returns weights).
     keep, rate: dropout of the probabilities, keep (..., L, S) as in `dropout`.
 
     With P the softmax, M = keep / (1 - rate), and o the elementwise product,
@@ -47,11 +49,11 @@ def attention(
         y = (P o M) v,      dS = P o ((g v^T) o M - rowsum(g o y))
         gq = scale dS k,    gk = scale dS^T q,    gv = (P o M)^T g,    gmask = dS (if floating)
 
-    rowsum(g o y) is the usual rowsum(dP o P), but costs L e, not L S. Nor is P divided by its row
-    sums, but y and g. The heads are taken in blocks of at most BLOCK scores, one head at least;
-    that changes no bit. Up to KEPT scores the backward pass finds the exponentials of the forward
-    pass; beyond, it makes them again, to the same bits, and no more than the scores of one block
-    are held at once. The derivative by a mask is a pass of its own and holds all scores.
+    rowsum(g o y) equals the usual rowsum(dP o P), but costs L e instead of L S. Likewise the row
+    sums divide y and g, not P. The heads are taken in blocks of at most BLOCK scores, at least
+    one head; the blocks change no bit. Up to KEPT scores the backward pass reuses the exponentials
+    of the forward pass; beyond, it computes them again, with the same bits, and holds only the
+    scores of one block at a time. The derivative by a mask is a separate pass and holds all scores.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1; the row sums of the
     derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
@@ -124,16 +126,16 @@ def multi_head_attention(
     size = query.shape[-1]
 
     def projected(x: Any, number: int) -> Any:
-        """The heads (N, heads, length, E / heads) of one projection."""
+        """The heads of one projection."""
         part = slice(number * size, (number + 1) * size)
         bias = None if in_bias is None else getitem(in_bias, index=part)
         rows = linear(x, getitem(in_weight, index=part), bias)
         cut = reshape(rows, shape=(*x.shape[:-1], heads, size // heads))
-        return transpose(cut, axes=(0, 2, 1, 3))
+        return transpose(cut, axes=(0, 2, 1, 3))  # (N, heads, length, E / heads)
 
     q, k, v = (projected(x, number) for number, x in enumerate((query, key, value)))
-    y = attention(q, k, v, mask, keep, causal=causal, rate=rate)
-    y = reshape(transpose(y, axes=(0, 2, 1, 3)), shape=tuple(query.shape))
+    y = attention(q, k, v, mask, keep, causal=causal, rate=rate)  # (N, heads, L, E / heads)
+    y = reshape(transpose(y, axes=(0, 2, 1, 3)), shape=tuple(query.shape))  # (N, L, E)
     return linear(y, out_weight, out_bias)
 
 
@@ -145,8 +147,8 @@ _Saved = tuple[Any, ...]  # a block's index, its rows' maxima and sums, its expo
 
 @dataclass(frozen=True)
 class _Heads:
-    """The arguments of `attention`, masks with as many axes as the scores, boolean ones made
-    floating where they are small; `triangle`, (L, S), is the causal one."""
+    """The arguments of `attention`. Masks have as many axes as the scores; small boolean ones are
+    made floating. `triangle`, (L, S), is the causal mask."""
 
     q: Array
     k: Array
@@ -164,11 +166,11 @@ class _Heads:
 
     def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
         """The value of a block, the maxima and sums of its rows, and exp(scores - maxima)."""
-        xp, s = namespace(self.q), self._scores(at)
-        top = xp.max(real(s), axis=-1, keepdims=True)
+        xp, s = namespace(self.q), self._scores(at)  # (..., L, S)
+        top = xp.max(real(s), axis=-1, keepdims=True)  # (..., L, 1)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
         e = xp.exp(s - top)
-        sums = total(e, (e.ndim - 1,), keepdims=True)
+        sums = total(e, (e.ndim - 1,), keepdims=True)  # (..., L, 1)
         sums = xp.where(sums == 0, xp.ones_like(sums), sums)  # nothing to attend to
         return xp.matmul(self._dropped(e, at), self.v[at]) * (self.grow / sums), top, sums, e
 
@@ -178,12 +180,12 @@ class _Heads:
         """The cotangents of a block of q, k, v and of its scores."""
         xp = namespace(self.q)
         e = xp.exp(self._scores(at) - top) if e is None else e
-        along = total(g[at] * y[at], (y.ndim - 1,), keepdims=True) / sums
-        g = g[at] * (self.grow / sums)
-        gp = self._dropped(xp.matmul(g, xp.matrix_transpose(self.v[at])), at)
-        ds = e * (gp - along)
-        gq = xp.matmul(ds, self.k[at]) * self.scale
-        gk = xp.matmul(xp.matrix_transpose(ds), self.q[at] * self.scale)
+        along = total(g[at] * y[at], (y.ndim - 1,), keepdims=True) / sums  # (..., L, 1)
+        g = g[at] * (self.grow / sums)  # (..., L, e)
+        gp = self._dropped(xp.matmul(g, xp.matrix_transpose(self.v[at])), at)  # (..., L, S)
+        ds = e * (gp - along)  # (..., L, S)
+        gq = xp.matmul(ds, self.k[at]) * self.scale  # (..., L, d)
+        gk = xp.matmul(xp.matrix_transpose(ds), self.q[at] * self.scale)  # (..., S, d)
         return gq, gk, xp.matmul(xp.matrix_transpose(self._dropped(e, at)), g), ds
 
     def _scores(self, at: Index) -> Array:
@@ -193,7 +195,7 @@ class _Heads:
         return s if self.triangle is None else s + self.triangle
 
     def _dropped(self, x: Array, at: Index) -> Array:
-        """x where probabilities are kept, else 0; what is kept does not grow yet."""
+        """x where probabilities are kept, else 0; not yet divided by 1 - rate."""
         if self.keep is None:
             return x
         return x * namespace(x).astype(_part(self.keep, at), x.dtype)
@@ -252,13 +254,13 @@ def _blocks(lead: tuple[int, ...], count: int) -> Iterator[Index]:
 
 
 def _part(mask: Array, at: Index) -> Array:
-    """The block of a mask whose axes may have length 1."""
+    """The block of a mask, some of whose axes may have length 1."""
     axes = [slice(None) if mask.shape[axis] == 1 else chosen for axis, chosen in enumerate(at[:-1])]
     return mask[(*axes, ...)]
 
 
 def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
-    """The array of `shape` with a block put in; None where this is the first."""
+    """Put a block into the array `whole` of `shape`; None means that this is the first block."""
     if at == (...,):
         return part
     whole = namespace(part).zeros(shape, dtype=part.dtype) if whole is None else whole
@@ -266,7 +268,7 @@ def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
     return whole
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------
 
 
 def _check(q: Array, k: Array, v: Array, mask: Array, keep: Array, rate: float) -> None:

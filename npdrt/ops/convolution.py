@@ -4,47 +4,36 @@ With the channels first a convolution is one product, (O, C kh kw) @ (C kh kw, N
 result is channel-major again, and the elements of a channel lie side by side for the statistics of
 batch normalisation. A model takes (N, C, H, W) at its boundary and transposes once.
 
-Of 3x3 kernels of stride 1, `npdrt.ops.winograd` saves a third to more than half of the
-multiplications, if you ask for it; all else is direct.
+With form="winograd", 3x3 kernels of stride 1 need a third to more than half fewer multiplications;
+everything else is direct.
 
-All three products of a step (value, derivative by the input, derivative by the weight) are one
-idea. Images are taken in blocks of about `npdrt.arrays.columns` output positions, so that what is
-built of a block stays in cache. Of a block only the shifts along a row are copied out, images
-innermost (`npdrt.ops.window.unfold`): a shift along a column is then a mere offset, and the product
-is a sum of kh products of matrices, each (O, kw C) @ (kw C, positions), in the order of the
-kernel's rows.
-On NumPy blocks run on several threads (`npdrt.ops.parallel`); they and the order of every addition
-depend on the shapes alone, and so do the bits.
+All three products of a step (value, derivative by the input, derivative by the weight) are
+correlations (`npdrt.ops.correlation`), which take the images in blocks of about
+`npdrt.arrays.block_columns` output positions, so that the arrays of a block stay in cache. The
+blocks are made by `npdrt.ops.direct` or `npdrt.ops.winograd`. On NumPy they run on several threads
+(`npdrt.ops.blocked`); they and the order of every addition depend on the shapes alone, and so do
+the bits.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from npdrt.arrays import Array, columns, composite, namespace, total
+from npdrt.arrays import Array, composite, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops import blocked, winograd
-from npdrt.ops.window import (
-    Pair,
-    Window,
-    backward_windows,
-    blocks,
-    check_fits,
-    check_images,
-    chunks,
-    cut,
-    flat,
-    forward_window,
-    narrow,
-    pair,
-    part,
-    shares,
-    tap,
-    unfold,
-    unfolded_shape,
-    whole,
+from npdrt.ops.correlation import (
+    Correlation,
+    KernelDerivative,
+    backward,
+    forward,
+    kernel_derivatives,
 )
+from npdrt.ops.window import Pair, Shape, check_fits, check_images, forward_window, pair, whole
+
+__all__ = ["conv2d"]
 
 
 @primitive(computes=ALL)
@@ -143,14 +132,13 @@ def convolve(
     x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: int, form: str = "direct"
 ) -> Array:
     """The value of `conv2d` without bias."""
-    xp, out = namespace(x, weight), weight.shape[0]
+    xp = namespace(x, weight)
     window = forward_window(x.shape[2:], weight.shape[2:], stride, padding, form)
-    taps = xp.permute_dims(weight, (2, 3, 0, 1))
-    found = [
-        _correlate(taps[:, :, part(out, groups, g), :], x[part(x.shape[0], groups, g), ...], window)
-        for g in range(groups)
-    ]
-    return found[0] if groups == 1 else xp.concat(found)
+    shape = (weight.shape[0], x.shape[1], *window.size)
+    y = xp.empty(shape, dtype=xp.result_type(x.dtype, weight.dtype))
+    for correlation in forward(y, x, weight, window, groups):
+        _correlate(correlation)
+    return y
 
 
 @composite(host=blocked.convolve_input)
@@ -160,17 +148,10 @@ def convolve_input(
 ) -> Array:  # fmt: skip
     """The derivative of `conv2d` by its input of height and width `size`, for the cotangent g:
     the correlation of g with the taps that saw a pixel, flipped."""
-    xp, (out, inner, *kernel) = namespace(g, weight), weight.shape
-    shape = (inner * groups, g.shape[1], *size)
-    gx = xp.zeros(shape, dtype=xp.result_type(g.dtype, weight.dtype))
-    for pixels, taps, window in backward_windows(size, tuple(kernel), stride, padding, form):
-        if 0 in window.taps:
-            continue
-        for k in range(groups):
-            ours = part(out, groups, k)
-            flipped = xp.permute_dims(weight[ours, :, *taps][:, :, ::-1, ::-1], (2, 3, 0, 1))
-            found = _correlate(flipped, g[ours, ...], window, transposed=True)
-            gx[part(shape[0], groups, k), :, *pixels] = found
+    xp, shape = namespace(g, weight), (weight.shape[1] * groups, g.shape[1], *size)
+    gx = xp.empty(shape, dtype=xp.result_type(g.dtype, weight.dtype))
+    for correlation in backward(gx, g, weight, stride, padding, groups, form):
+        _correlate(correlation)
     return gx
 
 
@@ -183,117 +164,31 @@ def convolve_weight(
     blocks of products (O, positions) @ (positions, kw C), some channels at a time; in order, in
     each of a few parts, then over these."""
     xp, window = namespace(g, x), forward_window(x.shape[2:], size, stride, padding, form)
-    found = []
-    for k in range(groups):
-        theirs = g[part(g.shape[0], groups, k), ...]
-        seen = x[part(x.shape[0], groups, k), ...]
-        count = seen.shape[0]
-        if winograd.suits(window, seen.shape[1], count, theirs.shape[0]):
-            found.append(_weight_by_tiles(theirs, seen, window))
-            continue
-        some = chunks(count)
-        parts = [_weight(theirs, seen[s, ...], window, len(some)) for s in some]
-        found.append(xp.concat(parts, axis=1))
-    return xp.concat(found)
+    shape = (g.shape[0], x.shape[0] // groups, *size)
+    gw = xp.empty(shape, dtype=xp.result_type(g.dtype, x.dtype))
+    for derivative in kernel_derivatives(gw, g, x, window, groups):
+        _differentiate(derivative)
+    return gw
 
 
-def _correlate(taps: Array, x: Array, window: Window, *, transposed: bool = False) -> Array:
-    """The correlation of x (C, N, H, W) with a kernel (kh, kw, O, C), or (kh, kw, C, O) where it is
-    transposed: (O, N, oh, ow)."""
-    if winograd.suits(window, x.shape[1], *taps.shape[2:]):
-        return _by_tiles(taps, x, window, transposed)
-    xp = namespace(taps, x)
-    if transposed:
-        matrix = xp.matrix_transpose(xp.reshape(taps, (-1, taps.shape[3])))
-    else:
-        matrix = xp.reshape(xp.permute_dims(taps, (2, 0, 1, 3)), (taps.shape[2], -1))
-    out, shape = matrix.shape[0], (matrix.shape[0], x.shape[1], *window.size)
-    x, window = flat(x, window)
-    dtype = xp.result_type(matrix.dtype, x.dtype)
-    y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
-    for images, rows in blocks(x.shape[1], window.size, columns(x)):
-        seen = _seen(x, window, images, rows)
-        products = (xp.matmul(a, b) for a, b in zip(cut(matrix, len(seen)), seen, strict=True))
-        total = _added(products)
-        form = (out, rows.stop - rows.start, window.size[1], images.stop - images.start)
-        y[:, images, rows, :] = xp.permute_dims(xp.reshape(total, form), (0, 3, 1, 2))
-    return xp.reshape(y, shape)
+def _correlate(c: Correlation) -> None:
+    """Fill y: prepare the kernel, then one block after another."""
+    memory = partial(_new_arrays, namespace(c.x))
+    (room,) = memory(c.taps.dtype, (c.form.kernel_size(c.taps),))
+    kernel = c.form.kernel(room, c.taps, c.transposed)
+    c.form.fill(kernel, slice(None), c.taps, memory)
+    for place in c.form.places(c.x, c.window):
+        c.form.correlate(c.y, kernel, c.x, c.window, place, memory)
 
 
-def _by_tiles(taps: Array, x: Array, window: Window, transposed: bool) -> Array:
-    """The correlation in Winograd's form."""
-    xp, one = namespace(taps, x), tuple(taps.shape[2:])
-    kernel, rows = (xp.zeros((4, n, *one), dtype=taps.dtype) for n in (4, 3))
-    scaled = None if winograd.small(taps) else winograd.scale(taps, None)
-    winograd.transform(kernel, rows, taps if scaled is None else taps * scaled)
-    kernel = xp.matrix_transpose(kernel) if transposed else kernel
-    out, dtype = kernel.shape[2], xp.result_type(taps.dtype, x.dtype)
-    y = xp.zeros((out, x.shape[1], *window.size), dtype=dtype)
-    for place in winograd.places(x, window):
-        forms = winograd.correlation_shapes(x, out, window, place)
-        room = [xp.zeros(form, dtype=dtype) for form in forms]
-        winograd.correlate(y, kernel, scaled, x, window, place, room)
-    return y
+def _differentiate(d: KernelDerivative) -> None:
+    """Fill gw: add up the blocks of every part, then the parts."""
+    memory = partial(_new_arrays, namespace(d.x))
+    totals = memory(d.gw.dtype, *[d.form.total_shape(d.gw, d.window)] * len(d.parts))
+    for sum_of_part, part in zip(totals, d.parts, strict=True):
+        d.form.add_blocks(sum_of_part, part, d.x, d.window, memory)
+    d.form.collect(d.gw, totals, memory)
 
 
-def _weight(g: Array, x: Array, window: Window, pieces: int) -> Array:
-    """The derivative (O, C, kh, kw) by the weights of some channels x, one of so many pieces."""
-    xp, (kh, kw) = namespace(g, x), window.taps
-    x, window = flat(x, window)
-    g = xp.reshape(g, (g.shape[0], x.shape[1], *window.size))
-    places = list(blocks(x.shape[1], window.size, columns(x)))
-    totals = _added(
-        _added(_weight_block(g, x, window, *block) for block in share)
-        for share in shares(places, pieces)
-    )
-    if not narrow(x.shape[0], window):
-        rows = xp.reshape(totals, (kh, g.shape[0], kw, x.shape[0]))
-        return xp.permute_dims(rows, (1, 3, 0, 2))
-    return xp.permute_dims(xp.reshape(totals, (g.shape[0], kh, kw, x.shape[0])), (0, 3, 1, 2))
-
-
-def _weight_by_tiles(g: Array, x: Array, window: Window) -> Array:
-    """The derivative (O, C, 3, 3) by the weights, in Winograd's form."""
-    xp, one = namespace(g, x), (g.shape[0], x.shape[0])
-    dtype = xp.result_type(g.dtype, x.dtype)
-    totals = []
-    for share in winograd.parts(x, window, g.shape[0]):
-        total, more = (xp.zeros((*some, *one), dtype=dtype) for some in ((4, 4), ()))
-        for number, place in enumerate(share):
-            forms = winograd.weight_shapes(g, x, window, place)
-            room = [xp.zeros(form, dtype=dtype) for form in forms]
-            to = more if number else None
-            winograd.correlate_weight(total, to, g, x, window, place, room)
-        totals.append(total)
-    gw, rows = (xp.zeros((3, n, *one), dtype=dtype) for n in (3, 4))
-    winograd.restore(gw, rows, _added(totals))
-    return xp.permute_dims(gw, (2, 3, 0, 1))
-
-
-def _weight_block(g: Array, x: Array, window: Window, images: slice, rows: slice) -> Array:
-    """What a block adds to the derivative by the weight, (number of products, O, taps of each)."""
-    xp = namespace(g, x)
-    ours = xp.permute_dims(g[:, images, rows, :], (0, 2, 3, 1))
-    ours = xp.reshape(ours, (g.shape[0], -1))
-    seen = _seen(x, window, images, rows)
-    return xp.stack([xp.matmul(ours, xp.matrix_transpose(b)) for b in seen])
-
-
-def _seen(x: Array, window: Window, images: slice, rows: slice) -> list[Array]:
-    """The matrices (taps of a row times C, positions) that a block is to the kernel's rows."""
-    xp, height = namespace(x), rows.stop - rows.start
-    if window.pointwise:
-        return [xp.reshape(x[:, images, rows, :], (x.shape[0], -1))]
-    shape = unfolded_shape(x.shape[0], images.stop - images.start, height, window)
-    unfolded = xp.zeros(shape, dtype=x.dtype)
-    unfold(unfolded, x[:, images, :, :], window, rows.start)
-    seen = [tap(unfolded, k, height) for k in range(window.taps[0])]
-    return [xp.concat(seen)] if narrow(x.shape[0], window) else seen
-
-
-def _added(arrays: Any) -> Array:
-    """((a0 + a1) + a2) + ..."""
-    total = None
-    for a in arrays:
-        total = a if total is None else total + a
-    return total
+def _new_arrays(xp: Any, dtype: Any, *shapes: Shape) -> list[Array]:
+    return [xp.empty(shape, dtype=dtype) for shape in shapes]

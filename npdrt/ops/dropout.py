@@ -1,15 +1,15 @@
 """Dropout: the masks come from npdrt's random streams and are arguments like any other array.
 
-A model in training mode is given a `Random` (the training loop makes one a step) and draws every
-mask from a stream of its own name, since each draw starts at the beginning of its stream and two
-draws of one stream are equal:
+In training mode a model gets a `Random` (the training loop makes one for each step) and draws every
+mask from a stream with its own name, because each draw starts at the beginning of its stream, so
+that two draws from one stream are equal:
 
     keep = keep_mask(h, random.of("layers/00/dropout"), rate=0.2)
     h = ops.dropout(h, keep, rate=0.2)
 
-Run eagerly, the mask is drawn on the host and uploaded. While a step is recorded, the draw becomes
-an input of the program, and every replay draws it anew from the `Random` it is given, before the
-program runs: the same words, so the same bits, on any device and after any resumption.
+In eager mode the mask is drawn on the host and uploaded. When a step is recorded, the draw becomes
+an input of the program: every replay draws it again from the `Random` it gets, before the program
+runs. The bits are the same on any device and after any resumption.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from npdrt.arrays import Array, namespace
 from npdrt.autodiff import detach, primitive
 from npdrt.errors import Error
 from npdrt.random import Random
+
+__all__ = ["dropout"]
 
 
 @primitive(computes=slice(1))
@@ -51,7 +53,7 @@ def keep_mask(
     """A mask for `dropout`: True with probability 1 - rate, in the library and on the device of
     `like` (an array or a Tensor), of its shape or of `shape`.
 
-    None, which keeps everything, where rate is 0 or random is None (evaluation). The numbers are
+    None, which keeps everything, if rate is 0 or random is None (evaluation). The numbers are
     those of `random.bernoulli(shape, 1 - rate)`: equal streams give equal masks, so name a stream
     for every mask.
     """

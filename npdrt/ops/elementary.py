@@ -1,4 +1,4 @@
-"""Elementary functions, elementwise. Derivatives reuse the value where it is at hand."""
+"""Elementary functions, elementwise. Derivatives reuse the value if they need it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, primitive
+
+__all__ = ["absolute", "erf", "exp", "log", "sigmoid", "sqrt", "tanh"]
 
 TWO_OVER_SQRT_PI = 1.1283791670955126
 
@@ -61,7 +63,7 @@ def sqrt(x: Array) -> Any:
 @primitive(computes=ALL)
 def tanh(x: Array) -> Any:
     """Hyperbolic tangent, to 4 ulps. Derivative 4 z / (1 + z)**2 with z = e**-2|x|, to 8 ulps,
-    also where 1 - tanh(x)**2 has no digits left."""
+    also for large |x|, where 1 - tanh(x)**2 would lose all digits."""
     xp = namespace(x)
 
     def vjp(g: Array) -> Array:

@@ -10,19 +10,21 @@ from npdrt.arrays import Array, namespace, to_host
 from npdrt.errors import Error
 from npdrt.ops.shape import gather
 
+__all__ = ["embedding"]
+
 
 def embedding(weight: Any, tokens: Array) -> Any:
     """Rows of a table: y[..., :] = weight[tokens[...], :].
 
-    weight: (vocabulary, size). tokens: (...), integers in [0, vocabulary), an array and never a
+    weight: (vocabulary, size). tokens: (...), integers in [0, vocabulary), an array, not a
     Tensor. Returns (..., size). gweight: (vocabulary, size), dense; row v is the sum of the
     cotangents of the tokens equal to v in a fixed order (`gather`), so it has the same bits on
     every thread count; cost log2(tokens) passes over the cotangent and one over the table.
 
-    Tokens are not looked at here, which a device would have to wait for and a program being
-    recorded cannot. Give them to `check_tokens` where data enter. What is not checked is not
-    noticed: negative tokens count from the end; beyond the table NumPy raises when run eagerly,
-    while programs and CuPy wrap around and take another token's row.
+    The values of tokens are not checked here: a device would have to wait, and a recorded program
+    cannot check them. Call `check_tokens` where data enter. Without it, negative tokens count from
+    the end, and tokens beyond the table raise an error in eager NumPy, but wrap around to another
+    token's row in programs and in CuPy.
     """
     if weight.ndim != 2:
         raise Error(f"embedding: expected weight (vocabulary, size); got {tuple(weight.shape)}")

@@ -1,4 +1,4 @@
-"""Matrix products. The orientation of every GEMM is fixed here, once, for all users."""
+"""Matrix products. The orientation of every GEMM is fixed here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from npdrt.arrays import Array, namespace, total
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
+
+__all__ = ["linear", "matmul"]
 
 
 @primitive(computes=ALL)
@@ -39,8 +41,8 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Any:
             f"linear: expected x (..., in) and weight (out, in); got {tuple(x.shape)} and "
             f"{tuple(weight.shape)}"
         )
-    rows = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
-    y = xp.matmul(rows, xp.matrix_transpose(weight))
+    rows = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))  # (rows, in)
+    y = xp.matmul(rows, xp.matrix_transpose(weight))  # (rows, out)
     y = y if bias is None else y + bias
     y = y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
 

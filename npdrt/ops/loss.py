@@ -11,7 +11,9 @@ from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of, exponentials, is_alone, softmax_of
 
-BLOCK = 1 << 19  # logits above which `softmax_cross_entropy` takes their rows in blocks of so many
+__all__ = ["hinge", "log_softmax", "softmax", "softmax_cross_entropy", "squared_error"]
+
+BLOCK = 1 << 19  # logits that `softmax_cross_entropy` works on at once, in whole rows
 
 
 @primitive(computes=ALL)
@@ -48,15 +50,15 @@ def log_softmax(x: Array, *, axis: int = -1) -> Any:
 def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> Any:
     """Mean cross-entropy of integer labels under softmax(logits).
 
-    logits: (N, C), or (..., C). labels: (N,) or (...), integers in [0, C); out of range they
-    choose no class and are not noticed, so check them on the host where data enters. With
+    logits: (N, C), or (..., C). labels: (N,) or (...), integers in [0, C). A label out of range
+    chooses no class and raises no error, so check labels on the host where data enters. With
     q = (1 - s) onehot + s / C:  loss = mean_n [logsumexp(z_n) - sum_c q_nc z_nc]  (nats).
     Stable for any finite logits. glogits = (softmax(z) - q) / N. Where the label's softmax p is
     near 1, without smoothing, -log p and p - 1 keep their digits as in `log_softmax`.
 
-    Above BLOCK elements the rows are taken in blocks, to the same bits: beside the logits nothing
-    of their size is held but, in the end, their derivative. The backward pass makes the
-    exponentials of a block anew.
+    Above BLOCK elements the rows are taken in blocks, with the same bits: besides the logits, only
+    their derivative needs memory of their size. The backward pass computes the exponentials of a
+    block again.
     """
     xp, classes = namespace(logits, labels), logits.shape[-1]
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
@@ -68,11 +70,11 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
         raise Error(f"softmax_cross_entropy: expected integer labels; got {labels.dtype}")
     if not 0.0 <= label_smoothing < 1.0:
         raise Error(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
-    z = xp.reshape(logits, (-1, classes))
+    z = xp.reshape(logits, (-1, classes))  # (N, C)
     n = z.shape[0]
     if n == 0:
         raise Error("softmax_cross_entropy: the batch is empty")
-    labels = xp.astype(xp.reshape(labels, (-1, 1)), xp.int64)  # all classes fit, also from uint8
+    labels = xp.astype(xp.reshape(labels, (-1, 1)), xp.int64)  # (N, 1); uint8 holds few classes
     rule = _whole if n * classes <= BLOCK else _in_blocks
     picked, gz = rule(z, labels, label_smoothing)
     return -total(picked, (0,)) / n, (lambda g: xp.reshape(gz(g), logits.shape), None)
@@ -99,8 +101,8 @@ def _whole(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[
 
 
 def _kept(slope: Array, chosen: Array, z: Array, alone: Array, missing: Array) -> Array:
-    """p - q with the digits of p - 1 where the label's p is near 1: there it is minus the share of
-    the other terms."""
+    """p - q; where the label's p is near 1, it is minus the share of the other terms, so that p - 1
+    keeps its digits."""
     return namespace(z).where(chosen & (z >= 1) & alone, -missing, slope)
 
 
@@ -116,7 +118,7 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
         if smoothing:
             evens.append(total(e.shifted - e.log_sums(), (1,)))
     top, sums, others, log_sums = (xp.concat(parts) for parts in zip(*found, strict=True))
-    shifted = _chosen_of(z, labels) - top
+    shifted = _chosen_of(z, labels) - top  # (N, 1)
     inside = (labels >= 0) & (labels < classes)
     picked = xp.where(inside, shifted - log_sums, xp.zeros_like(shifted))[:, 0]
     if smoothing:
@@ -139,7 +141,7 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
 
 
 def _chosen_of(z: Array, labels: Array) -> Array:
-    """The element of every row that its label chooses, (N, 1); any, where none does."""
+    """The element of every row at its label, (N, 1); any element if the label is out of range."""
     xp, (n, classes) = namespace(z), z.shape
     starts = xp.arange(n, dtype=xp.int64)[:, None] * classes
     places = xp.reshape(starts + xp.clip(labels, 0, classes - 1), (-1,))

@@ -1,7 +1,7 @@
 """Normalisation of activations (batch, layer, group) and of weights (rows, entries).
 
 All of them keep eps inside the root: x / sqrt(eps + mean square). Variances are biased, from two
-passes: first the mean, then the squares of what is left.
+passes: first the mean, then the squares of x - mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from npdrt.ops.arithmetic import add, multiply
 from npdrt.ops.reduction import Axis, axes_of
 from npdrt.ops.shape import reshape
 
-DOT = 8192  # elements of one dot product: so few that no BLAS splits it over its threads
+__all__ = [
+    "batch_norm",
+    "batch_norm_inference",
+    "entry_norm",
+    "group_norm",
+    "layer_norm",
+    "weight_norm",
+]
+
+DOT = 8192  # elements of one dot product: too few for a BLAS to split it over its threads
 
 
 class Statistics(NamedTuple):
@@ -35,8 +44,8 @@ class Statistics(NamedTuple):
 def batch_statistics(x: Any, *, channel_axis: int) -> Statistics:
     """Mean and biased variance over all axes of x but `channel_axis`; x an array or a Tensor.
 
-    Give the result to `batch_norm`, which then does not compute it again, and to
-    `running_statistics`. Refuses one value a channel, as PyTorch does: its variance is 0.
+    Pass the result to `batch_norm`, which then does not compute it again, and to
+    `running_statistics`. One value per channel is refused, as in PyTorch, since its variance is 0.
     """
     x = detach(x)
     check_dtypes("batch_statistics", x)
@@ -87,16 +96,15 @@ def batch_norm(
     """gain (x - mean) / sqrt(var + eps) + bias with the statistics of the batch: training mode.
 
     x: (..., channels, ...) with the channels in `channel_axis`, for images (C, N, H, W) axis 0.
-    gain, bias: (channels,) or None. statistics: `batch_statistics(x)` where the caller has them,
-    else computed here; either way the derivative knows that they depend on x. With
+    gain, bias: (channels,) or None. statistics: `batch_statistics(x)` if the caller has them,
+    else computed here; in both cases the derivative includes their dependence on x. With
     xhat = (x - mean) / sqrt(var + eps), n values a channel and sums over a channel
 
         gx = gain / sqrt(var + eps) (g - sum g / n - xhat sum(g xhat) / n)
         ggain = sum(g xhat),    gbias = sum g
 
-    Cost: five passes forward and six backward, the fewest where the channels come first; keeps
-    x - mean, not x. Sums of products are dot products of the BLAS there, the same on any number
-    of threads.
+    Cost: five passes forward and six backward, if the channels come first; it keeps x - mean, not
+    x. Sums of products are then dot products of the BLAS, with equal bits on any number of threads.
 
     Source: Ioffe and Szegedy 2015, Algorithm 1; without gain and bias MacDonald et al. 2023,
     equation 22, with features in rows: channel_axis=0.
@@ -262,8 +270,8 @@ def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
 
         gw = (d - <d, u> u) / sqrt(eps + |w|^2),    ggain = <g, u>
 
-    Rows of the result are shorter than their gain where eps > 0, and exactly as long at eps = 0,
-    where a zero row gives NaN. A square must not overflow.
+    Rows of the result are shorter than their gain if eps > 0, and exactly as long if eps = 0;
+    then a zero row gives NaN. A square must not overflow.
 
     Source: Salimans and Kingma 2016, "Weight Normalization", equations 2 and 3 (eps = 0 and a
     gain); MacDonald et al. 2023, Example A.1 and equation 30 (eps > 0, no gain).
@@ -307,11 +315,11 @@ def entry_norm(w: Array, *, eps: float) -> Any:
     return w * inverse, lambda g: g * (eps * (inverse * inverse * inverse))
 
 
-# --- what they share --------------------------------------------------------------------------
+# --- shared parts -----------------------------------------------------------------------------
 
 
 def _others(x: Array, channel_axis: int) -> tuple[int, ...]:
-    """Every axis but that of the channels."""
+    """Every axis except that of the channels."""
     (channel,) = axes_of(x, channel_axis)
     return tuple(a for a in range(x.ndim) if a != channel)
 
@@ -322,8 +330,8 @@ def _kept(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[int, ...], int]:
-    """x, its `axes` to sum over and the number of elements in them; as a matrix with these in its
-    rows where they are the last, so that every sum runs along memory."""
+    """x, its `axes` to sum over and the number of elements in them. If they are the last axes, x
+    becomes a matrix whose rows hold them, so that every sum runs along memory."""
     first, n = x.ndim - len(axes), math.prod(x.shape[a] for a in axes)
     if axes == tuple(range(first, x.ndim)):
         return namespace(x).reshape(x, (math.prod(x.shape[:first]), n)), (1,), n
@@ -337,8 +345,8 @@ def _centre(x: Array, axes: tuple[int, ...], n: int) -> tuple[Array, Array]:
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
-    """sum(a b) over `axes`, kept with length 1; for rows of matrices as dot products, which need
-    no array of their size, in pieces of DOT elements and the rest."""
+    """sum(a b) over `axes`, kept with length 1. Rows of matrices are dot products of pieces of DOT
+    elements and the rest, which need no array of the size of a."""
     xp = namespace(a, b)
     if a.ndim != 2 or axes != (1,):
         return total(a * b, axes, keepdims=True)
@@ -347,7 +355,7 @@ def _dot(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     if whole == 0:
         return _dots(a, b)
     pieces = (xp.reshape(x[:, :whole], (r, whole // DOT, DOT)) for x in (a, b))
-    sums = total(_dots(*pieces), (1,))
+    sums = total(_dots(*pieces), (1,))  # (r, 1)
     return sums if whole == n else sums + _dots(a[:, whole:], b[:, whole:])
 
 

@@ -1,9 +1,9 @@
 """Independent tasks on as many threads as the BLAS has, each with its products on one of them.
 
-A product that the BLAS splits over its threads has other bits than the same product on one. Tasks
-that are fixed by the shapes, whoever runs them, have the same bits on every number of threads; and
-on two cores they are faster than one split product after another, since everything around a
-product, the copies above all, then has two cores too.
+A product that the BLAS splits over its threads can round differently from the single-threaded
+product. Tasks that are fixed by the shapes give the same bits on any number of threads. On two
+cores they are also faster than one split product after another, because everything around a
+product, above all the copies, runs on both cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _turn = threading.Lock()  # the number of the BLAS's threads is one for the whol
 
 @cache
 def _blas() -> Any:
-    import threadpoolctl  # not before it is needed: it looks through the libraries of the process
+    import threadpoolctl  # only when needed: it searches the libraries of the process
 
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
@@ -38,7 +38,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """A forked process has none of the threads, and whoever held the lock is gone."""
+    """A forked process has none of the threads, and the thread that held the lock is gone."""
     global _turn
     _turn = threading.Lock()
     _pool.cache_clear()
@@ -51,8 +51,8 @@ if hasattr(os, "register_at_fork"):
 def run(tasks: Sequence[Task]) -> None:
     """Run every task once, in any order. None may run tasks itself.
 
-    As many threads as NumPy's BLAS is set to use (`OMP_NUM_THREADS`, `npdrt train --threads`,
-    threadpoolctl); meanwhile the BLAS uses one, in every task.
+    It uses as many threads as NumPy's BLAS is set to use (`OMP_NUM_THREADS`, `npdrt train
+    --threads`, threadpoolctl); meanwhile the BLAS uses one thread in every task.
     """
     with _turn:
         before = [(library, library.num_threads) for library in _blas().lib_controllers]
@@ -69,14 +69,14 @@ def run(tasks: Sequence[Task]) -> None:
 
 
 def _share(tasks: Sequence[Task], threads: int) -> None:
-    """The tasks, each taken by whichever thread is free; this one is among them."""
+    """Run the tasks; each is taken by the next free thread, including this one."""
     pending = iter(tasks)
 
     def work() -> None:
         for task in pending:
             task()
 
-    # The state of NumPy's warnings is one of the context, which a thread does not inherit.
+    # NumPy keeps its warning settings in the context, which a thread does not inherit.
     helpers = [_pool(threads - 1).submit(copy_context().run, work) for _ in range(threads - 1)]
     try:
         work()
@@ -88,7 +88,7 @@ def _share(tasks: Sequence[Task], threads: int) -> None:
 
 
 class _Memory(threading.local):
-    """Bytes that one thread uses again and again; kept, since new pages are dear."""
+    """Bytes that one thread reuses, because fresh pages are slow."""
 
     def __init__(self) -> None:
         self.blocks: dict[str, Any] = {}
@@ -98,15 +98,15 @@ _memory = _Memory()
 
 
 def scratch(dtype: Any, *shapes: tuple[int, ...], use: str = "task") -> list[Any]:
-    """Arrays of these shapes with anything in them, until this thread asks again for that use:
-    a "task", or a "caller" of tasks."""
+    """Uninitialised arrays of these shapes, valid until this thread asks again for the same use: in
+    a "task", or in the "caller" of tasks."""
     itemsize = np.dtype(dtype).itemsize
     sizes = [-(-math.prod(shape) * itemsize // ALIGNMENT) * ALIGNMENT for shape in shapes]
     block = _memory.blocks.get(use)
     if block is None or block.size < sum(sizes):
         block = _memory.blocks[use] = np.empty(sum(sizes), np.uint8)
-    found, start = [], 0
+    arrays, start = [], 0
     for shape, size in zip(shapes, sizes, strict=True):
-        found.append(np.ndarray(shape, dtype, block.data, start))
+        arrays.append(np.ndarray(shape, dtype, block.data, start))
         start += size
-    return found
+    return arrays

@@ -1,6 +1,6 @@
 """Pooling of channel-major images (C, N, H, W): see `npdrt.ops.convolution`.
 
-A window is gone through tap by tap: for every place in it one call on all windows at once.
+One call handles one place of the window for all windows at once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from npdrt.arrays import Array, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
-from npdrt.ops.window import Pair, check_fits, check_images, inside, output_size, pair
+from npdrt.ops.window import Pair, Place, check_fits, check_images, inside, output_size, pair
 
-Place = tuple[slice, slice]
+__all__ = ["average_pool", "global_average_pool", "max_pool"]
 
 
 @primitive(computes=ALL)
@@ -24,8 +24,8 @@ def average_pool(
     """The mean over windows of height and width `size`, one every `stride` pixels.
 
     x: (C, N, H, W) -> (C, N, oh, ow) with oh = (H + 2 p - k) // s + 1. size, stride, padding: a
-    number, or a pair for height and width; stride: that of the windows' size unless given; padding
-    at most half of it. Zeros beyond the image are elements of a window: every sum is divided by
+    number, or a pair for height and width. stride: `size` unless given. padding: at most half of
+    `size`. Zeros outside the image count as elements: every sum is divided by
     kh kw (PyTorch's default, count_include_pad=True). The taps are added in the order of the
     window's rows.
 
@@ -33,14 +33,14 @@ def average_pool(
     """
     size, stride, padding = _settings("average_pool", x, size, stride, padding)
     xp, count = namespace(x), math.prod(size)
-    made = output_size(x.shape[2:], size, stride, padding)
-    total = xp.zeros((*x.shape[:2], *made), dtype=x.dtype)
-    for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+    output = output_size(x.shape[2:], size, stride, padding)
+    total = xp.zeros((*x.shape[:2], *output), dtype=x.dtype)
+    for windows, pixels in _taps(x.shape[2:], output, size, stride, padding):
         total[:, :, *windows] = total[:, :, *windows] + x[:, :, *pixels]
 
     def gx(g: Array) -> Array:
         g, spread = g / count, xp.zeros(x.shape, dtype=g.dtype)
-        for windows, pixels in _taps(x.shape[2:], made, size, stride, padding):
+        for windows, pixels in _taps(x.shape[2:], output, size, stride, padding):
             spread[:, :, *pixels] = spread[:, :, *pixels] + g[:, :, *windows]
         return spread
 
@@ -62,9 +62,9 @@ def max_pool(
     """
     size, stride, padding = _settings("max_pool", x, size, stride, padding)
     xp = namespace(x)
-    made = output_size(x.shape[2:], size, stride, padding)
-    places = list(_taps(x.shape[2:], made, size, stride, padding))
-    top = xp.full((*x.shape[:2], *made), -math.inf, dtype=x.dtype)
+    output = output_size(x.shape[2:], size, stride, padding)
+    places = list(_taps(x.shape[2:], output, size, stride, padding))
+    top = xp.full((*x.shape[:2], *output), -math.inf, dtype=x.dtype)
     for windows, pixels in places:
         top[:, :, *windows] = xp.maximum(top[:, :, *windows], x[:, :, *pixels])
 
@@ -102,18 +102,18 @@ def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[
     if any(2 * p > k for p, k in zip(padding, size, strict=True)):
         raise Error(
             f"{name}: padding {padding} is more than half of the window {size}, so that a window "
-            "could lie outside of the image; use less padding"
+            "could lie outside the image; use less padding"
         )
     check_fits(name, x, size, padding)
     return size, stride, padding
 
 
 def _taps(
-    image: Pair, made: Pair, size: Pair, stride: Pair, padding: Pair
+    image: Pair, output: Pair, size: Pair, stride: Pair, padding: Pair
 ) -> Iterator[tuple[Place, Place]]:
-    """For every place in a window, row by row: the windows in which it is inside of the image, and
-    the pixels that it is on."""
-    axes = list(zip(size, stride, padding, made, image, strict=True))
+    """For every place in a window, row by row: the windows for which it is inside the image, and
+    the pixels there."""
+    axes = list(zip(size, stride, padding, output, image, strict=True))
     rows, lines = ([inside(k - p, s, m, n) for k in range(size)] for size, s, p, m, n in axes)
     for windows, pixels in rows:
         for others, across in lines:

@@ -9,6 +9,8 @@ from npdrt.arrays import Array, namespace, real, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 
+__all__ = ["logsumexp", "max", "mean", "sum", "var"]
+
 Axis = int | tuple[int, ...] | None
 
 
@@ -124,7 +126,7 @@ class Exponentials(NamedTuple):
         return self.others / self.sums
 
     def at_top(self) -> Array:
-        """Where the maximum is that is alone."""
+        """Where an element is the maximum, and alone."""
         return self.alone & (real(self.shifted) >= 0)
 
 
@@ -134,13 +136,13 @@ def exponentials(x: Array, axes: tuple[int, ...]) -> Exponentials:
     top, shifted = shifted_by_maximum(x, axes)
     z = xp.exp(shifted)
     sums = total(z, axes, keepdims=True)
-    # z lies in [0, 1], so that this takes 1 from the maximum alone, and rounds nothing.
+    # z lies in [0, 1]: only the maximum loses its 1, and nothing is rounded.
     others = total(z - xp.floor(real(z)), axes, keepdims=True)
     return Exponentials(top, shifted, z, sums, others, is_alone(sums))
 
 
 def is_alone(sums: Array) -> Array:
-    """Whether of the terms that add up to `sums` one is the maximum's 1, the others less than 1."""
+    """Whether the terms of `sums` are the maximum's 1 and others that add up to less than 1."""
     return (real(sums) >= 1) & (real(sums) < 2)
 
 

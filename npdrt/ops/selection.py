@@ -8,10 +8,12 @@ from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
 
+__all__ = ["clip", "maximum", "minimum", "where"]
+
 
 @primitive(computes=slice(1, 3), moves=True, numbers=True)
 def where(condition: Array, a: Array, b: Array) -> Any:
-    """a where the boolean `condition` holds, else b; no derivative for the condition."""
+    """a where the boolean `condition` holds, else b; the condition has no derivative."""
     xp = namespace(condition, a, b)
 
     def zero(g: Array) -> Array:

@@ -11,6 +11,8 @@ from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 from npdrt.ops.reduction import axes_of
 
+__all__ = ["broadcast_to", "concat", "gather", "getitem", "pad", "reshape", "split", "transpose"]
+
 Index = int | slice | EllipsisType | None
 
 
@@ -34,7 +36,7 @@ def transpose(x: Array, *, axes: tuple[int, ...] | None = None) -> Any:
 
 @primitive(computes=ALL, moves=True)
 def broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Any:
-    """x repeated along new or length-1 axes; the walker sums the cotangent back."""
+    """x repeated along new or length-1 axes; `backward` sums the cotangent back."""
     return namespace(x).broadcast_to(x, shape), lambda g: g
 
 
@@ -89,7 +91,7 @@ def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float = 0.0) ->
 
 
 def _holds(x: Array, value: float) -> bool:
-    """Whether a number is one of the dtype of x, rounded if that is floating-point."""
+    """Whether the dtype of x holds a number; a floating-point dtype may round it."""
     xp = namespace(x)
     if xp.isdtype(x.dtype, "bool"):
         return value in (0, 1)
@@ -120,10 +122,9 @@ def getitem(x: Array, *, index: Index | tuple[Index, ...]) -> Any:
 def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
     """Slices of x along `axis` at integer `indices`: y[..., j, ...] = x[..., indices[j], ...].
 
-    The indices' shape replaces the axis; negative ones count from the end. Outside of x NumPy
-    raises and CuPy wraps, so check on the host where data enters. The derivative adds the
-    cotangents of equal indices in a fixed order (no atomics): sorted by index, stable, then
-    summed by doubling within each run of equal indices, in log2(n) passes.
+    The indices' shape replaces the axis; negative ones count from the end. For an index outside
+    x NumPy raises an error and CuPy wraps around, so check on the host where data enters. The
+    derivative adds the cotangents of equal indices in a fixed order (no atomics): `scatter_add`.
     """
     xp = namespace(x, indices)
     (axis,), flat = axes_of(x, axis), xp.reshape(indices, (-1,))
@@ -137,7 +138,7 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
         g = xp.reshape(g, (*x.shape[:axis], n, *x.shape[axis + 1 :]))
         width = math.prod(x.shape[i] for i in front[1:])
         rows = xp.reshape(xp.permute_dims(g, front), (n, width))
-        totals = scatter_add(rows, flat, size)
+        totals = scatter_add(rows, flat, size)  # (size, width)
         return xp.permute_dims(xp.reshape(totals, tuple(x.shape[i] for i in front)), back)
 
     return y, (gx, None)
@@ -145,26 +146,31 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
 
 def scatter_add(rows: Array, indices: Array, size: int) -> Array:
     """The (size, K) array whose row v is the sum of `rows[j]` over indices[j] = v, in a fixed
-    order that no thread count or device changes."""
+    order that no thread count or device changes. rows: (n, K); indices: (n,).
+
+    Sorted by index, equal indices are runs. In pass p every row gets the sum of the last 2**p rows
+    of its run up to itself (a scan by doubling), so that the last row of a run ends with its total.
+    """
     xp, n = namespace(rows, indices), rows.shape[0]
     if n == 0:
         return xp.zeros((size, rows.shape[1]), dtype=rows.dtype)
-    keys = xp.astype(indices, xp.int64) % size  # negative ones count from the end
+    keys = xp.astype(indices, xp.int64) % size  # (n,); negative ones count from the end
     order = xp.argsort(keys * n + xp.arange(n, dtype=xp.int64))  # no ties: any sort is stable
-    # A row of zeros comes last, of no index: what to add where there is nothing to add.
-    keys = xp.concat((xp.take(keys, order), xp.full((1,), size, dtype=xp.int64)))
-    total = xp.concat(
+    # Row n is zeros, with a key of its own: it is added where there is nothing to add.
+    keys = xp.concat((xp.take(keys, order), xp.full((1,), size, dtype=xp.int64)))  # (n + 1,)
+    sums = xp.concat(
         (xp.take(rows, order, axis=0), xp.zeros((1, rows.shape[1]), dtype=rows.dtype))
-    )
-    places, none, reach = xp.arange(n + 1, dtype=xp.int64), xp.full((), n, dtype=xp.int64), 1
+    )  # (n + 1, K)
+    places, zeros_row, reach = xp.arange(n + 1, dtype=xp.int64), xp.full((), n, dtype=xp.int64), 1
     while reach < n:
-        before = xp.maximum(places - reach, -1)  # -1 is the row of zeros, with a key of its own
-        partner = xp.where(xp.take(keys, before % (n + 1)) == keys, before % (n + 1), none)
-        total = total + xp.take(total, partner, axis=0)
+        before = xp.maximum(places - reach, -1)  # (n + 1,); -1 is the row of zeros
+        in_run = xp.take(keys, before % (n + 1)) == keys
+        sums = sums + xp.take(sums, xp.where(in_run, before % (n + 1), zeros_row), axis=0)
         reach *= 2
     wanted = xp.arange(size, dtype=xp.int64)
-    last = (xp.searchsorted(keys, wanted, side="right") - 1) % (n + 1)
-    return xp.take(total, xp.where(xp.take(keys, last) == wanted, last, none), axis=0)
+    last = (xp.searchsorted(keys, wanted, side="right") - 1) % (n + 1)  # (size,), of each run
+    has_run = xp.take(keys, last) == wanted
+    return xp.take(sums, xp.where(has_run, last, zeros_row), axis=0)  # (size, K)
 
 
 def _tensor_getitem(self: Tensor, index: Any) -> Any:

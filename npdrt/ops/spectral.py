@@ -1,4 +1,4 @@
-"""Spectral normalisation: a weight over an estimate of its largest singular value."""
+"""Spectral normalisation: a weight divided by an estimate of its largest singular value."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from npdrt.arrays import Array, namespace, real, total
 from npdrt.autodiff import ALL, detach, primitive
 from npdrt.errors import Error
+
+__all__ = ["spectral_normalise"]
 
 
 def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Array]:
@@ -30,7 +32,8 @@ def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Arr
             f"power_iteration: expected weight (out, in) and u (out,); got {tuple(weight.shape)} "
             f"and {tuple(u.shape)}"
         )
-    v = _unit(xp.reshape(xp.matmul(xp.reshape(u, (1, -1)), weight), (-1,)), 0.0)
+    row = xp.matmul(xp.reshape(u, (1, -1)), weight)  # (1, in)
+    v = _unit(xp.reshape(row, (-1,)), 0.0)
     if iterate:
         u = _unit(_product(weight, v), u)
     return u, v
@@ -58,7 +61,7 @@ def spectral_normalise(weight: Array, u: Array, v: Array) -> Any:
 
     u and v are constants, so that <gweight, weight> = 0: the result, and with it the loss, does
     not change when weight is multiplied by a positive number. By a power of two it keeps its
-    bits. A sigma of 0, as of a zero weight, counts as 1. Cost: one matrix-vector product and a
+    bits. If sigma is 0, as for a zero weight, it counts as 1. Cost: one matrix-vector product and a
     few passes over weight.
 
     Source: Miyato et al. 2018, equation 8 and the gradient analysis that follows it. Layers so
@@ -75,7 +78,7 @@ def spectral_normalise(weight: Array, u: Array, v: Array) -> Any:
     value = weight / sigma
 
     def vjp(g: Array) -> Array:
-        outer = xp.reshape(u, (-1, 1)) * xp.reshape(v, (1, -1))
+        outer = xp.reshape(u, (-1, 1)) * xp.reshape(v, (1, -1))  # (out, in)
         return (g - total(g * value, (0, 1)) * outer) / sigma
 
     return value, (vjp, None, None)

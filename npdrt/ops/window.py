@@ -1,23 +1,26 @@
-"""Windows over channel-major images: settings, what they read, and blocks of it as matrices.
+"""Windows over channel-major images: settings, the pixels they read, and blocks as matrices.
 
-What `npdrt.ops.convolution` and its faster twin on NumPy, `npdrt.ops.blocked`, have in common, and
-the settings of `npdrt.ops.pooling`.
+`npdrt.ops.direct` and `npdrt.ops.winograd` are made of these; `npdrt.ops.pooling` shares the
+settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdrt.arrays import Array, namespace
+from npdrt.arrays import Array, namespace, write_result
 from npdrt.errors import Error
 
 Pair = tuple[int, int]
-CHANNELS = 64  # of the input at a time in the derivative by the weight
+Shape = tuple[int, ...]
+Place = tuple[slice, slice]  # (images, rows) of a block
+Memory = Callable[..., list[Array]]  # memory(dtype, *shapes): arrays with anything in them
 SHARES = 8  # of its work
 NARROW = 128  # rows of a product: with fewer, the products of the kernel's rows become one
 
@@ -34,12 +37,12 @@ def pair(name: str, value: Any, least: int) -> Pair:
 
 
 def whole(n: Any) -> bool:
-    """Whether n is an integer of Python or NumPy, and no bool."""
+    """Whether n is an integer of Python or NumPy, not a bool."""
     return isinstance(n, int | np.integer) and not isinstance(n, bool)
 
 
 def check_images(name: str, x: Any) -> None:
-    """Refuse what is no batch of channel-major images."""
+    """Refuse anything but a batch of channel-major images."""
     namespace(x)
     if getattr(x, "ndim", None) != 4:
         raise Error(
@@ -98,94 +101,114 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
 def forward_window(
     size: Pair, kernel: Pair, stride: Pair, padding: Pair, form: str = "direct"
 ) -> Window:
-    """That of the convolution itself, of images of height and width `size`."""
-    made = output_size(size, kernel, stride, padding)
+    """The window of the convolution itself, of images of height and width `size`."""
+    output = output_size(size, kernel, stride, padding)
     start = (-padding[0], -padding[1])
-    return Window(tuple(kernel), stride, start, made, tuple(size), form=form)  # type: ignore[arg-type]
+    return Window(tuple(kernel), stride, start, output, tuple(size), form=form)  # type: ignore[arg-type]
 
 
-def phases(kernel: int, step: int, padding: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """The derivative by the input, along one axis: pixel v, v + step, v + 2 step, ... all see the
-    taps first, first + step, ... of the kernel, in descending order, from place `start` of the
-    output on. Gives (v, first, number of taps, start) for every v < step."""
-    for v in range(min(step, size)):
-        first = (v + padding) % step
+class Phase(NamedTuple):
+    """Pixels offset, offset + step, offset + 2 step, ... along one axis, in the derivative by the
+    input: all see the taps first, first + step, ... (`taps` of them), in descending order, from
+    place `start` of the output on."""
+
+    offset: int
+    first: int
+    taps: int
+    start: int
+
+
+def phases(kernel: int, step: int, padding: int, size: int) -> list[Phase]:
+    """One for every offset below the step."""
+    found = []
+    for offset in range(min(step, size)):
+        first = (offset + padding) % step
         taps = len(range(first, kernel, step))
-        yield v, first, taps, (v + padding) // step - taps + 1
+        found.append(Phase(offset, first, taps, (offset + padding) // step - taps + 1))
+    return found
 
 
 def backward_windows(
     size: Pair, kernel: Pair, stride: Pair, padding: Pair, form: str = "direct"
-) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Window]]:
+) -> Iterator[tuple[Place, Place, Window]]:
     """For every offset of the stride: the pixels, the taps (before they are flipped), and the
-    correlation with the cotangent, or one of no taps where nothing has seen these pixels."""
+    correlation with the cotangent; it has no taps if the output does not depend on these pixels."""
     axes = zip(kernel, stride, padding, size, strict=True)
-    rows, lines = (list(phases(*axis)) for axis in axes)
     image, whole = output_size(size, kernel, stride, padding), stride == (1, 1)
-    for v, a, k, i in rows:
-        for w, b, m, j in lines:
-            pixels = (slice(v, None, stride[0]), slice(w, None, stride[1]))
-            taps = (slice(a, None, stride[0]), slice(b, None, stride[1]))
-            made = (len(range(v, size[0], stride[0])), len(range(w, size[1], stride[1])))
-            yield pixels, taps, Window((k, m), (1, 1), (i, j), made, image, whole, form)
+    (down, across), (height, width) = stride, size
+    for i, j in product(*(phases(*axis) for axis in axes)):
+        pixels = slice(i.offset, None, down), slice(j.offset, None, across)
+        taps = slice(i.first, None, down), slice(j.first, None, across)
+        output = len(range(i.offset, height, down)), len(range(j.offset, width, across))
+        window = Window((i.taps, j.taps), (1, 1), (i.start, j.start), output, image, whole, form)
+        yield pixels, taps, window
 
 
-def blocks(images: int, size: Pair, limit: int) -> Iterator[tuple[slice, slice]]:
-    """(images, rows of the output) of every block: rows of one image or several whole images, of
-    about `limit` positions and nearly equal size. Copies run along the images of a block, so it has
-    8 of them rather than 4; and there are at least two blocks where there are two images."""
+def blocks(images: int, size: Pair, limit: int) -> Iterator[Place]:
+    """(images, rows of the output) of every block: rows of one image, or several whole images, of
+    about `limit` positions and nearly equal size.
+
+    Copies run along the images of a block, so it has 8 of them even if only 4 are within the limit;
+    two images or more are at least two blocks, for two threads.
+    """
     area = size[0] * size[1]
-    height = -(-size[0] // max(1, round(area / limit)))
-    several = min(max(1, limit // area, min(8, 2 * limit // area)), -(-images // 2))
-    several = several if 2 * area <= limit else 1
-    several = -(-images // -(-images // several))
-    for n in range(0, images, several):
+    if 2 * area > limit:
+        count, height = 1, _ceil(size[0], max(1, round(area / limit)))
+    else:
+        most = max(limit // area, min(8, 2 * limit // area))
+        number = _ceil(images, min(most, _ceil(images, 2)))  # of blocks
+        count, height = _ceil(images, number), size[0]
+    for n in range(0, images, count):
         for r in range(0, size[0], height):
-            yield slice(n, min(n + several, images)), slice(r, min(r + height, size[0]))
+            yield slice(n, min(n + count, images)), slice(r, min(r + height, size[0]))
 
 
-def unfolded_shape(channels: int, images: int, rows: int, window: Window) -> tuple[int, ...]:
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def unfolded_shape(channels: int, images: int, rows: int, window: Window) -> Shape:
     """(kw, C, step, q, ow, images): `unfold`."""
     reach = rows + (window.taps[0] - 1) // window.step[0]
     return window.taps[1], channels, window.step[0], reach, window.size[1], images
 
 
-def unfold(to: Array, x: Array, window: Window, first: int) -> None:
-    """Fill to[l, c, a, q, j, n] = x[c, n, step (first + q) + a + start, step j + l + start].
+def unfold(target: Array, x: Array, window: Window, first: int) -> None:
+    """Fill target[l, c, a, q, j, n] = x[c, n, step (first + q) + a + start, step j + l + start].
 
-    x: (C, n, H, W), the images of a block; first: its first row. The image's rows are parted by
+    x: (C, n, H, W), the images of a block; first: its first row. The image's rows are sorted by
     their offset `a` in the stride, so that for every tap k of a column the rows that it reads
     follow each other: `tap`.
     """
-    x = namespace(x).permute_dims(x, (0, 2, 3, 1))
-    for place, seen in copies(window, first, to.shape[3]):
-        to[place] = 0 if seen is None else x[seen]
+    x = namespace(x).permute_dims(x, (0, 2, 3, 1))  # (C, H, W, n)
+    for place, source in copies(window, first, target.shape[3]):
+        target[place] = 0 if source is None else x[source]
 
 
 @cache
 def copies(window: Window, first: int, reach: int) -> tuple[tuple[Any, Any], ...]:
-    """What `unfold` copies: (place, what of the image) in turn, None for zeros."""
-    step, start, width = window.step, window.start, window.size[1]
-    every, found = slice(None), []
-    for j in range(window.taps[1]):
-        wide, across = inside(j + start[1], step[1], width, window.image[1])
-        for a in range(step[0]):
-            high, down = inside(first * step[0] + a + start[0], step[0], reach, window.image[0])
-            for rows, some, seen in (
-                (slice(0, high.start), slice(0, width), None),
-                (slice(high.stop, reach), slice(0, width), None),
-                (high, slice(0, wide.start), None),
-                (high, slice(wide.stop, width), None),
-                (high, wide, (every, down, across, every)),
-            ):
-                if rows.start < rows.stop and some.start < some.stop:
-                    found.append(((j, every, a, rows, some, every), seen))
-    return tuple(found)
+    """The copies that `unfold` makes: (place in the target, place in the image, None for zeros)."""
+    step, start, width, every = window.step, window.start, window.size[1], slice(None)
+    copied = []
+    for shift, a in product(range(window.taps[1]), range(step[0])):
+        rows, down = inside(first * step[0] + a + start[0], step[0], reach, window.image[0])
+        columns, across = inside(shift + start[1], step[1], width, window.image[1])
+        parts = (
+            (slice(0, rows.start), slice(0, width), None),  # above the image
+            (slice(rows.stop, reach), slice(0, width), None),  # below
+            (rows, slice(0, columns.start), None),  # left
+            (rows, slice(columns.stop, width), None),  # right
+            (rows, columns, (every, down, across, every)),
+        )
+        for q, j, source in parts:
+            if q.start < q.stop and j.start < j.stop:
+                copied.append(((shift, every, a, q, j, every), source))
+    return tuple(copied)
 
 
 def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
-    """Of the places first, first + step, ... (count of them) those from 0 to size: which they are,
-    and where."""
+    """Of the places first, first + step, ... (count of them) those in [0, size): which of them, and
+    the places themselves."""
     low = min(count, max(0, -(first // step)))
     high = max(low, min(count, -((first - size) // step)))
     if low == high:
@@ -195,21 +218,21 @@ def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
 
 
 def tap(unfolded: Array, k: int, rows: int) -> Array:
-    """What tap k of a column sees of a block of so many rows, (kw C, rows ow n): a view."""
+    """The pixels under tap k of a column for a block of so many rows, (kw C, rows ow n): a view."""
     kw, channels, step, reach, width, images = unfolded.shape
     flat = namespace(unfolded).reshape(unfolded, (kw * channels, step * reach * width * images))
     start = ((k % step) * reach + k // step) * width * images
     return flat[:, start : start + rows * width * images]
 
 
-def flat(x: Array, window: Window) -> tuple[Array, Window]:
-    """What a pointwise correlation reads as one image of one column, which needs no copies of its
-    blocks; anything else as it is."""
+def flat(window: Window, *arrays: Array) -> tuple[Window, list[Array]]:
+    """A pointwise correlation of arrays (channels, N, H, W) as one of a single image of one column,
+    whose blocks need no copies; any other as it is."""
     if not window.pointwise:
-        return x, window
-    x = namespace(x).reshape(x, (x.shape[0], 1, -1, 1))
-    one = (x.shape[2], 1)
-    return x, replace(window, size=one, image=one)
+        return window, list(arrays)
+    column = [namespace(a).reshape(a, (a.shape[0], 1, -1, 1)) for a in arrays]
+    size = (column[0].shape[2], 1)
+    return replace(window, size=size, image=size), column
 
 
 def narrow(channels: int, window: Window) -> bool:
@@ -217,24 +240,30 @@ def narrow(channels: int, window: Window) -> bool:
     return window.taps[0] > 1 and window.taps[1] * channels < NARROW
 
 
-def cut(matrix: Array, count: int) -> list[Array]:
-    """A matrix as so many of equal width: the kernel's rows."""
-    width = matrix.shape[1] // count
-    return [matrix[:, k * width : (k + 1) * width] for k in range(count)]
+def shares(order: list[Place], pieces: int) -> list[list[Place]]:
+    """Blocks in consecutive parts; up to `SHARES`, counted with the pieces that each part is cut
+    into."""
+    count = min(len(order), max(1, SHARES // pieces))
+    return [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
 
 
-def part(count: int, groups: int, g: int) -> slice:
-    """The channels of group g."""
-    return slice(g * (count // groups), (g + 1) * (count // groups))
+# --- shared by the two forms --------------------------------------------------------------------
 
 
-def chunks(channels: int) -> list[slice]:
-    """Channels of the input, `CHANNELS` at a time."""
-    return [slice(c, min(c + CHANNELS, channels)) for c in range(0, channels, CHANNELS)]
+class Kernel(NamedTuple):
+    """A kernel as its form multiplies by it.
+
+    target: where `fill` writes, with the last two axes of the taps. matrix: the same memory as the
+    products need it. scaled: the power of 2 that it was multiplied by, None for 1.
+    """
+
+    target: Array
+    matrix: Array
+    scaled: Array | None = None
 
 
-def shares(found: list[Any], pieces: int = 1) -> list[list[Any]]:
-    """The blocks of the derivative by the weight in consecutive parts, each with a sum of its own:
-    with the pieces that each part is cut into up to `SHARES` pieces of work."""
-    count = min(len(found), max(1, SHARES // pieces))
-    return [found[len(found) * k // count : len(found) * (k + 1) // count] for k in range(count)]
+def add_product(total: Array, a: Array, b: Array, buffer: Array, *, first: bool) -> None:
+    """total = a @ b if it is the first product, else total += a @ b by way of `buffer`."""
+    write_result(total if first else buffer, "matmul", a, b)
+    if not first:
+        total += buffer

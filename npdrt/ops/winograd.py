@@ -27,25 +27,34 @@ the cotangent gains, as both are summed over the tiles: it is finite while the s
 (largest |g|) (largest |d|) is at most 1/64 of the largest number.
 
 Tiles are taken in blocks, as `npdrt.ops.convolution` takes positions, and of a block one column of
-the 4x4 after another. The functions write to memory that they are given, so that
-`npdrt.ops.convolution`, the definition, and `npdrt.ops.blocked`, on NumPy, share one text.
+the 4x4 after another. The functions have the names and arguments of those of `npdrt.ops.direct`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from npdrt.arrays import Array, columns, into, known_below, namespace
-from npdrt.ops.window import Pair, Window, blocks, shares, unfold, unfolded_shape
+from npdrt.arrays import Array, block_columns, known_below, namespace, write_result
+from npdrt.ops.window import (
+    Kernel,
+    Memory,
+    Pair,
+    Place,
+    Shape,
+    Window,
+    add_product,
+    blocks,
+    shares,
+    unfold,
+    unfolded_shape,
+)
 
 FORMS = ("direct", "winograd")
 LEAST = 64  # channels, outputs and tiles: with fewer, additions outweigh the products saved
 LARGE = 1 << 14  # channels times outputs: with more, the derivative by the kernel has fewer sums
 B = ((0, "subtract", 2), (1, "add", 2), (2, "subtract", 1), (3, "subtract", 1))  # rows of B'
-Shape = tuple[int, ...]
 Axes = tuple[int, ...] | None
-Place = tuple[slice, slice]
 
 
 def suits(window: Window, images: int, channels: int, outputs: int) -> bool:
@@ -65,13 +74,7 @@ def tiles(window: Window) -> Pair:
 
 def places(x: Array, window: Window) -> list[Place]:
     """(images, rows of tiles) of every block."""
-    return list(blocks(x.shape[1], tiles(window), columns(x) // 2))
-
-
-def parts(x: Array, window: Window, outputs: int) -> list[list[Place]]:
-    """The blocks in parts, each with a sum of its own in the derivative by the kernel: up to 8, or
-    2 where such a sum is large."""
-    return shares(places(x, window), min(4, max(1, x.shape[0] * outputs // LARGE)))
+    return list(blocks(x.shape[1], tiles(window), block_columns(x) // 2))
 
 
 # --- scales -----------------------------------------------------------------------------------
@@ -108,19 +111,42 @@ def _near(m: Array) -> Array:
 # --- the kernel -------------------------------------------------------------------------------
 
 
-def transform(to: Array, rows: Array, g: Array) -> None:
-    """Fill to[b, a, ...] with entry (a, b) of G g G'. g: (3, 3, ...); rows: memory (4, 3, ...)."""
+def kernel_size(taps: Array) -> int:
+    """How many elements `kernel` needs: 16 for every 9 taps."""
+    return int(taps.size) // 9 * 16
+
+
+def kernel(room: Array, taps: Array, transposed: bool) -> Kernel:
+    """The kernel in `room`, to be filled: 4x4 matrices (O, C)."""
+    xp, scaled = namespace(room), None if small(taps) else scale(taps, None)
+    target = xp.reshape(room, (4, 4, *taps.shape[2:]))
+    return Kernel(target, xp.matrix_transpose(target) if transposed else target, scaled)
+
+
+def fill(kernel: Kernel, some: slice, taps: Array, memory: Memory) -> None:
+    """Transform some of the third axis of the kernel, scaled."""
+    taps, target = taps[:, :, some, :], kernel.target[:, :, some, :]
+    rows, ordered = memory(target.dtype, (4, *taps.shape[1:]), taps.shape)
+    ordered[...] = taps
+    if kernel.scaled is not None:
+        ordered *= kernel.scaled
+    transform(target, rows, ordered)
+
+
+def transform(target: Array, rows: Array, g: Array) -> None:
+    """Fill target[b, a, ...] with entry (a, b) of G g G'. g: (3, 3, ...); rows: memory (4, 3,
+    ...)."""
     _transform(rows, g)
     for a in range(4):
-        _transform(to[:, a, ...], rows[a, ...])
+        _transform(target[:, a, ...], rows[a, ...])
 
 
-def _transform(to: Array, g: Array) -> None:
-    """to = G g, along the first axis."""
-    to[0, ...], to[3, ...] = g[0, ...], g[2, ...]
-    plus, minus = to[1, ...], to[2, ...]
-    into(plus, "add", g[0, ...], g[2, ...])
-    into(minus, "subtract", plus, g[1, ...])
+def _transform(target: Array, g: Array) -> None:
+    """target = G g, along the first axis."""
+    target[0, ...], target[3, ...] = g[0, ...], g[2, ...]
+    plus, minus = target[1, ...], target[2, ...]
+    write_result(plus, "add", g[0, ...], g[2, ...])
+    write_result(minus, "subtract", plus, g[1, ...])
     plus += g[1, ...]
     plus *= 0.5
     minus *= 0.5
@@ -134,29 +160,51 @@ def restore(gw: Array, rows: Array, d: Array) -> None:
         _restore(gw[k, ...], rows[k, ...])
 
 
-def _restore(to: Array, d: Array) -> None:
-    """to = G' d, along the first axis."""
-    half, last = to[0, ...], to[2, ...]
-    into(half, "add", d[1, ...], d[2, ...])
+def _restore(target: Array, d: Array) -> None:
+    """target = G' d, along the first axis."""
+    half, last = target[0, ...], target[2, ...]
+    write_result(half, "add", d[1, ...], d[2, ...])
     half *= 0.5
-    into(last, "add", half, d[3, ...])
+    write_result(last, "add", half, d[3, ...])
     half += d[0, ...]
-    middle = to[1, ...]
-    into(middle, "subtract", d[1, ...], d[2, ...])
+    middle = target[1, ...]
+    write_result(middle, "subtract", d[1, ...], d[2, ...])
     middle *= 0.5
 
 
 # --- the correlation --------------------------------------------------------------------------
 
 
-def correlation_shapes(x: Array, outputs: int, window: Window, place: Place) -> list[Shape]:
-    """The memory `correlate` needs: for B' d B; products of a column, A' of all, the outputs."""
-    one = (outputs, *_block(window, place))
-    return [*_input_shapes(x, window, place), (4, *one), (4, 2, *one), (2, 2, *one)]
+def correlate(
+    y: Array, kernel: Kernel, x: Array, window: Window, place: Place, memory: Memory
+) -> None:
+    """Fill a block of y (O, N, oh, ow) with the correlation of x (C, N, H, W)."""
+    xp, (images, rows) = namespace(x), place
+    tiles_shape = (y.shape[0], *_block(window, place))
+    *room, products, summed, outputs = memory(
+        y.dtype, *_input_shapes(x, window, place), (4, *tiles_shape), (4, 2, *tiles_shape),
+        (2, 2, *tiles_shape),
+    )  # fmt: skip
+    as_matrices = xp.reshape(products, (4, y.shape[0], -1))  # (4, O, tiles)
+    by_tile = _read(room[0], x, window, place)
+    for b, column in enumerate(_input_columns(room, by_tile)):
+        column = xp.reshape(column, (4, x.shape[0], -1))  # (4, C, tiles)
+        write_result(as_matrices, "matmul", kernel.matrix[b, ...], column)
+        _collect(summed[b, ...], products)  # A' from the left: (2, O, tiles) of column b
+    _collect(outputs, summed)  # A from the right: (2, 2, O, tiles)
+    for factor in (by_tile, kernel.scaled):
+        if factor is not None:
+            outputs /= factor
+    for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
+        target = y[:, images, down, j::2]  # a tile's output (i, j)
+        values = xp.permute_dims(outputs[j, i, ...], (0, 3, 1, 2))  # (O, images, rows, columns)
+        target[...] = values[..., : target.shape[2], : target.shape[3]]
 
 
 def _input_shapes(x: Array, window: Window, place: Place) -> list[Shape]:
-    """For B' d B of the tiles of a block: pixels, sums of columns, a column of the result."""
+    """The memory for B' d B of the tiles of a block: pixels, sums of columns, a column of the
+    result."""
     height, width, count = _block(window, place)
     pixels = unfolded_shape(x.shape[0], count, height + 1, _pixels(window))
     return [pixels, (*pixels[1:4], width, count), (4, x.shape[0], height, width, count)]
@@ -168,29 +216,6 @@ def _block(window: Window, place: Place) -> tuple[int, int, int]:
     return rows.stop - rows.start, tiles(window)[1], images.stop - images.start
 
 
-def correlate(
-    y: Array, kernel: Array, scaled: Array | None, x: Array, window: Window, place: Place,
-    room: list[Array],
-) -> None:  # fmt: skip
-    """Fill a block of y (O, N, oh, ow). kernel: (4, 4, O, C), of `transform`; scaled: what it was
-    multiplied by, if anything; room: memory of `correlation_shapes`."""
-    xp, (images, rows) = namespace(x), place
-    *seen, products, summed, made = room
-    flat = xp.reshape(products, (4, y.shape[0], -1))
-    by_tile = _read(seen[0], x, window, place)
-    for b, column in enumerate(_input_columns(seen, by_tile)):
-        into(flat, "matmul", kernel[b, ...], xp.reshape(column, (4, x.shape[0], -1)))
-        _collect(summed[b, ...], products)
-    _collect(made, summed)
-    for factor in (by_tile, scaled):
-        if factor is not None:
-            made /= factor
-    for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        down = slice(2 * rows.start + i, min(2 * rows.stop, window.size[0]), 2)
-        to = y[:, images, down, j::2]
-        to[...] = xp.permute_dims(made[j, i, ...], (0, 3, 1, 2))[..., : to.shape[2], : to.shape[3]]
-
-
 def _pixels(window: Window) -> Window:
     """Pixels by the parity of row and column: what neighbouring tiles see lies side by side."""
     h, w = tiles(window)
@@ -198,8 +223,8 @@ def _pixels(window: Window) -> Window:
 
 
 def _read(pixels: Array, x: Array, window: Window, place: Place) -> Array | None:
-    """Read the pixels of a block of x; the scales (rows, columns, images) of its tiles, None where
-    all are known to be 1."""
+    """Read the pixels of a block of x; returns the scales (rows, columns, images) of its tiles, or
+    None if all are known to be 1."""
     images, rows = place
     unfold(pixels, x[:, images, ...], _pixels(window), rows.start)
     return None if small(pixels) else _near(scale(pixels, (0, 1, 2)))
@@ -208,58 +233,87 @@ def _read(pixels: Array, x: Array, window: Window, place: Place) -> Array | None
 def _input_columns(room: list[Array], by_tile: Array | None) -> Iterator[Array]:
     """B' d B of the pixels that are read, column by column: (4, C, rows, columns, images); times
     `by_tile`, if that is not None."""
-    pixels, sums, found = room
-    height, width = found.shape[2:4]
+    pixels, sums, result = room
+    height, width = result.shape[2:4]
     if by_tile is not None:
         pixels *= 0.25  # sums of four are finite; see below
     for k, across, m in B:
         left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
-        into(sums, across, left, right)
+        write_result(sums, across, left, right)
         for a, (p, down, q) in enumerate(B):
             upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
-            into(found[a, ...], down, upper, lower)
+            write_result(result[a, ...], down, upper, lower)
         if by_tile is not None:
-            found *= 4.0 * by_tile
-        yield found
+            result *= 4.0 * by_tile
+        yield result
 
 
-def _collect(to: Array, m: Array) -> None:
-    """to = A' m, along the first axis."""
-    into(to[0, ...], "add", m[1, ...], m[2, ...])
-    into(to[1, ...], "subtract", m[1, ...], m[2, ...])
-    to += m[::3, ...]
+def _collect(target: Array, m: Array) -> None:
+    """target = A' m, along the first axis."""
+    write_result(target[0, ...], "add", m[1, ...], m[2, ...])
+    write_result(target[1, ...], "subtract", m[1, ...], m[2, ...])
+    target += m[::3, ...]
 
 
 # --- the derivative by the kernel -------------------------------------------------------------
 
 
-def weight_shapes(g: Array, x: Array, window: Window, place: Place) -> list[Shape]:
-    """The memory `correlate_weight` needs: for B' d B; for A g A' as it is, sums of columns, two of
-    rows."""
+def channels_at_a_time(channels: int) -> list[slice]:
+    """All channels."""
+    return [slice(0, channels)]
+
+
+def parts(order: list[Place], outputs: int, channels: int) -> list[list[Place]]:
+    """The blocks in parts, each with a sum of its own: up to 8, or 2 where such a sum is large."""
+    return shares(order, min(4, max(1, channels * outputs // LARGE)))
+
+
+def cotangent(g: Array, place: Place) -> Array:
+    """All of the cotangent: `add_blocks` reads its block."""
+    return g
+
+
+def total_shape(gw: Array, window: Window) -> Shape:
+    """4x4 matrices (O, C)."""
+    return 4, 4, *gw.shape[:2]
+
+
+def add_blocks(
+    total: Array, part: Iterable[tuple[Place, Array]], x: Array, window: Window, memory: Memory
+) -> None:
+    """Fill total[b, a] with the derivative (O, C) by entry (a, b) of G g G', the sum over the
+    blocks of a part, in order; each with its `cotangent`."""
+    xp = namespace(x)
+    for number, (place, g) in enumerate(part):
+        shapes = (*_input_shapes(x, window, place), *_cotangent_shapes(g, window, place))
+        *room, buffer = memory(total.dtype, *shapes, total.shape[2:])
+        by_tile = _read(room[0], x, window, place)
+        by_tile = _read_cotangent(room[3], g, window, place, by_tile)
+        columns = zip(_cotangent_columns(room[3:]), _input_columns(room[:3], by_tile), strict=True)
+        for b, (g_column, x_column) in enumerate(columns):
+            for a, entries in enumerate(g_column):
+                left = xp.reshape(entries, (g.shape[0], -1))  # (O, tiles)
+                right = xp.reshape(x_column[a, ...], (x.shape[0], -1))  # (C, tiles)
+                right = xp.matrix_transpose(right)  # (tiles, C)
+                add_product(total[b, a, ...], left, right, buffer, first=number == 0)
+
+
+def collect(gw: Array, totals: list[Array], memory: Memory) -> None:
+    """Fill gw (O, C, 3, 3) from the sum of the parts' totals, in order."""
+    size = gw.shape[:2]
+    ordered, rows, total = memory(gw.dtype, (3, 3, *size), (3, 4, *size), (4, 4, *size))
+    total[...] = totals[0]
+    for other in totals[1:]:
+        total += other
+    restore(ordered, rows, total)
+    gw[...] = namespace(gw).permute_dims(ordered, (2, 3, 0, 1))
+
+
+def _cotangent_shapes(g: Array, window: Window, place: Place) -> list[Shape]:
+    """The memory for A g A' of the tiles of a block: all outputs, sums of columns, two of rows."""
     height, width, count = _block(window, place)
-    whole = unfolded_shape(g.shape[0], count, height, _outputs(window))
-    sums = (2, g.shape[0], height, width, count)
-    return [*_input_shapes(x, window, place), whole, whole[1:], sums]
-
-
-def correlate_weight(
-    total: Array, more: Array | None, g: Array, x: Array, window: Window, place: Place,
-    room: list[Array],
-) -> None:  # fmt: skip
-    """Add what a block is to total[b, a], the derivative (O, C) by entry (a, b) of G g G', or
-    assign it, where `more`, memory (O, C), is None. room: of `weight_shapes`."""
-    xp, by_tile = namespace(x), _read(room[0], x, window, place)
-    by_tile = _read_cotangent(room[3], g, window, place, by_tile)
-    seen = _input_columns(room[:3], by_tile)
-    for b, ours in enumerate(_cotangent_columns(room[3:])):
-        column = next(seen)
-        for a, rows in enumerate(ours):
-            left = xp.reshape(rows, (g.shape[0], -1))
-            right = xp.matrix_transpose(xp.reshape(column[a, ...], (x.shape[0], -1)))
-            to = total[b, a, ...]
-            into(to if more is None else more, "matmul", left, right)
-            if more is not None:
-                to += more
+    outputs = unfolded_shape(g.shape[0], count, height, _outputs(window))
+    return [outputs, outputs[1:], (2, g.shape[0], height, width, count)]
 
 
 def _outputs(window: Window) -> Window:
@@ -268,28 +322,27 @@ def _outputs(window: Window) -> Window:
 
 
 def _read_cotangent(
-    whole: Array, g: Array, window: Window, place: Place, by_tile: Array | None
+    outputs: Array, g: Array, window: Window, place: Place, by_tile: Array | None
 ) -> Array | None:
-    """Read a block of g, and scale its tiles, by as much as it returns that those of the image,
-    whose scales are `by_tile`, are to be divided by and multiplied by."""
+    """Read a block of g and divide its tiles by a balance, which is returned: the tiles of the
+    image, whose scales are `by_tile`, are to be multiplied by it."""
     images, rows = place
-    unfold(whole, g[:, images, ...], _outputs(window), rows.start)
-    if by_tile is None and small(whole):
+    unfold(outputs, g[:, images, ...], _outputs(window), rows.start)
+    if by_tile is None and small(outputs):
         return None
-    ours = scale(whole, (0, 1, 2))
-    balance = (1.0 if by_tile is None else by_tile) / ours
-    whole /= balance
+    balance = (1.0 if by_tile is None else by_tile) / scale(outputs, (0, 1, 2))
+    outputs /= balance
     return balance
 
 
 def _cotangent_columns(room: list[Array]) -> Iterator[list[Array]]:
     """A g A' of the tiles that are read, by columns: 4 arrays (O, rows, columns, images) each."""
-    whole, summed, sums = room
-    left, right = whole[0, ...], whole[1, ...]
+    outputs, summed, sums = room
+    left, right = outputs[0, ...], outputs[1, ...]
     for b, column in enumerate((left, summed, summed, right)):
         if b in (1, 2):
-            into(summed, ("add", "subtract")[b - 1], left, right)
+            write_result(summed, ("add", "subtract")[b - 1], left, right)
         upper, lower = column[:, 0, ...], column[:, 1, ...]
-        into(sums[0, ...], "add", upper, lower)
-        into(sums[1, ...], "subtract", upper, lower)
+        write_result(sums[0, ...], "add", upper, lower)
+        write_result(sums[1, ...], "subtract", upper, lower)
         yield [upper, sums[0, ...], sums[1, ...], lower]

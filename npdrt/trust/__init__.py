@@ -6,10 +6,7 @@ docs/theory.md says where each statement holds.
 
 from npdrt.trust.bounds import (
     Bound,
-    Pair,
     all_bounds,
-    is_tall,
-    is_valley,
     jacobian_recursion,
     theorem_1_v1,
     theorem_1a,
@@ -44,6 +41,7 @@ from npdrt.trust.distances import (
     surrogate_trust,
     weights,
 )
+from npdrt.trust.jacobians import batch_jacobian, gram_spectrum, jacobian, skip_spectra
 from npdrt.trust.layers import (
     Image,
     affine,
@@ -78,29 +76,26 @@ from npdrt.trust.lemmas import (
     scalar_two_layers,
     scalar_two_layers_v1,
 )
-from npdrt.trust.net import Net
-from npdrt.trust.spectra import SpectralShift, condition_number, singular_values, spectral_shift
-from npdrt.trust.system import (
-    Blocks,
+from npdrt.trust.lipschitz import (
     Bounds,
-    NormalisedResidualNet,
-    Point,
-    System,
-    batch_jacobian,
-    descent_factor,
-    escaping_radius,
-    gram_spectrum,
-    jacobian,
-    lemma_a_9,
     lipschitz_estimate,
     loss_lipschitz,
     product_lipschitz,
-    proposition_4_6,
-    residual,
-    sigma,
-    skip_spectra,
-    smallest_gram,
     sphere_bounds,
+)
+from npdrt.trust.net import Net
+from npdrt.trust.normalised_net import NormalisedResidualNet, escaping_radius, residual
+from npdrt.trust.pair import Pair, is_tall, is_valley
+from npdrt.trust.spectra import SpectralShift, condition_number, singular_values, spectral_shift
+from npdrt.trust.system import (
+    Blocks,
+    Point,
+    System,
+    descent_factor,
+    lemma_a_9,
+    proposition_4_6,
+    sigma,
+    smallest_gram,
     theorem_2_4,
     theorem_4_7,
 )

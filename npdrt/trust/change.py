@@ -1,6 +1,6 @@
 """How far apart two networks are at one input, without the digits that f~ - f would lose.
 
-The change is carried through the layers beside the value: with h~ = h + d,
+The change goes through the layers together with the value: with h~ = h + d,
 
     W~ h~ - W h = dW h~ + W d
 
@@ -70,10 +70,10 @@ def phi(z: Moved, below: float, above: float) -> tuple[Moved, Host, Host]:
     below, above = slopes.digits
     s = np.where(z.value.digits > 0, above, below)
     with quiet():
-        beside = z.value.at(z.change.power)  # inf where the change is far too small to reach 0
-        after = beside + z.change.digits
+        before = z.value.at(z.change.power)  # inf where the change is far too small to reach 0
+        after = before + z.change.digits
         t = np.where(after > 0, above, below)
-        change = np.where(s == t, s * z.change.digits, t * after - s * beside)
+        change = np.where(s == t, s * z.change.digits, t * after - s * before)
     powers = (z.value.power + slopes.power, z.change.power + slopes.power)
     value = scaled(s * z.value.digits, powers[0])
     return Moved(value, scaled(change, powers[1])), s, t
@@ -103,7 +103,7 @@ def jacobians(layers: list[Layer]) -> list[Moved]:
 
     Each J_l is made from where n_l .. n_L is narrowest outwards, in the order of
     `npdrt.trust.jacobian_recursion`: first the layers behind it, first to last, then those before
-    it, last to first. In any other order rounding may be large beside a small J_l.
+    it, last to first. In any other order rounding may be large compared with a small J_l.
     """
     widths = [layers[0].weight.digits.shape[1], *(y.weight.digits.shape[0] for y in layers)]
     found = [still(np.eye(widths[-1]))]

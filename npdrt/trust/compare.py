@@ -1,4 +1,4 @@
-"""Two networks side by side: what `npdrt distance` tells of them, as dicts of plain numbers."""
+"""Two networks compared, as dicts of plain numbers: what `npdrt distance` prints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
+from npdrt import schema
 from npdrt.arrays import Array, Params, to_host
+from npdrt.errors import FileRefused
 from npdrt.trust import distances
-from npdrt.trust.bounds import Bound, Pair, all_bounds
+from npdrt.trust.bounds import Bound, all_bounds
+from npdrt.trust.net import SLOPES, Net
+from npdrt.trust.pair import Pair
 from npdrt.trust.spectra import condition_number, matrix, spectral_shift
 
 TOTALS = (  # functions of the relative perturbations
@@ -22,6 +27,30 @@ TOTALS = (  # functions of the relative perturbations
     "surrogate_trust",
     "log_surrogate_trust",
 )
+
+
+# The fields of a perceptron that decide its function, with their defaults.
+PLAIN = {
+    "nonlinearity": "relu",
+    "output_nonlinearity": False,
+    "residual": False,
+    "normalisation": "none",
+}
+
+
+def weights(before: Params, after: Params, *, conditioning: bool) -> dict[str, Any]:
+    """`layers` and `totals` of all layers of two networks; "others" are the names of the rest.
+
+    Raises `Error` unless both have arrays of the same names and shapes.
+    """
+    distances.check_same_shapes(before, after)
+    old, new = distances.weights(before), distances.weights(after)
+    distances.check_same_layers(old, new)
+    return {
+        "layers": layers(old, new, conditioning=conditioning),
+        "others": [name for name in before if name not in old],
+        "totals": totals(old, new),
+    }
 
 
 def layers(before: Params, after: Params, *, conditioning: bool) -> dict[str, dict[str, Any]]:
@@ -59,6 +88,60 @@ def totals(before: Params, after: Params) -> dict[str, float]:
     r = distances.relative_perturbations(before, after)
     found = {name: float(to_host(getattr(distances, name)(r))) for name in TOTALS}
     return found | {"euclidean_trust": float(to_host(distances.euclidean_trust(before, after)))}
+
+
+# --- bounds -----------------------------------------------------------------------------------
+
+
+class Fields(Struct):
+    """The fields of `PLAIN` that a configuration names."""
+
+    nonlinearity: str = ""
+    output_nonlinearity: bool = False
+    residual: bool = False
+    normalisation: str = ""
+
+
+class Described(Struct):
+    """The parts of a run's configuration that the bounds need."""
+
+    model: str
+    model_options: Fields
+    data: str
+    standardise: bool | str
+
+
+def perceptrons(before: Params, after: Params, configs: Sequence[Any]) -> tuple[Pair | None, str]:
+    """Two trained networks as a `Pair`; or None, and why no theorem applies to them.
+
+    configs: the configuration of the run of each.
+    """
+    options, reason = _perceptron(configs)
+    if reason:
+        return None, reason
+    kind, last = options["nonlinearity"], options["output_nonlinearity"]
+    nets = [Net.from_params(p, kind, output_nonlinearity=last) for p in (before, after)]
+    return Pair(*nets), ""
+
+
+def _perceptron(configs: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """The model's fields, and why no theorem applies to it, "" if they do."""
+    try:
+        for config in configs:
+            schema.check(config, Described, "config")
+    except FileRefused as error:
+        return {}, f"the checkpoints do not say what model they are of ({error})"
+    if {config["model"] for config in configs} != {"mlp"}:
+        return {}, "the theorems speak of multilayer perceptrons; these are of another model"
+    options, other = ({**PLAIN, **config["model_options"]} for config in configs)
+    if any(options[name] != other[name] for name in PLAIN):
+        return {}, f"A and B differ in one of {', '.join(PLAIN)}"
+    if options["residual"] or options["normalisation"] != "none":
+        return {}, "the theorems speak of perceptrons without skip connections or normalisation"
+    if options["nonlinearity"] not in SLOPES:
+        known = ", ".join(SLOPES)
+        return {}, f"the theorems know {known}; this network has {options['nonlinearity']}"
+    return options, ""
 
 
 def worst_bounds(pair: Pair, inputs: Sequence[Array | None]) -> list[Bound]:

@@ -114,7 +114,7 @@ def _matched(w: Array, g: Array) -> Array:
 
 @dataclass(frozen=True)
 class DescentBound:
-    """Lemma 1 for one perturbation, beside what the loss really did.
+    """Lemma 1 for one perturbation, and the actual change of the loss.
 
     change: L(W + dW) - L(W). bound: Lemma 1's right side. steepest_bound: that of the author
     response. cosines: cos theta_l. breakdown: max over `grid` of |g_l(W + t dW) - g_l(W)| / |g_l|.
@@ -165,7 +165,7 @@ def descent_bound(
         L(W + dW) - L(W) <= -sum_l |g_l| |dW_l| [cos theta_l - max_t |g_l(W + t dW) - g_l| / |g_l|]
 
     computed as sum_l (<g_l, dW_l> + |dW_l| max_t |g_l(W + t dW) - g_l|): with |g_l| multiplied
-    in, a layer whose gradient is zero is no 0/0. Beside it the author response's form, over all
+    in, a zero gradient of a layer does not give 0/0. Also the author response's form, over all
     layers at once: <g, dW> + max_t |g(W + t dW) - g|_2 |dW|_2; neither is always the smaller.
 
     value_and_gradient: see the module; called points + 1 times. The maximum is over t = 1/points,
@@ -349,7 +349,7 @@ def _mean_breakdown(eta: float, depth: int) -> float:
 
 @dataclass(frozen=True)
 class TrustModelGap:
-    """Modelling assumption 1 beside the truth.
+    """Modelling assumption 1 compared with the actual values.
 
     measured: per weight matrix, |g_l(W + dW) - g_l| / |g_l|. allowed: prod_k (1 + r_k) - 1, the
     same for all. holds: per weight matrix, measured <= allowed; False where g_l is zero and the

@@ -24,7 +24,7 @@ from npdrt.optim.norm import norm
 
 
 def weights(params: Params) -> Params:
-    """The layers that the papers speak of: the arrays of two or more dimensions, in order.
+    """The layers of the papers: the arrays of two or more dimensions, in order.
 
     The papers' networks are matrices and nothing else (v2, Definition 1), so biases and gains are
     left out; a convolution kernel counts as one matrix. The optimizers take every array for a

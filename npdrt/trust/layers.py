@@ -179,7 +179,7 @@ def residual_jacobian(skip: Array, branch: Array, examples: int) -> Host:
 
 
 class Image(NamedTuple):
-    """What a convolution is applied to: (channels, height, width), stride and zero padding."""
+    """The input of a convolution: (channels, height, width), with its stride and zero padding."""
 
     channels: int
     height: int

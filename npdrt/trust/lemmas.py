@@ -1,6 +1,6 @@
 """The lemmas under the theorems of Bernstein et al. 2020: both sides, and what each needs.
 
-v2 is the NeurIPS version, v1 the first, whose lemmas speak of squared norms. |.| is the 2-norm of
+v2 is the NeurIPS version, v1 the first, whose lemmas have squared norms. |.| is the 2-norm of
 all elements, kappa a condition number, nbar the smaller side of a matrix. Matrices are arrays of
 any library; the arithmetic is float64 on the host, with logs where numbers over- or underflow.
 Proofs, counterexamples and the rounding: docs/theory.md.
@@ -18,9 +18,10 @@ import numpy as np
 
 from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
-from npdrt.trust.bounds import Pair, is_valley, log_excess, theorem_1_v1, v1_log_constant
+from npdrt.trust.bounds import log_excess, theorem_1_v1, v1_log_constant
 from npdrt.trust.change import Layer, jacobians
 from npdrt.trust.net import Net
+from npdrt.trust.pair import Pair, is_valley
 from npdrt.trust.scaled import (
     LOG_2,
     LOGS,

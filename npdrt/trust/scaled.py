@@ -1,4 +1,4 @@
-"""Matrices that neither overflow nor vanish, and how far rounding can move what is made of them.
+"""Matrices that neither overflow nor vanish, and bounds on the rounding of their products.
 
 A `Scaled` is digits times a power of two, so that products of any depth and scale keep their
 digits. Multiplication by a power of two is exact, so no bit differs from plain float64 arithmetic
@@ -57,13 +57,13 @@ def host(x: Array, name: str) -> Host:
 
 
 class Scaled(NamedTuple):
-    """digits * 2**power; the largest digit is in [1/2, 1), but for zeros and what is not finite."""
+    """digits * 2**power; the largest digit is in [1/2, 1), except for zeros, inf and NaN."""
 
     digits: Host
     power: int
 
     def at(self, power: int) -> Host:
-        """The digits that this array has beside another `power`: 0 or inf where out of reach."""
+        """The digits of this array for another `power`: 0 or inf where out of range."""
         with quiet():
             return np.ldexp(self.digits, min(max(self.power - power, -REACH), REACH))
 
@@ -135,8 +135,8 @@ def size(log: float) -> Size:
 
 
 def log_slack(log: float, largest: float, rounding: float) -> float:
-    """By how much a right side is rounded up: what its terms and the arithmetic may add. 0 for a
-    right side that is 0 or infinite whatever the rounding."""
+    """By how much a right side is rounded up, for the errors of its terms and of the arithmetic. 0
+    for a right side that is 0 or infinite."""
     return largest - log + rounding if math.isfinite(log) or log != largest else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Multilayer parameterised systems: what a loss near its minimum owes to the layers' Jacobians.
+"""Multilayer parameterised systems: how a loss near its minimum depends on the layers' Jacobians.
 
 A system is a family of layers f_l(theta_l, X), l = 1 .. L, X (d0, N) with a column an example; its
 parameter-function map is F(theta) = f_L(theta_L, . ) o ... o f_1(theta_1, X), and a loss is
@@ -12,7 +12,7 @@ wording of the statements is rebuilt from their proofs ([the theory](docs/theory
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdrt import ops
 from npdrt.arrays import Array, Params, namespace, quiet, to_host
-from npdrt.autodiff import Tensor, backward, detach, graph
+from npdrt.autodiff import Tensor, backward, detach
 from npdrt.errors import Error
-from npdrt.random import Random
-from npdrt.trust.layers import affine_derivative, entry_norm_derivative
+from npdrt.trust.jacobians import batch_jacobian, jacobian
+from npdrt.trust.layers import affine_derivative
 from npdrt.trust.lemmas import Inequality, inequality
 from npdrt.trust.scaled import (
     LOGS,
@@ -43,60 +42,6 @@ from npdrt.trust.scaled import gamma as sum_error
 from npdrt.trust.spectra import matrix, singular_values, svd_error
 
 Layer = Callable[[Params, Any], Any]  # f_l(theta_l, X), made of npdrt.ops
-
-# --- Jacobians of whole batches ---------------------------------------------------------------
-
-
-def jacobian(function: Callable[[Params], Any], params: Params) -> Host:
-    """The derivative of vec function(params) in vec(params), row by row: (outputs, parameters).
-
-    Columns are those of the arrays in their order, each in C order. One forward pass and one vjp
-    an output; float64 on the host at the end, computed in the dtype of the arrays.
-    """
-    leaves = {name: Tensor(value, name=name) for name, value in params.items()}
-    output = function(leaves)
-    value = detach(output)
-    size, columns = math.prod(value.shape), [math.prod(p.shape) for p in params.values()]
-    rows = np.zeros((size, sum(columns)))
-    if not isinstance(output, Tensor):
-        return rows
-    nodes = graph(output)
-    edges = [node.edges for node in nodes]
-    starts = np.cumsum([0, *columns])
-    for i, unit in enumerate(_units(value)):
-        found = backward(output, unit)
-        for node, kept in zip(nodes, edges, strict=True):  # the walker consumes the graph
-            node.edges = kept
-        for leaf, start, stop in zip(leaves.values(), starts, starts[1:], strict=False):
-            if id(leaf) in found:
-                rows[i, start:stop] = to_host(found[id(leaf)]).reshape(-1)
-    return rows
-
-
-def _units(value: Array) -> Iterable[Array]:
-    """The cotangents that pick one output each."""
-    xp, shape = namespace(value), tuple(value.shape)
-    for i in range(math.prod(shape)):
-        unit = np.zeros(math.prod(shape))
-        unit[i] = 1.0
-        yield xp.asarray(unit.reshape(shape), dtype=value.dtype)
-
-
-def batch_jacobian(function: Callable[[Any], Any], x: Array) -> Host:
-    """The Jacobian of a function of a whole batch, (outputs, inputs), the coupling of the
-    examples by batch normalisation included; see `jacobian`."""
-    return jacobian(lambda p: function(p["x"]), {"x": x})
-
-
-def gram_spectrum(j: Host) -> Host:
-    """The singular values of J (m, n), m <= n, largest first, as roots of the eigenvalues of
-    J J^T in float64.
-
-    For the wide Jacobians of batches it costs one product; what is below about 1e-8 of the
-    largest is rounding. `singular_values` is exact and slower.
-    """
-    values = np.linalg.eigvalsh(j @ j.T)
-    return np.sqrt(np.maximum(values[::-1], 0.0))
 
 
 # --- sigma, lambda, and the system ------------------------------------------------------------
@@ -234,8 +179,8 @@ class Point:
 
 # --- the statements ---------------------------------------------------------------------------
 #
-# They speak of the blocks Jf_l and Df_l as they came out of the layers, in whatever arithmetic
-# these have; the slack is for the products, the norms and the singular values made of them here.
+# They are about the blocks Jf_l and Df_l as the layers computed them, in any arithmetic;
+# the slack covers the products, norms and singular values that are computed from them here.
 
 NEAR = 1e-6  # by how much, in logs, a condition that is measured may fail: it is added to the slack
 
@@ -274,7 +219,7 @@ def theorem_2_4(
 
 
 def _arithmetic(*logs: float) -> float:
-    """What sums of logs may add."""
+    """The largest rounding error of sums of logs."""
     return 8 * LOGS * (4.0 + sum(abs(a) for a in logs if math.isfinite(a)))
 
 
@@ -373,157 +318,3 @@ def descent_factor(eta: float, *, beta: float, mu: float) -> float:
     if not mu >= 0:
         raise Error(f"descent_factor: expected mu >= 0; got {mu}")
     return 1.0 - mu * eta * (1.0 - beta * eta / 2.0)
-
-
-# --- Lipschitz constants ----------------------------------------------------------------------
-
-
-class Bounds(NamedTuple):
-    """Of a map of rows: the length of a row of its value, the norm of its derivative, and the
-    Lipschitz constant of its derivative (Frobenius to spectral norm)."""
-
-    value: float
-    derivative: float
-    lipschitz: float
-
-
-def sphere_bounds(*, eps: float, scale: float = 1.0) -> Bounds:
-    """Of `npdrt.trust.layers.sphere`: sqrt(c), eps^(-1/2), (3/2) (4/5)^(5/2) / (sqrt(c) eps).
-
-    c = 1 for weight and, with one entry a row, entry normalisation; c = N for batch
-    normalisation. Theorem 4.5 says that they exist; these are the best ones. The last: a symmetric
-    trilinear form attains its norm on one vector (Banach), T(h, h, h) = sqrt(c) s^(-3/2)
-    (3 u^3 / s - 3 u) with u = <y, h>, |h| = 1, which is largest for h along y, |y|^2 = c eps / 4.
-    """
-    if not (0 < eps < math.inf and 0 < scale < math.inf):
-        raise Error(f"sphere_bounds: expected eps > 0 and scale > 0; got {eps} and {scale}")
-    return Bounds(math.sqrt(scale), eps**-0.5, 1.5 * 0.8**2.5 / (math.sqrt(scale) * eps))
-
-
-def product_lipschitz(bounds: Sequence[float], constants: Sequence[float]) -> float:
-    """sum_i c_i prod_{j != i} b_j: the Lipschitz constant of a product of matrix functions that
-    are bounded by b_i and Lipschitz with c_i (Lemma A.5)."""
-    if len(bounds) != len(constants):
-        raise Error(
-            f"product_lipschitz: {len(bounds)} bounds and {len(constants)} constants; give one of "
-            "each for every function"
-        )
-    others = (math.prod(b for j, b in enumerate(bounds) if j != i) for i in range(len(bounds)))
-    return sum(c * rest for c, rest in zip(constants, others, strict=True))
-
-
-def loss_lipschitz(derivative: Bounds, gradient: Bounds) -> float:
-    """Lip(DF) sup|grad gamma| + sup|DF|^2 Lip(grad gamma), a Lipschitz constant of grad l for
-    l = gamma o F (Corollary 4.4, the constant ours).
-
-    derivative: of F, its `derivative` and `lipschitz`; gradient: of gamma, the same two.
-    """
-    return (
-        derivative.lipschitz * gradient.derivative + derivative.derivative**2 * gradient.lipschitz
-    )
-
-
-def lipschitz_estimate(function: Callable[[Host], Host], points: Sequence[Host]) -> float:
-    """The largest |f(a) - f(b)|_2 / |a - b|_F over pairs of points that follow each other: a lower
-    estimate of the Lipschitz constant. function: to matrices, in the spectral norm."""
-    pairs = [(a, b) for a, b in pairwise(points) if np.any(a != b)]
-    if not pairs:
-        raise Error("lipschitz_estimate: expected at least two points that differ; got none")
-    return max(
-        float(np.linalg.norm(function(a) - function(b), 2) / np.linalg.norm(a - b))
-        for a, b in pairs
-    )
-
-
-# --- the network of Theorem 5.1 ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NormalisedResidualNet:
-    """A weight-normalised residual network to which Theorems 4.7 and 5.1 apply, our instance.
-
-        f_1(w, X) = en(w) X
-        f_l(Z) = I_l Z + kappa_l wn(U_l) tanh(wn(V_l) Z + c_l 1^T),    l = 2 .. L
-
-    en entrywise, wn rowwise, both with eps; I_l the first d_l rows of the identity; kappa_l =
-    (1 - delta) / sqrt(d_l h): since |wn(U)|_2 < sqrt(d_l), |wn(V)|_2 < sqrt(h) and |tanh'| <= 1,
-    |J g_l|_2 < 1 - delta. wn alone would not do: its norm may be as large as sqrt(rows).
-
-    widths: d_0 .. d_L, not growing after d_1. hidden: h, rows of V_l. 0 < delta < 1. The paper's
-    definition is not at hand; this one meets every condition that its proof uses.
-    """
-
-    widths: tuple[int, ...]
-    hidden: int
-    eps: float = 0.1
-    delta: float = 0.1
-
-    def __post_init__(self) -> None:
-        grows = any(below < above for below, above in pairwise(self.widths[1:]))
-        if len(self.widths) < 2 or grows or not (self.eps > 0 and 0 < self.delta < 1):
-            raise Error(
-                "NormalisedResidualNet: expected widths d_0, d_1 >= d_2 >= ... >= d_L, eps > 0 and "
-                f"0 < delta < 1; got {self.widths}, {self.eps} and {self.delta}"
-            )
-
-    @property
-    def system(self) -> System:
-        """The layers f_1 .. f_L."""
-        return System((self._first, *(self._block for _ in self.widths[2:])))
-
-    def draw(self, random: Random) -> list[Params]:
-        """theta_1 .. theta_L of standard normal numbers: {"w"}, then {"u", "v", "c"}."""
-        thetas = [{"w": random.of("w").normal((self.widths[1], self.widths[0]))}]
-        for layer, (inputs, outputs) in enumerate(pairwise(self.widths[1:]), start=2):
-            shapes = {
-                "u": (outputs, self.hidden),
-                "v": (self.hidden, inputs),
-                "c": (self.hidden, 1),
-            }
-            of_layer = random.of(f"layer {layer}")
-            thetas.append({name: of_layer.of(name).normal(s) for name, s in shapes.items()})
-        return thetas
-
-    def bound(self, point: Point) -> Inequality:
-        """`theorem_4_7` at a point, with DP(w) = D en(w)."""
-        first = entry_norm_derivative(detach(point.thetas[0]["w"]), eps=self.eps)
-        return theorem_4_7(point, first, delta=self.delta)
-
-    def _first(self, theta: Params, x: Any) -> Any:
-        return ops.matmul(ops.entry_norm(theta["w"], eps=self.eps), x)
-
-    def _block(self, theta: Params, z: Any) -> Any:
-        outputs = theta["u"].shape[0]
-        kappa = (1.0 - self.delta) / math.sqrt(outputs * self.hidden)
-        inner = ops.matmul(ops.weight_norm(theta["v"], eps=self.eps), z) + theta["c"]
-        branch = ops.matmul(ops.weight_norm(theta["u"], eps=self.eps), ops.tanh(inner))
-        return residual(ops.getitem(z, index=slice(0, outputs)), branch * kappa)
-
-
-def residual(skipped: Any, branch: Any) -> Any:
-    """I X + g(X) (23), given both parts; they must have one shape."""
-    if tuple(skipped.shape) != tuple(branch.shape):
-        raise Error(f"residual: {tuple(skipped.shape)} beside a branch {tuple(branch.shape)}")
-    return skipped + branch
-
-
-# --- two figures' worth of numbers ------------------------------------------------------------
-
-
-def skip_spectra(a: Host) -> tuple[Host, Host]:
-    """The singular values of A and of Id + A, largest first: why a skip connection keeps layer
-    Jacobians away from 0. The authors' figure has A uniform on (-1, 1) / sqrt(n), n = 500."""
-    return singular_values(a), singular_values(np.eye(*a.shape) + a)
-
-
-def escaping_radius(steps: int, *, c: float, eps: float, eta: float) -> Host:
-    """r_0 = 1, r_{t+1} = r_t + eta c eps r_t^(-3), t < steps: the fastest that a weight of the
-    first layer can go to infinity in the proof of Theorem 5.1; (steps + 1,).
-
-    Close to (4 c eps eta t + 1)^(1/4). So sigma(D en) falls like t^(-3/4), whose sum diverges, and
-    its square, which Theorem 2.4 asks for, like t^(-3/2), whose sum does not.
-    """
-    found = [1.0]
-    for _ in range(steps):
-        found.append(found[-1] + eta * c * eps / found[-1] / found[-1] / found[-1])
-    return np.array(found)

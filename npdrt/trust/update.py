@@ -1,4 +1,4 @@
-"""What the theory says of the update: its form at finite depth, and the growth of the weights."""
+"""The theory of the update: its form at finite depth, and the growth of the weights."""
 
 from __future__ import annotations
 

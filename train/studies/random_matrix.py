@@ -12,7 +12,7 @@ from npdrt.random import Random
 from npdrt.schema import Positive, Size
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Table, Work
-from npdrt.trust.system import skip_spectra
+from npdrt.trust import skip_spectra
 
 NEEDS_RUNS = False
 

@@ -26,7 +26,7 @@ from npdrt.train.step import State, Task, make_step
 from npdrt.train.studies.cache import kept
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Stopped, Table, Work
-from npdrt.trust.system import batch_jacobian, gram_spectrum
+from npdrt.trust import batch_jacobian, gram_spectrum
 
 NEEDS_RUNS = False  # it trains its own networks
 CLASSES, SIDE = 10, 28
