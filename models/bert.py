@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,6 +68,8 @@ class BERT:
     token_types: int = 2
     dropout: float = 0.1
     weights: str = ""
+
+    first_values: ClassVar[str] = "weights"  # a file that a resumed run does not read
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "heads", "hidden", "positions"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from npdrt import ops
 from npdrt.arrays import Array, Device, Params, label
@@ -62,6 +62,8 @@ class MLP:
     residual: bool = False
     init: Any = "he"
     normalisation: str = "none"
+
+    defaults: ClassVar[dict[str, int]] = {"depth": 2, "width": 128}  # without --depth or --width
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "inputs", "outputs"):

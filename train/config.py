@@ -258,13 +258,12 @@ def build_model(config: Config, dataset: Dataset) -> Any:
     if dataset.vocabulary is not None and "vocabulary" not in known:
         raise Error(f"the examples of {dataset.name} are tokens, which model {config.model} is not "
                     "for; such a model has a field vocabulary, as transformer has")  # fmt: skip
-    if dataset.vocabulary is None and config.model in ("transformer", "bert"):
+    if dataset.vocabulary is None and "vocabulary" in known:
         raise Error(f"model {config.model} needs tokens; the examples of {dataset.name} are not")
     if "image_shape" in known and dataset.image_shape is None:
         raise Error(f"model {config.model} needs images; the examples of {dataset.name} are not")
-    defaults = {"depth": 2, "width": 128} if config.model == "mlp" else {}
     options = {
-        **{n: v for n, v in {**defaults, **sizes}.items() if n in known},
+        **{n: v for n, v in {**getattr(cls, "defaults", {}), **sizes}.items() if n in known},
         **{
             n: tuple(v) if isinstance(v, list) and n == "image_shape" else v
             for n, v in config.model_options.items()

@@ -228,8 +228,8 @@ class Trainer:
     def restored(self, checkpoint: Checkpoint, path: Path) -> Position:
         """The position in the checkpoint at `path`."""
         model = self.model
-        if self.config.model == "bert":  # its file of first weights is not needed any more
-            model = dataclasses.replace(model, weights="")
+        if field := getattr(model, "first_values", ""):  # a file; the checkpoint has its values
+            model = dataclasses.replace(model, **{field: ""})
         return self.files.restored(checkpoint, path, self._first(model), self.history.predictions)
 
     def _first(self, model: Any) -> Position:
