@@ -58,6 +58,16 @@ LAYERS = (  # from the ground up; a module imports from its own layer and from t
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 
+def test_contributing_says_the_same() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(.*?)```", text, re.S)
+    assert block is not None
+    assert [tuple(line.split(", ")) for line in block[1].splitlines()] == [*reversed(LAYERS)]
+    sentence = re.search(r"Only these modules ask which array library.*?\n\n", text, re.S)
+    assert sentence is not None
+    assert set(re.findall(r"`(npdrt\.[\w.]+)`", sentence[0])) == set(KNOWS_LIBRARIES)
+
+
 def imports(tree: ast.Module) -> Iterator[str]:
     """The parts of npdrt that a module imports anywhere in it, also inside functions."""
     for node in ast.walk(tree):
