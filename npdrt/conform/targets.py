@@ -1,4 +1,4 @@
-"""Asking somebody else's optimizer: finding it, and running cases through it in a child process.
+"""Asks an optimizer of somebody else: finds it, and runs cases through it in a child process.
 
 All code of a target runs in one child (`npdrt.conform.adapters`), with a time limit for every
 case. The child writes nothing to this process's output and ends with it. That guards against
@@ -31,8 +31,8 @@ from npdrt.optim import RULES
 from npdrt.workers import Worker
 
 START = 120.0  # seconds to import a target
-UNIT = 500  # steps to which the limit of a case is meant
-LOSSES = 3  # children that a target may take with it
+UNIT = 500  # steps for which the limit of a case is enough
+LOSSES = 3  # children that a target may crash
 COUNTER = 2**31 - 1  # where optax stops counting
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
 FIRST = {"torch": "params", "optax": "learning_rate"}  # the argument that is none of the settings
