@@ -23,7 +23,7 @@ import numpy as np
 from npdrt import ops
 from npdrt.arrays import Params, quiet
 from npdrt.autodiff import value_and_grad
-from npdrt.conform.adapters import double
+from npdrt.conform.adapters.adapter import double
 from npdrt.errors import Error, Unavailable
 from npdrt.models import MLP, ResNet18, Transformer
 

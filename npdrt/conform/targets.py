@@ -1,6 +1,6 @@
 """Asks an optimizer of somebody else: finds it, and runs cases through it in a child process.
 
-All code of a target runs in one child (`npdrt.conform.adapters`), with a time limit for every
+All code of a target runs in one child (`npdrt.conform.adapters.serve`), with a time limit for every
 case. The child writes nothing to this process's output and ends with it. That guards against
 mistakes, not against malice: a target may do whatever the user who runs it may do.
 """
@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from npdrt.conform.adapters import Info, Unanswered
+from npdrt.conform.adapters.adapter import Info, Unanswered
 from npdrt.conform.case import Case, Failure, Outcome
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.rules import KNOWN
@@ -37,7 +37,7 @@ COUNTER = 2**31 - 1  # where optax stops counting
 PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
 FIRST = {"torch": "params", "optax": "learning_rate"}  # the argument that is none of the settings
 _BOOT = "import sys; sys.path[:] = {!r}; sys.argv[1:] = []; "
-_CALL = "from npdrt.conform.adapters import serve; serve({}, {})"
+_CALL = "from npdrt.conform.adapters.serve import serve; serve({}, {})"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Optimizers of optax."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from npdrt.conform.adapters.adapter import (
+    KINDS,
+    Info,
+    accepts,
+    arguments,
+    checked,
+    double,
+    dtype,
+    library,
+    wide,
+)
+from npdrt.conform.case import Answer, Case
+from npdrt.conform.formats import FORMATS, Values
+from npdrt.conform.rules import KNOWN
+
+
+class Optax:
+    """A transformation of optax, made again at every step with the step's learning rate.
+
+    Operations run one at a time, not compiled into one. JAX has 64-bit types for float64 cases
+    only: with them the bias correction of a float32 parameter is computed in float64.
+    """
+
+    files: tuple[str, ...] = ()
+
+    def __init__(self, source: str, overrides: Mapping[str, Any]):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
+        self.known = KNOWN[source][1]
+        self.make = getattr(self.optax, source.rpartition(".")[2])
+        accepts(inspect.signature(self.make).parameters, source, overrides)
+        self.overrides = dict(overrides)
+        self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
+        self.jnp.zeros(1).block_until_ready()
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case, through `update` and `apply_updates`."""
+        with double(self.jax, case.format == "float64"):
+            return self.steps(case)
+
+    def steps(self, case: Case) -> list[Answer]:
+        """The answers of a case under the present precision."""
+        other = case.neighbour
+        params = self.tree(case, case.w, None if other is None else other.w)
+        state = self.start(case, self.transform(case, case.steps[0].lr).init(params))
+        answers = []
+        for k, step in enumerate(case.steps):
+            transform = self.transform(case, step.lr)
+            grads = self.tree(case, step.g, None if other is None else other.g[k])
+            updates, state = transform.update(grads, state, params)
+            params = self.optax.apply_updates(params, updates)
+            w = checked(own(params, case), case.w.shape, case.format, k + 1)
+            answers.append(Answer(wide(w), self.slots(state, case)))
+        return answers
+
+    def tree(self, case: Case, values: Values, others: Values | None) -> Any:
+        """An array, or with a neighbour a dict of two by their kinds."""
+        if others is None:
+            return self.array(values, case)
+        (other,) = {*KINDS} - {case.kind}
+        return {other: self.array(others, case), case.kind: self.array(values, case)}
+
+    def array(self, values: Values, case: Case) -> Any:
+        """Numbers of the case's format as an array; converted on the host, as XLA's conversion
+        makes subnormal numbers zero."""
+        return self.jnp.asarray(values.astype(dtype(case.format)))
+
+    def transform(self, case: Case, lr: float) -> Any:
+        """The transformation with the case's settings."""
+        return self.make(lr, **{**arguments(case, self.known), **self.overrides})
+
+    def start(self, case: Case, state: Any) -> Any:
+        """`state` with the case's slots in it; the others stay."""
+        fields = {"step": "count", **self.known.slots}
+        given = self.turned(case.state or {})
+        values = {fields[k]: v for k, v in given.items() if k in fields}
+
+        def put(old: Any, name: str) -> Any:
+            if name not in values:
+                return replaced(old, put)
+            return self.jnp.asarray(np.asarray(values[name]).astype(old.dtype))
+
+        return replaced(state, put)
+
+    def slots(self, state: Any, case: Case) -> dict[str, Values]:
+        """The array slots by npdrt's names."""
+        fields, slots = dict(named(state)), self.known.slots
+        return self.turned({k: wide(own(fields[n], case)) for k, n in slots.items() if n in fields})
+
+    def turned(self, slots: Mapping[str, Any]) -> dict[str, Any]:
+        """The slots with the velocity from npdrt's direction to optax's, or back."""
+        sign = {"momentum": self.known.velocity}
+        return {k: np.asarray(sign[k] * v) if k in sign else v for k, v in slots.items()}
+
+
+def own(tree: Any, case: Case) -> Any:
+    """What a tree made by `tree` has for the tensor of the case."""
+    return tree[case.kind] if isinstance(tree, dict) else tree
+
+
+def replaced(state: Any, put: Callable[[Any, str], Any]) -> Any:
+    """A tree of (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    if hasattr(state, "_fields"):
+        return type(state)(*(put(x, name) for name, x in zip(state._fields, state, strict=True)))
+    return tuple(replaced(x, put) for x in state) if isinstance(state, tuple) else state
+
+
+def named(state: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of all named tuples in a tree of tuples."""
+    if isinstance(state, tuple):
+        yield from zip(getattr(state, "_fields", ()), state, strict=False)
+        for x in state:
+            yield from named(x)
