@@ -229,7 +229,7 @@ def available(libraries: Libraries) -> Libraries:
 def table(found: dict[str, Any], memory: dict[str, int]) -> str:
     """The results as Markdown: medians, and npdrt's replay over every library."""
     ms = {name: 1e3 * statistics.median(s) for name, s in found["seconds"].items()}
-    lines = ["| library | ms a step | npdrt replay / it | peak MB |", "|---|---|---|---|"]
+    lines = ["| library | ms a step | npdrt replay / this library | peak MB |", "|---|---|---|---|"]
     for name, value in ms.items():
         ratio = ms["npdrt replay"] / value
         lines.append(f"| {name} | {value:.0f} | {ratio:.2f} | {memory.get(name, 0) / 1e6:.0f} |")

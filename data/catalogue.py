@@ -123,7 +123,7 @@ def find(name: str, catalogue: Path | None = None) -> Source:
     near = difflib.get_close_matches(name.lower(), [*known, *LOCAL], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise Error(
-        f"unknown data set {name!r}; {hint}Known: {', '.join([*known, *LOCAL])}; "
+        f"unknown data set {name!r}; {hint}known: {', '.join([*known, *LOCAL])}; "
         "or give the path of a FILE.npz with arrays x and y, folder:PATH with images, or text:PATH "
         "with train.txt, valid.txt and test.txt"
     )

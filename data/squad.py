@@ -426,7 +426,7 @@ def load(
     else:
         folder = Path(name.removeprefix(f"{NAMED}:"))
     if not folder.is_dir():
-        raise Error(f"no folder {folder}")
+        raise Error(f"data folder {folder} does not exist")
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
     vocabulary = _path(folder, "vocab.txt")
     files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}

@@ -103,7 +103,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Text:
 def read(folder: Path, name: str, length: int = LENGTH) -> Text:
     """The text of a folder, in one stream."""
     if not folder.is_dir():
-        raise Error(f"no folder {folder}")
+        raise Error(f"data folder {folder} does not exist")
     return make_dataset({split: _text(folder, split) for split in SPLITS}, name, length)
 
 

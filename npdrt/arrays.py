@@ -45,6 +45,15 @@ def check_plain(*arrays: Any) -> None:
             raise Error(f"expected a plain array; got a NumPy {kind}; write {instead} instead of x")
 
 
+def check_params(params: Params) -> None:
+    """Raise `Error` unless the parameters are a dict."""
+    if not hasattr(params, "items"):
+        raise Error(
+            "expected parameters as a dict of name -> array; got "
+            f'{type(params).__name__}; give one array a name: {{"w": x}}'
+        )
+
+
 def _namespace_of(x: Array) -> Any:
     check_plain(x)
     if hasattr(x, "__array_namespace__"):

@@ -10,7 +10,8 @@ graph as it goes. Derivatives are first order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from npdrt.arrays import (
     Array,
     Params,
     check_dtypes,
+    check_params,
     check_plain,
     copied,
     differentiable,
@@ -144,8 +146,7 @@ def primitive(
         try:
             value, vjps = function(*raw, **(plain(settings) if settings else settings))
         except (ValueError, TypeError, IndexError) as error:
-            shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
-            raise Error(f"{name}: {error}; arguments: {shapes}") from error
+            raise Error(_reason(function, error, raw, settings)) from error
         vjps = (vjps,) if callable(vjps) else vjps
         edges = tuple(
             (a, vjp)
@@ -239,6 +240,22 @@ def _checked(g: Array, parent: Tensor, name: str) -> Array:
     return g
 
 
+def _reason(
+    function: Callable[..., Any], error: Exception, raw: Sequence[Any], settings: Mapping[str, Any]
+) -> str:
+    """Why a primitive raised: a call that does not fit it, or else the library's reason."""
+    name, signature = function.__name__, inspect.signature(function)
+    try:
+        signature.bind(*raw, **settings)
+    except TypeError as misfit:
+        names = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        form = signature.replace(parameters=names, return_annotation=signature.empty)
+        return f"{name}: {misfit}; call it as {name}{form}"
+    shapes = ", ".join(str(getattr(a, "shape", a)) for a in raw)
+    reason = str(error).removeprefix(f"{name}: ").rstrip()
+    return f"{name}: {reason}; arguments: {shapes}"
+
+
 def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
     """`function(params, *args) -> loss` made to return `(loss, grads)`.
 
@@ -247,7 +264,7 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
     write to it. With `has_aux` the function returns `(loss, aux)` and the result is
     `((loss, aux), grads)`, aux as plain arrays.
 
-    Raises `Error` if the loss is not a scalar.
+    Raises `Error` if params is not a dict or the loss is not a scalar.
 
     >>> import numpy as np
     >>> import npdrt.ops as ops
@@ -259,6 +276,7 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
     @wraps(function)
     def differentiated(params: Params, *args: Any, **settings: Any) -> Any:
+        check_params(params)
         leaves = {name: _leaf(value, name) for name, value in params.items()}
         result = function(leaves, *args, **settings)
         output, aux = result if has_aux else (result, None)

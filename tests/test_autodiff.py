@@ -16,7 +16,7 @@ import pytest
 from backends import Backend
 
 import npdrt
-from npdrt import ops, value_and_grad
+from npdrt import ops, optim, value_and_grad
 from npdrt.arrays import namespace
 from npdrt.autodiff import PRIMITIVES, Tensor, backward, detach, graph, primitive
 from npdrt.errors import Error
@@ -108,6 +108,13 @@ def test_aux_comes_back_as_plain_arrays() -> None:
 def test_a_loss_that_is_not_a_scalar_is_refused(loss: Any, found: str) -> None:
     with pytest.raises(Error, match=f"expected a scalar loss, a 0-d array; got {found}"):
         value_and_grad(loss)({"w": np.ones(3)})
+
+
+def test_params_must_be_a_dict() -> None:
+    with pytest.raises(Error, match=r"parameters as a dict of name -> array; got ndarray; give"):
+        value_and_grad(ops.sum)(np.ones(3))
+    with pytest.raises(Error, match=r"parameters as a dict of name -> array; got list; give"):
+        optim.sgd(lr=0.1).init([np.ones(3)])  # type: ignore[arg-type]
 
 
 def test_the_function_sees_tensors_and_the_caller_arrays() -> None:

@@ -489,7 +489,7 @@ def test_not_an_npz(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(npy(X))
     with pytest.raises(FileRefused, match=r"a.npz: damaged .npz file: File is not a zip file"):
         data.load(tmp_path / "a.npz")
-    with pytest.raises(Error, match=r"no file .*b.npz"):
+    with pytest.raises(Error, match=r"data file .*b.npz does not exist"):
         data.load(tmp_path / "b.npz")
 
 
@@ -526,10 +526,10 @@ def test_standardised_data_have_mean_0_and_deviation_1(n: int, seed: int, dtype:
 
 
 def test_unknown_name() -> None:
-    message = "unknown data set 'Minst'; did you mean 'mnist'.*Known: digits, mnist, fashion-mnist"
+    message = "unknown data set 'Minst'; did you mean 'mnist'.*known: digits, mnist, fashion-mnist"
     with pytest.raises(Error, match=message):
         data.load("Minst")
-    with pytest.raises(Error, match=r"unknown data set 'qqq'; Known: .* FILE.npz"):
+    with pytest.raises(Error, match=r"unknown data set 'qqq'; known: .* FILE.npz"):
         data.load("qqq")
 
 

@@ -274,7 +274,7 @@ def test_errors(tall: Path, tmp_path: Path) -> None:
         ([tall], 2, "Missing argument 'B'"),
         ([tall, tmp_path / "gone"], 2, f"{tmp_path / 'gone'} does not exist"),
         ([tall, tmp_path], 2, f"{tmp_path / 'checkpoint.h5'} does not exist"),
-        ([tall, good], 2, "two sets of layers that differ in"),
+        ([tall, good], 2, "the layers before and after differ in"),
         ([tall, tall / "trace.h5"], 3, "expected a checkpoint; it holds 'trace'"),
         ([tall, tall, "--samples", 1, "--no-bounds"], 2, "which --no-bounds leaves out"),
     ]
@@ -286,7 +286,11 @@ def test_errors(tall: Path, tmp_path: Path) -> None:
     }
     files = {name: saved(tmp_path / f"{name}.h5", params) for name, params in others.items()}
     cases += [
-        ([good, files["shape"]], 2, "v has shapes (3, 3) and (4, 4); take both of one model"),
+        (
+            [good, files["shape"]],
+            2,
+            "v has shape (3, 3) before and (4, 4) after; both must",
+        ),
         ([good, files["name"]], 2, "differ in u, v"),
         ([files["zero"], good], 2, "a change relative to v, whose norm is 0"),
         ([files["flat"], files["flat"]], 2, "got no layers"),

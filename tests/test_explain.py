@@ -964,9 +964,9 @@ class Line:
     [
         ([], 2, "give --model, a run directory, or a file that --save wrote"),
         (["nowhere"], 2, "nowhere does not exist"),
-        (["a", "b", "c"], 2, "one run or file to list, or two to compare"),
+        (["a", "b", "c"], 2, "one run or file to list, or two to compare; got 3"),
         (["a", "b", "--save", "c"], 2, "--save writes one program"),
-        (["a", "--batch-size", "3"], 2, "--batch-size describes a step; a is one already"),
+        (["a", "--batch-size", "3"], 2, "--batch-size describes a step, but a has its own"),
         (["--model", "mlp", "--batch-size", "5000"], 2, "expected 1 to 1437"),
         (
             ["--model", "mlp", "--optimizer", "sgd", "--norm-bound", "1"],

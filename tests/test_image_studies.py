@@ -45,7 +45,7 @@ def test_models_of_images_refuse_rows_and_other_options(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=np.ones((4, 5)), y=np.arange(4))
     with pytest.raises(Error, match="model resnet18 needs images"):
         resolve(Config(model="resnet18"), data.load(tmp_path / "rows.npz"))
-    with pytest.raises(Error, match="unknown option of model resnet18 'depth'"):
+    with pytest.raises(Error, match="unknown option of model resnet18: 'depth'"):
         resolve(Config(model="resnet18", model_options={"depth": 3}), data.load("digits"))
     with pytest.raises(Error, match=r"MNISTResNet: expected images of \(1, 28, 28\)"):
         resolve(Config(model="mnist-resnet"), data.load("digits"))

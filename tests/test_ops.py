@@ -540,7 +540,11 @@ X = np.ones((2, 3))
 ERRORS: dict[str, Callable[[], Any]] = {
     r"add: operands could not be broadcast.*\(2, 3\), \(2,\)": lambda: ops.add(X, np.ones(2)),
     r"matmul: expected at least 2 dimensions; got shapes \(3,\)": lambda: ops.matmul(X[0], X[0]),
-    r"matmul: .*arguments: \(2, 3\), \(2, 3\)": lambda: ops.matmul(X, X),
+    r"^matmul: (?!matmul).*arguments: \(2, 3\), \(2, 3\)": lambda: ops.matmul(X, X),
+    r"reshape: too many positional arguments; call it as reshape\(x, \*, shape\)":
+        lambda: ops.reshape(X, (3, 2)),  # type: ignore[call-arg]
+    r"batch_norm: missing a required .*'channel_axis'; call it as batch_norm\(x, gain":
+        lambda: ops.batch_norm(X, X[0], X[0]),
     r"linear: expected x \(\.\.\., in\) and weight \(out, in\); got \(2, 3\) and \(3, 2\)":
         lambda: ops.linear(X, X.T),
     r"axis 2 is out of range for 2 dimension": lambda: ops.sum(X, axis=2),

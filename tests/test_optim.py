@@ -779,7 +779,11 @@ def test_rate_with_a_shape() -> None:
         (optim.sgd, {"momentum": -1}, "momentum must be a finite number >= 0; got -1"),
         (optim.sgd, {"dampening": -1}, "dampening must be a finite number >= 0"),
         (optim.sgd, {"weight_decay": math.nan}, "weight_decay must be a finite number >= 0"),
-        (optim.sgd, {"nesterov": True}, "nesterov needs momentum > 0 and dampening = 0"),
+        (
+            optim.sgd,
+            {"nesterov": True},
+            r"nesterov needs momentum > 0 and dampening = 0; got momentum = 0.0, dampening = 0.0",
+        ),
         (
             optim.sgd,
             {"nesterov": True, "momentum": 0.9, "dampening": 0.1},

@@ -387,7 +387,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Error, match="no folder"):
+    with pytest.raises(Error, match=r"data folder .* does not exist"):
         data.load(f"squad:{tmp_path}/none")
     monkeypatch.setenv("NPDRT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -240,9 +240,12 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("torch.optim.RMSprop", "torch.optim.SGD, .*path/to/file.py:callable"),
+        (
+            "torch.optim.RMSprop",
+            "not known; npdrt audits torch.optim.SGD, .*path/to/file.py:callable",
+        ),
         ("torch.optim.Adan", "did you mean torch.optim.Adam?"),
-        ("optax.lion", "optax.fromage; .*protocol"),
+        ("optax.lion", "optax.fromage by name; .*protocol"),
         ("SGD", "is not a target"),
         ("missing.py:update", "missing.py: there is no such file"),
         (f"{ROOT}/README.md", "name the callable"),

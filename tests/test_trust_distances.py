@@ -161,9 +161,9 @@ def test_weights_leaves_vectors_out() -> None:
 
 BAD_PAIRS = [
     ({}, {}, "got no layers"),
-    ({"a": np.ones(2)}, {"b": np.ones(2)}, "differ in a, b; take both of one model"),
+    ({"a": np.ones(2)}, {"b": np.ones(2)}, "differ in a, b; both must be of one model"),
     ({"a": np.ones(2), "b": np.ones(2)}, {"b": np.ones(2), "a": np.ones(2)}, "the order of their"),
-    ({"a": np.ones(2)}, {"a": np.ones(3)}, r"a has shapes \(2,\) and \(3,\); take both"),
+    ({"a": np.ones(2)}, {"a": np.ones(3)}, r"a has shape \(2,\) before and \(3,\) after; both"),
 ]
 
 

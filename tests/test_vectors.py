@@ -437,7 +437,7 @@ def test_what_is_named_must_be_answered(response: Path) -> None:
     assert "no answer to" in done.stdout
     done = call("verify", response, "--rule", "sgd")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "answers no test that was asked about" in done.stderr
+    assert "has no answer to any test that you asked about" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "twice": (changed([{"tcId": 1, "steps": [STEP]}] * 2), "two answers to test 1"),
     "unknown": (changed([{"tcId": 10**9, "steps": [STEP]}]), "which does not exist"),
     "negative": (changed([{"tcId": -1, "steps": [STEP]}]), "which does not exist"),
-    "no steps": (changed([{"tcId": 1}]), "test 1: expected steps with w and slots"),
+    "no steps": (changed([{"tcId": 1}]), "steps with w and slots; 'steps' is missing"),
     "steps no list": (changed([{"tcId": 1, "steps": 7}]), "test 1: expected steps"),
     "too many steps": (changed([{"tcId": 1, "steps": [STEP] * 9}]), "test 1: expected 1 steps"),
     "short": (changed([{"tcId": 1, "steps": [{"w": "00"}]}]), "test 1: expected"),

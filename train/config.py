@@ -185,7 +185,8 @@ def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
     for name in given:
         if name not in known:
             close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+            every = f"known: {', '.join(known) or 'none'}"
+            hint = f"did you mean {close[0]!r}?" if close else every
             raise Error(f"unknown {kind} {name!r}; {hint}")
 
 
@@ -242,7 +243,7 @@ def learning_rate(config: Config, depth: Any) -> float:
 def build_optimizer(config: Config) -> optim.Optimizer:
     """The optimizer that a resolved `config` names, with its settings."""
     rule = optim.RULES[config.optimizer]
-    check_names(f"setting of {rule.name}", config.optimizer_options, list(rule.settings))
+    check_names(f"setting of {rule.name}:", config.optimizer_options, list(rule.settings))
     return rule(lr=config.lr, **config.optimizer_options)
 
 
@@ -251,17 +252,23 @@ def build_model(config: Config, dataset: Dataset) -> Any:
     cls = _model_class(config.model)
     types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
     known = list(types)
-    check_names(f"option of model {config.model}", config.model_options, known)
+    check_names(f"option of model {config.model}:", config.model_options, known)
     for name, value in config.model_options.items():
         _check_type(f"option {name} of model {config.model}", types[name], value)
     sizes = _sizes(dataset)
     if dataset.vocabulary is not None and "vocabulary" not in known:
-        raise Error(f"the examples of {dataset.name} are tokens, which model {config.model} is not "
-                    "for; such a model has a field vocabulary, as transformer has")  # fmt: skip
+        raise Error(f"the examples of {dataset.name} are tokens, but model {config.model} takes "
+                    "numbers; use a model with a field vocabulary, like transformer")  # fmt: skip
     if dataset.vocabulary is None and "vocabulary" in known:
-        raise Error(f"model {config.model} needs tokens; the examples of {dataset.name} are not")
+        raise Error(
+            f"model {config.model} needs tokens; the examples of {dataset.name} are not tokens; "
+            "use a data set of text, such as wikitext-2"
+        )
     if "image_shape" in known and dataset.image_shape is None:
-        raise Error(f"model {config.model} needs images; the examples of {dataset.name} are not")
+        raise Error(
+            f"model {config.model} needs images; the examples of {dataset.name} are not images; "
+            "use a data set of images, such as cifar-10"
+        )
     options = {
         **{n: v for n, v in {**getattr(cls, "defaults", {}), **sizes}.items() if n in known},
         **{

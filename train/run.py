@@ -179,7 +179,7 @@ def _resumed_config(
     epochs = changes.get("epochs")
     if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
         raise Error(
-            f"a linear schedule falls over the run's {config.epochs} epochs, which cannot be "
-            f"changed to {epochs} on the way"
+            f"a linear schedule falls over the run's {config.epochs} epochs, so a resumed run "
+            f"cannot change them to {epochs}; leave out --epochs, or start a new run"
         )
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})

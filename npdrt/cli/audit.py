@@ -109,7 +109,9 @@ def command(
     given = values(settings)
     if Path(target).suffix.lower() in RECORDED:
         if formats:
-            raise click.UsageError("--format is not for recordings, which have one.")
+            raise click.UsageError(
+                "--format is not for recordings: a recording has its own format; leave it out."
+            )
         known_dialect(dialect, rule)
         found = _recorded(Path(target), rule, given, lr, parameter)
     else:
@@ -129,7 +131,9 @@ def _asked(
     """The audit of something that can be asked."""
     for name, value in (("--lr", lr), ("--parameter", parameter)):
         if value is not None:
-            raise click.UsageError(f"{name} is for recordings: files of {', '.join(RECORDED)}.")
+            raise click.UsageError(
+                f"{name} is for recordings only ({', '.join(RECORDED)}); leave it out."
+            )
     target = targets.find(spec, given, rule)
     known_dialect(dialect, target.rule)
     with Bars(show=on_terminal()) as bars:

@@ -74,13 +74,17 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
     if target is not None and not target.name:
         raise click.UsageError("--save needs the name of a file.")
     if len(paths) > 2:
-        raise click.UsageError("one run or file to list, or two to compare.")
+        raise click.UsageError(
+            f"give one run or file to list, or two to compare; got {len(paths)}."
+        )
     if len(paths) == 2 and target is not None:
         raise click.UsageError("--save writes one program; two are compared.")
     odd = sorted(given.keys() - {"data_dir", "code"})
     if paths and odd:
         option = "--set" if odd[0] == "fields" else option_of(odd[0])
-        raise click.UsageError(f"{option} describes a step; {paths[0]} is one already.")
+        raise click.UsageError(
+            f"{option} describes a step, but {paths[0]} has its own; leave out {option}."
+        )
     if not paths and not odd:
         raise click.UsageError("give --model, a run directory, or a file that --save wrote.")
 

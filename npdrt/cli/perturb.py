@@ -35,7 +35,12 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 @click.option(
     "--points", type=click.IntRange(min=2), default=100, help="Points of the grid.  [default: 100]"
 )
-@click.option("--largest", type=float, default=0.099, help="Its last eta.  [default: 0.099]")
+@click.option(
+    "--largest",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.099,
+    help="Its last eta.  [default: 0.099]",
+)
 @click.option(
     "--examples", type=click.IntRange(min=1), help="Only the first so many.  [default: all]"
 )

@@ -99,11 +99,12 @@ def _known(spec: str, kind: str, rule: str | None) -> Target:
     """A target in one of the libraries."""
     if spec not in KNOWN:
         names = [name for name in KNOWN if name.startswith(kind)]
-        close = get_close_matches(spec, names, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        last = {name.rpartition(".")[2].lower(): name for name in names}
+        close = get_close_matches(spec.rpartition(".")[2].lower(), last, 1)
+        hint = f"did you mean {last[close[0]]}? " if close else ""
         raise Error(
-            f"{spec!r} is not known; {hint}npdrt asks {', '.join(names)}; anything else by a "
-            "file of your own, path/to/file.py:callable (docs/audit-protocol.md)"
+            f"{spec!r} is not known; {hint}npdrt audits {', '.join(names)} by name; for any other "
+            "optimizer, write a file of your own, path/to/file.py:callable (docs/audit-protocol.md)"
         )
     own, known = KNOWN[spec]
     if rule not in (own.name, None):

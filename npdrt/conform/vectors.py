@@ -288,7 +288,11 @@ def outcome(case: Case, answer: Any) -> Outcome:
         if len(steps) != len(case.steps):
             raise FileRefused(f"expected {len(case.steps)} steps; got {len(steps)}")
         return tuple(_answer(case, step) for step in steps)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except KeyError as error:
+        raise FileRefused(
+            f"test {case.id}: expected steps with w and slots; {error} is missing"
+        ) from error
+    except (TypeError, AttributeError, RecursionError) as error:
         raise FileRefused(
             f"test {case.id}: expected steps with w and slots; {type(error).__name__}: {error}"
         ) from error

@@ -93,7 +93,10 @@ def verify(path: Path, rule: str | None = None, formats: Sequence[str] = ()) -> 
     asked = [g for g in groups if wanted(g, rule, formats)]
     touched = [g for g in asked if any(test["tcId"] in answers for test in g["tests"])]
     if not touched:
-        raise Error(f"{path}: answers no test that was asked about")
+        raise Error(
+            f"{path}: has no answer to any test that you asked about; answer the prompts of npdrt "
+            "vectors export, with the same --rule and --format"
+        )
     owed = asked if rule or formats else touched
     seen = sum(test["tcId"] in answers for group in asked for test in group["tests"])
     left = Counter[str]()

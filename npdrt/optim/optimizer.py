@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Array, Params, namespace, number, phase, quiet, scalar
+from npdrt.arrays import Array, Params, check_params, namespace, number, phase, quiet, scalar
 from npdrt.errors import Error
 from npdrt.optim.setting import at_least_zero
 
@@ -41,8 +41,9 @@ class Optimizer:
     def init(self, params: Params) -> dict[str, Array]:
         """The state before the first step: flat, "<parameter>/<slot>", and 0-d "step".
 
-        Raises `Error` where a parameter is not real floating-point.
+        Raises `Error` if params is not a dict, or a parameter is not real floating-point.
         """
+        check_params(params)
         state: dict[str, Array] = {}
         for name, w in params.items():
             if not namespace(w).isdtype(w.dtype, "real floating"):

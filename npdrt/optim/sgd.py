@@ -35,7 +35,10 @@ def sgd(
     dampening.
     """
     if nesterov and not (momentum > 0 and dampening == 0):
-        raise Error("nesterov needs momentum > 0 and dampening = 0")
+        raise Error(
+            "nesterov needs momentum > 0 and dampening = 0; "
+            f"got momentum = {momentum}, dampening = {dampening}"
+        )
     if momentum == 0:
         return Formula(partial(plain_update, decay=weight_decay))
     heavy = partial(update, momentum=momentum, dampening=dampening, nesterov=nesterov)

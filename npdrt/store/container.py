@@ -322,7 +322,8 @@ def _checked_header(
     expected = header.sha256.hex()
     if expect_sha256 is not None and expect_sha256.lower() != expected:
         raise FileRefused(
-            f"has SHA-256 {expected}, but {expect_sha256} was expected; get that file"
+            f"has SHA-256 {expected}, but {expect_sha256} was expected; check the digest that you "
+            "gave, or get the file that has it"
         )
     return header
 

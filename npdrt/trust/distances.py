@@ -43,12 +43,15 @@ def check_same_shapes(before: Params, after: Params) -> None:
         raise Error("distance: got no layers; pass at least one array")
     if list(before) != list(after):
         names = ", ".join(sorted(set(before) ^ set(after))) or "the order of their names"
-        raise Error(f"distance: two sets of layers that differ in {names}; take both of one model")
+        raise Error(
+            f"distance: the layers before and after differ in {names}; both must be of one model"
+        )
     for name, w in before.items():
         shapes = tuple(w.shape), tuple(after[name].shape)
         if shapes[0] != shapes[1]:
             raise Error(
-                f"distance: {name} has shapes {shapes[0]} and {shapes[1]}; take both of one model"
+                f"distance: {name} has shape {shapes[0]} before and {shapes[1]} after; both "
+                "must be of one model"
             )
 
 

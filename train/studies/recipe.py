@@ -96,13 +96,13 @@ def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe
     """
     check_names("scale", {scale: None}, list(SCALES))
     content = _read(_path(name))
-    check_names(f"key of {name}", content, list(KEYS))
+    check_names(f"key of {name}:", content, list(KEYS))
     if scale not in content:
         known = ", ".join(s for s in SCALES if s in content)
         raise Error(f"{name} has no scale {scale!r}; it has {known or 'none'}")
     schema.check(content, Outer, name)
     part = content[scale]
-    check_names(f"key of {name}, [{scale}]", part, list(SCALE_KEYS))
+    check_names(f"key of {name}, [{scale}]:", part, list(SCALE_KEYS))
     base = {**content.get("config", {}), **part.get("config", {})}
     return Recipe(
         name=name,
@@ -155,7 +155,7 @@ def _configs(
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Raise for a key that is neither a setting nor "model_options.x" or "optimizer_options.x"."""
     known = [f.name for f in fields(Config) if f.name not in RUN_OPTIONS]
-    check_names(f"setting in {name}", {key.partition(".")[0]: None for key in settings}, known)
+    check_names(f"setting in {name}:", {key.partition(".")[0]: None for key in settings}, known)
 
 
 def _config(name: str, settings: Mapping[str, Any], code: Sequence[Path]) -> Config:

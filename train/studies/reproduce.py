@@ -89,7 +89,7 @@ class NoOptions(Struct):
 def check_options(recipe: Recipe, kind: type[Struct]) -> None:
     """Refuse unknown options, values of another type, and a recipe without a needed option."""
     known = msgspec.structs.fields(kind)
-    check_names(f"option of study {recipe.study}", recipe.options, [f.name for f in known])
+    check_names(f"option of study {recipe.study}:", recipe.options, [f.name for f in known])
     missing = [f.name for f in known if f.required and f.name not in recipe.options]
     if missing:
         raise Error(
