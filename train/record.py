@@ -20,7 +20,7 @@ def record_step(config: Config, data_dir: Path | None = None) -> Program:
     """One step of `npdrt train` with that configuration, recorded on arrays without values."""
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
-    dataset = dataset.arranged(config.batch_size)
+    dataset = dataset.as_streams_for(config.batch_size)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
     x, y = _batch(config, dataset, model)
     with blame(config):

@@ -110,7 +110,7 @@ def _problem(config: Config, dataset: data.Dataset, model: Any) -> Problem:
 def _first(dataset: data.Dataset, count: int) -> tuple[Any, Any]:
     """The first examples; of text, the first sequence of so many streams."""
     if isinstance(dataset, Text):
-        streams = dataset.arranged(count)
+        streams = dataset.as_streams_for(count)
         return streams.x[: streams.length], streams.y[: streams.length]
     if count > len(dataset.x):
         most = len(dataset.x)
