@@ -306,7 +306,7 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, **given)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     answers = [(tmp_path / f"{k}.txt").read_text("utf-8") for k in range(7)]
-    assert "[sgd|adam|lars|lars_lesion|fromage|toy]" in answers[0]
+    assert f"[{'|'.join([*optim.RULES, 'toy'])}]" in answers[0]
     assert "--beta FLOAT toy: share of the mean that is kept. [default: 0.5]" in answers[0]
     assert "--ahead / --no-ahead toy: look ahead, with --beta." in answers[0]
     whole, parts = (npdrt.load(tmp_path / run / "checkpoint.h5") for run in ("whole", "parts"))

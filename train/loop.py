@@ -21,6 +21,7 @@ from npdrt import arrays, optim, store
 from npdrt.arrays import Array, Params, quiet, to_host
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
+from npdrt.models import Model
 from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint
@@ -235,7 +236,7 @@ class Trainer:
             checkpoint, path, self._initial_position(model), self.history.predictions
         )
 
-    def _initial_position(self, model: Any) -> Position:
+    def _initial_position(self, model: Model) -> Position:
         config = self.config
         params = model.init(seed=config.seed, device=self.device, dtype=config.dtype)
         schedule = optim.schedule(
@@ -277,7 +278,6 @@ class Trainer:
     def _explain_divergence(self, at: Position) -> NoReturn:
         """Repeat the run from its last checkpoint, and name the first value that is not finite."""
         checkpoint, path, _ = store.load_newest(self.files.out)
-        self.step.forget()  # the caller holds results of the programs
         again = self.restored(checkpoint, path)
         advice = f"The last good checkpoint is {path}, step {again.step}. Try a lower --lr."
         while again.step < at.step:

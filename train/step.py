@@ -10,6 +10,7 @@ from typing import Any
 from npdrt import ops, value_and_grad
 from npdrt.arrays import Array, Device, Params, label, namespace, phase
 from npdrt.errors import Error
+from npdrt.models import Model
 from npdrt.optim import Optimizer, norm
 from npdrt.optim.clip import clipped
 from npdrt.optim.schedules import Schedule
@@ -81,7 +82,7 @@ class Task:
     clip: the largest norm of all gradients together (`npdrt.optim.clip`); None leaves them alone.
     """
 
-    model: Any
+    model: Model
     classes: int | None
     label_smoothing: float = 0.0
     clip: float | None = None
@@ -123,18 +124,19 @@ class Task:
 
     def predict(self, params: Params, buffers: Params, x: Array) -> Array:
         """The output in evaluation mode; a model that makes buffers is given them, if any."""
-        if buffers and self._has_buffers():
-            return self.model(params, x, buffers=buffers)
-        return self.model(params, x)
+        given = {"buffers": buffers} if buffers and self._make_buffers else {}
+        return self.model(params, x, **given)
 
     def buffers(self, seed: int, device: Any, dtype: str) -> Params:
         """The model's first buffers, from its method `buffers`; {} if it has none."""
-        if not self._has_buffers():
-            return {}
-        return dict(self.model.buffers(seed=seed, device=device, dtype=dtype))
+        make = self._make_buffers
+        return dict(make(seed=seed, device=device, dtype=dtype)) if make else {}
 
-    def _has_buffers(self) -> bool:
-        return callable(getattr(self.model, "buffers", None))
+    @property
+    def _make_buffers(self) -> Callable[..., Params] | None:
+        """The model's method `buffers`, if it has one."""
+        found = getattr(self.model, "buffers", None)
+        return found if callable(found) else None
 
 
 def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
@@ -167,13 +169,8 @@ class Steps:
         self._task, self._rule, self._config = task, rule, config
         self._device, self._warn = device, warn
         self._warned = False
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop the programs. Arrays that they returned stay as they are: new programs get memory of
-        their own."""
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
-        self._memory = memory_on(self._device)
+        self._memory = memory_on(device)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
         """`make_step`'s function of `(state, x, y, lr, random)`."""
