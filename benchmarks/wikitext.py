@@ -116,7 +116,7 @@ def run(place: Path, *, steps: int, table: bool, data_dir: Path | None) -> Confi
     if not kept.exists():
         if table:
             return None
-        dataset = data.load(config["data"], data_dir=data_dir).arranged(config["batch_size"])
+        dataset = data.load(config["data"], data_dir=data_dir).as_streams_for(config["batch_size"])
         kept.write_text(json.dumps(pytorch(config, dataset, steps)) + "\n")
     ours = {
         "losses": [r["loss"] for r in records if r["event"] == "step"],

@@ -1,5 +1,23 @@
 """npdrt.data: data sets as host arrays, their downloads, the order of their batches, and the
-augmentation of images."""
+augmentation of images.
+
+`load(name)` returns a `Dataset`. Where to look:
+
+    load         which module reads which name
+    dataset      the type of every data set
+    npz, idx, cifar, folder, text, squad
+                 the readers, one for each form of files
+    sample       made-up text and questions, without files
+    raw, scale   from arrays of a file to a Dataset: checks, standardisation
+    images       images that become floats only when a batch asks for them
+    augment      random crops and flips
+    sampler      which examples are in the batch of a step
+    ahead        makes the next batches on a thread while a step runs
+    catalogue    the data sets known by name, from sources.toml
+    fetch        finds, checks and downloads their files; archive unpacks them
+    bounded, unpickle
+                 read files that are not trusted: limited sizes, no code of a pickle
+"""
 
 from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS

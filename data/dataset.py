@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from npdrt.data.augment import AUGMENTS
-from npdrt.data.images import Images, Stored, as_they_are
+from npdrt.data.images import Images, Stored, unscaled
 from npdrt.data.sampler import Sampler
 from npdrt.data.scale import Array, Channels, Floats, Scale
 from npdrt.errors import Error
@@ -21,13 +21,12 @@ class Dataset:
     x: float32, (N, features) or (N, ...). For large images it is `npdrt.data.images.Images`, which
     holds bytes or names of files, and whose slices are such arrays. If x holds tokens, they are
     integers below `vocabulary`. y: int64 labels (N,), or float32 targets (N,) or (N, ...). x_test,
-    y_test: the test set, or None. x_valid, y_valid: a third set, or None.
+    y_test: the test set, or None. x_valid, y_valid: the validation set, or None.
     classes: the labels are 0 .. classes-1; None for targets. image_shape: (channels, height,
     width) if an example is an image: x.reshape(-1, *image_shape) are the images. digests: SHA-256
     of each file that was read. scale: the standardisation of x and x_test; None if they have the
     values of the file. notes: warnings for the user, for example that some files are missing.
-
-    perplexity: the loss is that of a language model.
+    perplexity: whether the log has exp(loss) too, as for language models.
     """
 
     name: str
@@ -47,16 +46,17 @@ class Dataset:
     perplexity: ClassVar[bool] = False
 
     @property
-    def evaluated(self) -> int:
-        """The most examples that are evaluated at once."""
+    def evaluation_batch_size(self) -> int:
+        """The largest number of examples in a batch of an evaluation."""
         return 1000
 
-    def arranged(self, batch_size: int) -> Dataset:
-        """The data set in the form from which batches are taken: text in so many streams."""
+    def as_streams_for(self, batch_size: int) -> Dataset:
+        """The data set as batches of this size are taken from it: text in `batch_size` streams, any
+        other data set as it is."""
         return self
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """Which examples of the arranged data set are in the batch of a step."""
+        """Which examples are in the batch of a step; call it on what `as_streams_for` returns."""
         return Sampler(len(self.x), batch_size, seed)
 
     @property
@@ -85,4 +85,4 @@ class Dataset:
     def _as_images(self, x: Floats, shape: tuple[int, int, int]) -> Images:
         """Standardised rows as images; a padded pixel is the standardised value 0."""
         fill = self.scale(np.zeros((1, 1, 1, 1), np.uint8)).item() if self.scale else 0.0
-        return Stored(x.reshape(-1, *shape), as_they_are, fill)
+        return Stored(x.reshape(-1, *shape), unscaled, fill)

@@ -74,6 +74,6 @@ class Stored(Images):
         return self.scale(raw)
 
 
-def as_they_are(x: Array) -> Floats:
+def unscaled(x: Array) -> Floats:
     """The scale of values that are already standardised."""
     return x

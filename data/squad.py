@@ -398,8 +398,8 @@ class Squad(Dataset):
     found: Sequence[Feature] = field(default=(), repr=False)
 
     @property
-    def evaluated(self) -> int:
-        """Features that are evaluated at once."""
+    def evaluation_batch_size(self) -> int:
+        """The largest number of features in a batch of an evaluation."""
         return 32
 
 

@@ -48,8 +48,8 @@ class Text(Dataset):
     """Tokens in streams; see the module. classes and vocabulary: the number of words.
 
     x, y: (rows, streams) int64; y has the tokens after those of x. x_valid, x_test likewise. At
-    first there is one stream; `arranged` makes more. words: the word of every token. tokens: the
-    whole splits. length: rows of a batch, the sequence length.
+    first there is one stream; `as_streams_for` makes more. words: the word of every token. tokens:
+    the whole splits. length: rows of a batch, the sequence length.
     """
 
     words: tuple[str, ...] = field(default=(), repr=False)
@@ -59,11 +59,11 @@ class Text(Dataset):
     perplexity = True
 
     @property
-    def evaluated(self) -> int:
-        """Rows that are evaluated at once: one sequence."""
+    def evaluation_batch_size(self) -> int:
+        """The largest number of rows in a batch of an evaluation: one sequence."""
         return self.length
 
-    def arranged(self, batch_size: int) -> Text:
+    def as_streams_for(self, batch_size: int) -> Text:
         """The tokens in `batch_size` streams; valid and test in 10, or fewer if they are short."""
         counts = {split: most_streams(tokens) for split, tokens in self.tokens.items()}
         counts["train"] = batch_size

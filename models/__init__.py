@@ -1,11 +1,48 @@
-"""Networks; each file reads top to bottom."""
+"""Networks; each file reads top to bottom. `Model` says what a model has and may have."""
 
+from typing import Any, ClassVar, Protocol
+
+from npdrt.arrays import Array, Device, Params
 from npdrt.models.bert import BERT
 from npdrt.models.mlp import MLP
 from npdrt.models.mnist_resnet import MNISTResNet
 from npdrt.models.resnet import ResNet18, ResNet50
 from npdrt.models.skipnet import SkipNet
 from npdrt.models.transformer import Transformer
+
+
+class Model(Protocol):
+    """A model: a frozen dataclass whose fields are its settings, with `init` and `__call__`.
+
+    The training loop fills fields of these names from the data: inputs, outputs, image_shape (it
+    is then given images, (batch, channels, height, width), else rows (batch, inputs)) and
+    vocabulary (it is then given integer tokens).
+
+    A model may also have, and the training loop looks for
+
+        apply(params, buffers, x, *, train, random) -> (output, buffers)
+            the forward pass in training mode, if it is not `__call__`: dropout, batch statistics
+        buffers(seed, device, dtype) -> buffers
+            arrays that a step changes without a gradient; `__call__` then takes them as buffers=
+        shapes() -> {name: shape}
+            the parameters in definition order, for what needs no values (`npdrt explain`)
+        defaults: {field: value}
+            a class variable: values of fields that the dataclass leaves without a default
+        first_values: str
+            a class variable: the field that names a file of initial values; a run that is resumed
+            does not read it, because the checkpoint has newer ones
+
+    `npdrt.models.weights` reads and writes models that also have pytorch_names().
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass has it
+
+    def init(self, seed: int = 0, device: str | Device = "cpu", dtype: str = "float32") -> Params:
+        """The initial parameters: a function of these arguments alone."""
+
+    def __call__(self, params: Params, x: Array) -> Any:
+        """The output in evaluation mode: logits or predicted targets (batch, ...)."""
+
 
 MODELS = {
     "mlp": MLP,
@@ -22,6 +59,7 @@ __all__ = [
     "MLP",
     "MODELS",
     "MNISTResNet",
+    "Model",
     "ResNet18",
     "ResNet50",
     "SkipNet",

@@ -21,10 +21,10 @@ from npdrt.models.initialisation import Floats, draw
 from npdrt.models.transformer import (
     Shapes,
     check_heads,
-    dropped,
-    keep_named,
+    dropout_mask,
     linear,
     normalised,
+    with_dropout,
 )
 from npdrt.ops.dropout import check_rate
 from npdrt.random import Random
@@ -93,7 +93,7 @@ class BERT:
             "embeddings/norm/bias": (width,),
         }
         for layer in range(self.layers):
-            shapes |= {f"{self.layer(layer)}/{n}": s for n, s in self._layer_shapes().items()}
+            shapes |= {f"{self.layer_name(layer)}/{n}": s for n, s in self._layer_shapes().items()}
         return {**shapes, "span/weight": (2, width), "span/bias": (2,)}
 
     def _layer_shapes(self) -> Shapes:
@@ -111,7 +111,7 @@ class BERT:
             shapes |= {f"{name}/weight": shape, f"{name}/bias": shape[:1]}
         return shapes
 
-    def layer(self, number: int) -> str:
+    def layer_name(self, number: int) -> str:
         """The name of a layer: "layers/00", ..."""
         return f"layers/{number:0{max(2, len(str(self.layers - 1)))}d}"
 
@@ -164,7 +164,8 @@ class BERT:
         h = self._embedded(params, x, random)  # (batch, length, width)
         mask = x[:, None, 2:3, :] > 0  # (batch, 1, 1, length)
         for number in range(self.layers):
-            h = label(self._layer(params, h, mask, random, self.layer(number)), self.layer(number))
+            name = self.layer_name(number)
+            h = label(self._layer(params, h, mask, random, name), name)
         return h
 
     def _embedded(self, params: Params, x: Array, random: Random | None) -> Any:
@@ -175,16 +176,18 @@ class BERT:
         places = params["embeddings/position/weight"][:length, :]  # (length, width)
         types = ops.embedding(params["embeddings/token_type/weight"], x[:, 1, :])
         h = normalised(params, "embeddings/norm", words + types + places, EPS)
-        return label(dropped(self.dropout, h, random, "embeddings"), "embeddings/output")
+        return label(with_dropout(self.dropout, h, random, "embeddings"), "embeddings/output")
 
     def _layer(self, params: Params, h: Any, mask: Array, random: Random | None, name: str) -> Any:
         """One layer: attention and mlp, each added to its input and normalised."""
-        out = dropped(
+        out = with_dropout(
             self.dropout, self._attention(params, h, mask, random, name), random, f"{name}/norm1"
         )
         h = normalised(params, f"{name}/norm1", h + out, EPS)
         z = ops.gelu(linear(params, f"{name}/linear1", h))  # (batch, length, hidden)
-        out = dropped(self.dropout, linear(params, f"{name}/linear2", z), random, f"{name}/norm2")
+        out = with_dropout(
+            self.dropout, linear(params, f"{name}/linear2", z), random, f"{name}/norm2"
+        )
         return normalised(params, f"{name}/norm2", h + out, EPS)
 
     def _attention(
@@ -200,7 +203,7 @@ class BERT:
             return ops.transpose(rows, axes=(0, 2, 1, 3))  # (batch, heads, length, width / heads)
 
         q, k, v = (projected(part) for part in ("query", "key", "value"))
-        keep = keep_named(self.dropout, h, random, name, (batch, self.heads, length, length))
+        keep = dropout_mask(self.dropout, h, random, name, (batch, self.heads, length, length))
         y = ops.attention(q, k, v, mask, keep, rate=0.0 if keep is None else self.dropout)
         y = ops.transpose(y, axes=(0, 2, 1, 3))  # (batch, length, heads, width / heads)
         y = ops.reshape(y, shape=(batch, length, width))

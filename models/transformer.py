@@ -31,6 +31,8 @@ EMBEDDING_LIMIT = 0.1  # of the uniform draws of embedding and decoder
 class Transformer:
     """Next-word logits: embedding, sinusoidal positions, `layers` causal layers, decoder.
 
+    The input x is (length, batch); inside, tokens are (batch, length) and h is
+    (batch, length, width).
         h = dropout(sqrt(width) embedding[x] + positions)
         post-norm layer:  h = norm1(h + dropout(attention(h)));  h = norm2(h + dropout(mlp(h)))
         pre-norm layer:   h = h + dropout(attention(norm1(h)));  h = h + dropout(mlp(norm2(h)))
@@ -48,7 +50,7 @@ class Transformer:
     Initialisation, PyTorch's: embedding and decoder weight uniform within 0.1; attention's input
     projection within sqrt(6 / (4 width)), its output projection, W1, b1, W2 and b2 within
     1/sqrt(in); gains 1; all other biases 0. Under Fromage with a norm bound those biases stay 0
-    for ever: their largest norm is norm_bound * 0. (So they did in the paper's runs.)
+    for ever: their largest norm is norm_bound * 0. (The same happened in the paper's runs.)
 
     Source: Vaswani et al. 2017, section 3; Radford et al. 2019, section 2.3, for pre-norm.
 
@@ -87,7 +89,7 @@ class Transformer:
         """The name and shape of every parameter, in definition order."""
         shapes: Shapes = {"embedding/weight": (self.vocabulary, self.width)}
         for layer in range(self.layers):
-            shapes |= {f"{self.layer(layer)}/{n}": s for n, s in self._layer_shapes().items()}
+            shapes |= {f"{self.layer_name(layer)}/{n}": s for n, s in self._layer_shapes().items()}
         if self.pre_norm:
             shapes |= {"norm/weight": (self.width,), "norm/bias": (self.width,)}
         if not self.tied:
@@ -108,7 +110,7 @@ class Transformer:
         norms = ("norm1/weight", "norm1/bias", "norm2/weight", "norm2/bias")
         return shapes | dict.fromkeys(norms, (width,))
 
-    def layer(self, number: int) -> str:
+    def layer_name(self, number: int) -> str:
         """The name of a layer: "layers/00", ..."""
         return f"layers/{number:0{max(2, len(str(self.layers - 1)))}d}"
 
@@ -119,13 +121,16 @@ class Transformer:
     def _draw(self, stream: Random) -> Iterator[tuple[str, Floats]]:
         shapes = self.shapes()
         for name, shape in shapes.items():
-            same = name
+            stream_name = name
             if self.identical_layers and name.startswith("layers/"):
-                same = self.layer(0) + name.removeprefix(name[: len(self.layer(0))])
-            yield name, self._first(stream.of(same), name, shape, shapes)
+                first = self.layer_name(0)
+                stream_name = first + name[len(first) :]
+            yield name, self._initial_value(stream.of(stream_name), name, shape, shapes)
 
-    def _first(self, stream: Random, name: str, shape: tuple[int, ...], shapes: Shapes) -> Floats:
-        """The first value of one parameter."""
+    def _initial_value(
+        self, stream: Random, name: str, shape: tuple[int, ...], shapes: Shapes
+    ) -> Floats:
+        """The initial value of one parameter."""
         if name in ("embedding/weight", "decoder/weight"):
             return stream.uniform(shape, -EMBEDDING_LIMIT, EMBEDDING_LIMIT)
         if "norm" in name:
@@ -163,9 +168,10 @@ class Transformer:
         tokens = namespace(x).permute_dims(x, (1, 0))  # (batch, length)
         h = ops.embedding(params["embedding/weight"], tokens)  # (batch, length, width)
         h = h * math.sqrt(self.width) + constant(sinusoids(x.shape[0], self.width), h)
-        h = label(dropped(self.dropout, h, random, "embedding"), "embedding/output")
+        h = label(with_dropout(self.dropout, h, random, "embedding"), "embedding/output")
         for number in range(self.layers):
-            h = label(self._layer(params, h, random, self.layer(number)), self.layer(number))
+            name = self.layer_name(number)
+            h = label(self._layer(params, h, random, name), name)
         h = normalised(params, "norm", h) if self.pre_norm else h
         h = ops.transpose(h, axes=(1, 0, 2))  # (length, batch, width)
         weight = params["embedding/weight" if self.tied else "decoder/weight"]
@@ -175,9 +181,9 @@ class Transformer:
         """One layer: attention and mlp, each with a skip connection; (batch, length, width)."""
 
         def branch(h: Any, function: Any, norm: str) -> Any:
-            given = normalised(params, f"{name}/{norm}", h) if self.pre_norm else h
-            out = dropped(
-                self.dropout, function(params, given, random, name), random, f"{name}/{norm}"
+            normed = normalised(params, f"{name}/{norm}", h) if self.pre_norm else h
+            out = with_dropout(
+                self.dropout, function(params, normed, random, name), random, f"{name}/{norm}"
             )
             return h + out if self.pre_norm else normalised(params, f"{name}/{norm}", h + out)
 
@@ -188,7 +194,7 @@ class Transformer:
         names = ("in/weight", "in/bias", "out/weight", "out/bias")
         wi, bi, wo, bo = (params[f"{name}/attention/{part}"] for part in names)
         scores = (batch, self.heads, length, length)  # of queries and keys
-        keep = keep_named(self.dropout, h, random, f"{name}/attention", scores)
+        keep = dropout_mask(self.dropout, h, random, f"{name}/attention", scores)
         rate = 0.0 if keep is None else self.dropout
         return ops.multi_head_attention(
             h, h, h, wi, bi, wo, bo, None, keep, heads=self.heads, causal=True, rate=rate
@@ -196,7 +202,9 @@ class Transformer:
 
     def _mlp(self, params: Params, h: Any, random: Random | None, name: str) -> Any:
         z = linear(params, f"{name}/linear1", h)  # (batch, length, hidden)
-        z = dropped(self.dropout, NONLINEARITIES[self.nonlinearity](z), random, f"{name}/linear1")
+        z = with_dropout(
+            self.dropout, NONLINEARITIES[self.nonlinearity](z), random, f"{name}/linear1"
+        )
         return linear(params, f"{name}/linear2", z)  # (batch, length, width)
 
     def _check_length(self, x: Array) -> None:
@@ -234,13 +242,13 @@ def check_heads(name: str, width: int, heads: int) -> None:
         raise Error(f"{name}: width {width} cannot be cut into {heads} heads of one size")
 
 
-def dropped(rate: float, h: Any, random: Random | None, name: str) -> Any:
+def with_dropout(rate: float, h: Any, random: Random | None, name: str) -> Any:
     """h after dropout at a place of that name; h itself in evaluation."""
-    keep = keep_named(rate, h, random, name)
+    keep = dropout_mask(rate, h, random, name)
     return h if keep is None else ops.dropout(h, keep, rate=rate)
 
 
-def keep_named(
+def dropout_mask(
     rate: float, like: Any, random: Random | None, name: str, shape: tuple[int, ...] | None = None
 ) -> Array | None:
     """The mask of dropout at a place of that name; None in evaluation."""

@@ -1,11 +1,11 @@
-"""Reverse-mode differentiation: a derivative is a rule on raw arrays.
+"""Reverse-mode differentiation: a derivative is a function on raw arrays.
 
 A primitive is one small function from arrays to `(value, vjps)`: the value, and for each array
 argument the function that maps the cotangent of the value to the cotangent of that argument
 (None if it has no derivative). The decorator `primitive` makes it return a `Tensor` if one of its
 arguments is a `Tensor`; for plain arrays it returns the plain value. `backward` undoes
 broadcasting and checks shapes and dtypes in one place, keeps cotangents in a dict, and frees the
-graph as it goes. Derivatives are first order.
+graph as it goes. There are no second derivatives.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Tensor:
     name: the primitive that made it, or the parameter's name.
     """
 
-    __slots__ = ("edges", "given", "name", "value")
+    __slots__ = ("edges", "label_text", "name", "value")
     __array_ufunc__ = None  # NumPy hands `array * tensor` over to Tensor.__rmul__
 
     def __init__(self, value: Array, edges: tuple[tuple[Tensor, Vjp], ...] = (), name: str = ""):
         self.value, self.edges, self.name = value, edges, name
-        self.given = ""  # the name that the model gave it by `npdrt.arrays.label`
+        self.label_text = ""  # the name that the model gave it by `npdrt.arrays.label`
 
     def label(self, name: str) -> None:
         """Name the value, and its cotangent, in the listing of a program."""
-        self.given = self.given or name
+        self.label_text = self.label_text or name
         label(self.value, name)
 
     @property
@@ -167,7 +167,7 @@ def _meets_array(args: tuple[Any, ...]) -> bool:
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, computed once even if several rules ask for it with the same cotangent."""
+    """`function`, computed once if several derivatives ask for it with the same cotangent."""
     last: list[Any] = []
 
     def call(g: Array) -> Any:
@@ -204,7 +204,10 @@ def undo_broadcast(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
-    """Cotangents of the leaves under `output`, by `id` of the leaf; consumes the graph."""
+    """Cotangents of the leaves under `output`, by `id` of the leaf.
+
+    It empties the graph: call it once.
+    """
     order = graph(output)
     cotangents = {id(output): cotangent}
     with phase("backward"):
@@ -214,8 +217,8 @@ def backward(output: Tensor, cotangent: Array) -> dict[int, Array]:
             if not edges:
                 continue
             g = cotangents.pop(id(node))
-            if node.given:
-                label(g, f"d {node.given}")
+            if node.label_text:
+                label(g, f"d {node.label_text}")
             for parent, vjp in edges:
                 part = _checked(vjp(g), parent, node.name)
                 have = cotangents.get(id(parent))
@@ -235,7 +238,7 @@ def _checked(g: Array, parent: Tensor, name: str) -> Array:
     if g.dtype != parent.value.dtype:
         raise Error(
             f"{name}: the derivative is {g.dtype} for an argument of {parent.value.dtype}; "
-            "keep the dtype of the argument in the rule"
+            "keep the dtype of the argument in the derivative"
         )
     return g
 
@@ -312,19 +315,19 @@ def _gradients(output: Any, leaves: dict[str, Tensor]) -> Params:
             name: cotangents[id(leaf)] if id(leaf) in cotangents else _zeros_like(leaf.value)
             for name, leaf in leaves.items()
         }
-        grads = _apart(grads, {owner(leaf.value) for leaf in leaves.values()})
+        grads = _unaliased(grads, {owner(leaf.value) for leaf in leaves.values()})
     return {name: label(g, f"d {name}") for name, g in grads.items()}
 
 
-def _apart(grads: Params, taken: set[int]) -> Params:
+def _unaliased(grads: Params, used_owners: set[int]) -> Params:
     """The gradients, each in its own writable memory; those that share memory with each other or
-    with `taken`, the owners of other arrays, are copied. Few are."""
-    apart = {}
+    with `used_owners`, the owners of other arrays, are copied. Few are."""
+    unaliased = {}
     for name, g in grads.items():
-        free = writable(g) and owner(g) not in taken
-        apart[name] = g if free else copied(g)
-        taken.add(owner(apart[name]))
-    return apart
+        free = writable(g) and owner(g) not in used_owners
+        unaliased[name] = g if free else copied(g)
+        used_owners.add(owner(unaliased[name]))
+    return unaliased
 
 
 def _zeros_like(x: Array) -> Array:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import npdrt
-from npdrt import store
+from npdrt import optim, store
 from npdrt.cli import COMMANDS, cli, doctor
 from npdrt.data.catalogue import sources
+from npdrt.models.mlp import NONLINEARITIES
 from npdrt.store import log, trace
 
 ROOT = Path(__file__).parents[1]
@@ -127,13 +129,15 @@ def test_help_of_train_in_full() -> None:
         "--model [mlp|resnet18|",
         "Or path/to/file.py:Class. [default: mlp]",
         "--depth INTEGER RANGE Weight matrices L. [default: 2; x>=1]",
-        "--nonlinearity [relu|leaky_relu|tanh|sigmoid|gelu|softplus|identity] [default: relu]",
+        f"--nonlinearity [{'|'.join(NONLINEARITIES)}] [default: relu]",
         "--init [he|orthogonal|xavier|authors] Initialisation. [default: he]",
-        "--optimizer, --optimiser [sgd|adam|lars|lars_lesion|fromage] [default: fromage]",
+        f"--optimizer, --optimiser [{'|'.join(optim.RULES)}] ",
+        "lars_lesion: Fromage without its prefactor. [default: fromage]",
         "--lr TEXT Learning rate, or auto. [default: auto]",
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
         "--betas <FLOAT FLOAT>... adam: shares of the two moments that are kept.",
-        "--momentum FLOAT sgd, lars: share of the velocity that is kept. [default: sgd 0, lars",
+        "--momentum FLOAT sgd, lars",
+        ": share of the velocity that is kept. [default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",
         "--dtype [float32|float64] [default: float32]",
         "--resume Go on with the run in --out.",
@@ -784,6 +788,8 @@ def test_doctor() -> None:
     }  # fmt: skip
     assert found["packages"]["numpy"] == np.__version__
     assert found["advice"] == doctor.advice(found)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(doctor.EXTRAS) == set(declared["optional-dependencies"]) - {"test"}
 
 
 def machine(

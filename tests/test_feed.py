@@ -27,7 +27,7 @@ def make_feed(model: str, **changes: Any) -> tuple[Feed, Config]:
     config = Config(model=model, **settings)
     dataset = data.load(config.data, standardise=config.standardise)
     config = resolve(config, dataset)
-    dataset = dataset.arranged(config.batch_size)
+    dataset = dataset.as_streams_for(config.batch_size)
     return Feed(config, dataset, build_model(config, dataset), arrays.device("cpu")), config
 
 

@@ -74,9 +74,9 @@ def test_stand_ins_are_what_they_are(name: str, norm: str) -> None:
     found = asked(standin, cases, ways)
     assert found.choices == expected(standin, ways, cases)
     assert found.dialect is not None
-    assert (found.dialect.name, found.also) == (standin.dialect, ())
+    assert (found.dialect.name, found.indistinguishable) == (standin.dialect, ())
     assert (found.kind == "out of scope") == (standin.dialect in OTHER_OPTIMIZERS)
-    assert not [c for c in found.beyond if c not in identification.PROFILES]
+    assert not [c for c in found.extra_choices if c not in identification.PROFILES]
     assert (found.parting is None) == (not found.choices)
 
 
@@ -227,8 +227,8 @@ def test_two_hundred_random_runs_without_a_mistake() -> None:
         names = {found.dialect.name, standin.dialect}
         alike = [group for setting in lacking for group in ALIKE.get((standin.rule, setting), ())]
         assert len(names) == 1 or any(names <= group for group in alike), (told, found.choices)
-        assert standin.dialect in (found.dialect.name, *found.also), told
-        beyond = set(found.beyond) - set(identification.PROFILES)
+        assert standin.dialect in (found.dialect.name, *found.indistinguishable), told
+        beyond = set(found.extra_choices) - set(identification.PROFILES)
         assert not beyond, (told, beyond)
         if not lacking:
             assert found.choices == expected(standin, ways, cases), told
@@ -497,7 +497,7 @@ def test_ten_thousand_right_answers_raise_no_alarm() -> None:
         (exact,) = run(RULES[rule], {}, case)
         away = np.max(distances(answer.w, exact.w, exact.scale, case.number), initial=0.0)
         assert away <= accepted(case), (seed, rule, ways, case.settings)
-        assert identification.excess(RULES[rule], {}, case, (answer,)) <= 1, (seed, rule, ways)
+        assert identification.worst_ratio(RULES[rule], {}, case, (answer,)) <= 1, (seed, rule, ways)
 
 
 def nearly_decayed(case: Case, pick: random.Random) -> Case:
@@ -567,4 +567,4 @@ def test_real_optimizers(
     assert found.finding.kind in kinds
     assert found.finding.dialect is not None
     assert found.finding.dialect.name == dialect
-    assert set(found.finding.beyond) <= set(identification.PROFILES)
+    assert set(found.finding.extra_choices) <= set(identification.PROFILES)

@@ -34,7 +34,7 @@ from npdrt import data, store
 from npdrt.cli import cli
 from npdrt.data import Ahead, archive, augment, catalogue, cifar, folder, scale, unpickle
 from npdrt.data.catalogue import File, Form
-from npdrt.data.images import Stored, as_they_are
+from npdrt.data.images import Stored, unscaled
 from npdrt.errors import Error, FileRefused, Unavailable
 from npdrt.random import Random
 from npdrt.store import log
@@ -1564,7 +1564,7 @@ def test_evaluation_takes_fewer_of_large_images(monkeypatch: pytest.MonkeyPatch)
 
 def test_numbers_are_as_they_are() -> None:
     x = np.ones((2, 1, 3, 3), np.float32)
-    np.testing.assert_array_equal(Stored(x, as_they_are)[:], x)
+    np.testing.assert_array_equal(Stored(x, unscaled)[:], x)
 
 
 def test_explain_a_model_of_images(images: Path, tmp_path: Path) -> None:
@@ -1598,7 +1598,7 @@ def test_a_thin_image_is_refused(tmp_path: Path) -> None:
 
 def test_images_have_an_index_of_the_first_axis_alone() -> None:
     raw = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
-    images = Stored(raw, as_they_are)
+    images = Stored(raw, unscaled)
     assert np.array_equal(images[1, ...], raw[1])
     assert np.array_equal(images[:1, ...], raw[:1])
     for key in ((0, 1), (..., 0), (slice(None), 0), ...):

@@ -26,7 +26,7 @@ from npdrt.optim import schedules
 from npdrt.random import Random
 
 ROOT = Path(__file__).parents[1]
-EVERY = {
+PAPERS = {  # rules whose numbers stand in this file
     "sgd": optim.sgd(lr=0.1),
     "sgd with momentum": optim.sgd(lr=0.1, momentum=0.9),
     "adam": optim.adam(lr=0.1),
@@ -35,6 +35,7 @@ EVERY = {
     "fromage": optim.fromage(lr=0.1),
     "fromage with a bound": optim.fromage(lr=0.1, norm_bound=1.0),
 }
+EVERY = {**{name: rule(lr=0.1) for name, rule in optim.RULES.items()}, **PAPERS}
 RELATIVE = ["fromage", "fromage with a bound", "lars_lesion"]  # s = lr |w| / |g|
 PREFACTOR = math.sqrt(1.01)  # of Fromage at lr = 0.1
 
@@ -58,6 +59,7 @@ def step(
 
 
 every_rule = pytest.mark.parametrize("name", EVERY)
+papers_rule = pytest.mark.parametrize("name", PAPERS)
 
 
 # --- the authors' numbers ----------------------------------------------------------------------
@@ -93,7 +95,7 @@ def test_fromage_on_a_parabola() -> None:
 # --- the edges, for every rule -------------------------------------------------------------------
 
 
-@every_rule
+@papers_rule
 def test_zero_weight(name: str) -> None:
     """The plain gradient step; a zero array under a norm bound is frozen at zero."""
     expected = {
@@ -109,7 +111,7 @@ def test_zero_weight_under_a_bound_stays_zero() -> None:
     assert not found.any()
 
 
-@every_rule
+@papers_rule
 def test_zero_gradient(name: str) -> None:
     """Nothing moves, except that Fromage shrinks by its prefactor, every step."""
     shrink = PREFACTOR**3 if name.startswith("fromage") else 1.0
@@ -122,7 +124,7 @@ def test_zero_weight_and_gradient(name: str) -> None:
     assert not step(EVERY[name], [0, 0], [0, 0], steps=3).any()
 
 
-@every_rule
+@papers_rule
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_one_element(name: str, shape: tuple[int, ...]) -> None:
     """The relative rules scale a single number and cannot change its sign."""
@@ -145,7 +147,7 @@ def test_no_elements(name: str, shape: tuple[int, ...]) -> None:
     assert step(EVERY[name], np.ones(shape), np.ones(shape), "float32", steps=2).size == 0
 
 
-@every_rule
+@papers_rule
 def test_nan_gradient(name: str) -> None:
     """NaN stays in its element; the others take the step of a norm that is not usable."""
     found = step(EVERY[name], [3, 4], [math.nan, 1])
@@ -154,7 +156,7 @@ def test_nan_gradient(name: str) -> None:
     np.testing.assert_allclose(found[1], other.get(name, 3.9), rtol=1e-8)
 
 
-@every_rule
+@papers_rule
 def test_nan_weight(name: str) -> None:
     found = step(EVERY[name], [math.nan, 4], [0, 1])
     other = {"adam": 3.9, "fromage": 3.9 / PREFACTOR, "fromage with a bound": 3.9 / PREFACTOR}
@@ -162,7 +164,7 @@ def test_nan_weight(name: str) -> None:
     np.testing.assert_allclose(found[1], other.get(name, 3.9), rtol=1e-8)
 
 
-@every_rule
+@papers_rule
 def test_infinite_gradient(name: str) -> None:
     """The relative rules have s = 0: NaN where g is inf, no step elsewhere."""
     found = step(EVERY[name], [3, 4], [math.inf, 1])
@@ -177,7 +179,7 @@ def test_infinite_gradient(name: str) -> None:
     np.testing.assert_allclose(found, [first, other.get(name, 4)], rtol=1e-8)
 
 
-@every_rule
+@papers_rule
 def test_infinite_gradient_at_zero_weight(name: str) -> None:
     """The plain step, which is infinite; a bound of 0 then makes it NaN."""
     found = step(EVERY[name], [0, 0], [math.inf, 1])
@@ -212,7 +214,7 @@ def test_ratio_beyond_float32(name: str) -> None:
     np.testing.assert_allclose(under, start / scale, rtol=1e-7)
 
 
-@every_rule
+@papers_rule
 def test_subnormal_float32(name: str) -> None:
     """Subnormal weights and gradients have norms > 0 and are not flushed to zero."""
     tiny = np.float32(1e-45)
@@ -235,7 +237,7 @@ def test_zero_rate(name: str) -> None:
     assert found.tobytes() == w.tobytes()
 
 
-@every_rule
+@papers_rule
 def test_huge_rate(name: str) -> None:
     """lr = 1e10: Fromage becomes -|w| g / |g|; the others go far, none overflows."""
     found = step(EVERY[name], [3.0, 4.0], [0.6, 0.8], lr=1e10)
@@ -594,7 +596,7 @@ def test_lars_equals_the_paper(momentum: float, weight_decay: float, eps: float)
 
 # --- state -------------------------------------------------------------------------------------
 
-SLOTS = {
+SLOTS = {  # of other rules: any of their slots
     "sgd": [],
     "sgd with momentum": ["momentum"],
     "adam": ["exp_avg", "exp_avg_sq"],
@@ -616,17 +618,21 @@ def test_state_names_shapes_dtypes(name: str) -> None:
     """Flat "<parameter>/<slot>", then what all parameters share, then the number of steps."""
     optimizer = EVERY[name]
     state = optimizer.init(PARAMS)
-    shared = [*(POWERS if name == "adam" else []), "step"]
-    assert list(state) == [f"{p}/{slot}" for p in PARAMS for slot in SLOTS[name]] + shared
+    shared = [*(optimizer.powers or {}), "step"]
+    first = next(iter(PARAMS))
+    kept = [slot for slot in optim.RULES[optimizer.name].slots if f"{first}/{slot}" in state]
+    assert kept == SLOTS.get(name, kept)
+    assert list(state) == [f"{p}/{slot}" for p in PARAMS for slot in kept] + shared
     for steps in range(3):
         for p, w in PARAMS.items():
-            for slot in SLOTS[name]:
+            for slot in kept:
                 value = state[f"{p}/{slot}"]
                 like = w if slot != "max_norm" else np.zeros(())
                 assert (value.shape, value.dtype) == (like.shape, like.dtype)
         assert all(state[key].shape == () for key in shared)
         assert (state["step"].dtype, int(state["step"])) == (np.int64, steps)
         if name == "adam":
+            assert shared == [*POWERS, "step"]
             powers = [float(state[key]) for key in POWERS]
             assert powers == pytest.approx([0.9**steps, 0.999**steps], rel=1e-15)
             assert all(state[key].dtype == np.float64 for key in POWERS)

@@ -21,7 +21,7 @@ from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.store import container, trace
 from npdrt.train.studies import figure
 from npdrt.train.studies.figure import Figure, Line, Panel
-from npdrt.train.studies.load import load
+from npdrt.train.studies.figure_of_file import load
 
 T = np.arange(40.0)
 

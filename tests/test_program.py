@@ -24,7 +24,8 @@ from npdrt.arrays import label, namespace, phase, quiet
 from npdrt.autodiff import Tensor
 from npdrt.errors import Error
 from npdrt.models import MLP
-from npdrt.optim import adam, fromage, lars, lars_lesion, norm, sgd
+from npdrt.models.mlp import NONLINEARITIES
+from npdrt.optim import RULES, adam, fromage, lars, norm, sgd
 from npdrt.program import Memory, infer, plan, replay
 from npdrt.program.calls import KINDS, c_strides
 from npdrt.program.infer import Form
@@ -114,11 +115,11 @@ def longest_chain(program: Any) -> int:
 # --- training --------------------------------------------------------------------------------
 
 OPTIMIZERS = {
+    **{name: rule(lr=rule.default_rate) for name, rule in RULES.items()},
     "fromage": fromage(lr=0.01),
     "fromage bounded": fromage(lr=0.01, norm_bound=1.0),
     "lars": lars(lr=0.1, trust_coefficient=0.1),
     "lars decay": lars(lr=0.1, weight_decay=0.01, momentum=0.5, eps=1e-9),
-    "lesion": lars_lesion(lr=0.01),
     "sgd": sgd(lr=0.1),
     "sgd decay": sgd(lr=0.1, weight_decay=0.01),
     "sgd momentum": sgd(lr=0.1, momentum=0.9, dampening=0.5),
@@ -182,9 +183,7 @@ def test_fifty_steps_are_the_eager_ones(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("output_nonlinearity", [False, True])
 @pytest.mark.parametrize(("bias", "residual"), [(False, True), (True, False), (True, True)])
-@pytest.mark.parametrize(
-    "nonlinearity", ["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "softplus", "identity"]
-)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_every_perceptron(
     nonlinearity: str, bias: bool, residual: bool, output_nonlinearity: bool
 ) -> None:

@@ -82,7 +82,7 @@ def ulps(recording: recorded.Recording, rule: str, settings: dict[str, Any]) -> 
 def test_what_is_written_is_read(form: str, dtype: str, tmp_path: Path) -> None:
     arrays = trajectory("fromage", dtype)
     [found] = recorded.load(WRITERS[form](tmp_path / "file", {**arrays, "loss": np.arange(5)}))
-    assert (found.name, found.format, found.breaks) == ("", dtype, [])
+    assert (found.name, found.format, found.gaps) == ("", dtype, [])
     assert np.array_equal(found.before, arrays["weights"][:-1].astype(np.float64))
     assert np.array_equal(found.after, arrays["weights"][1:].astype(np.float64))
     assert np.array_equal(found.gradients, arrays["gradients"].astype(np.float64))
@@ -165,10 +165,10 @@ def triple(gaps: bool) -> Arrays:
 
 def test_steps_apart(tmp_path: Path) -> None:
     [joined] = recorded.load(as_npz(tmp_path / "a", triple(gaps=False)))
-    assert joined.breaks == []
+    assert joined.gaps == []
     assert len(recorded.cases(joined, "adam", {})) == 1
     [apart] = recorded.load(as_npz(tmp_path / "b", triple(gaps=True)))
-    assert apart.breaks == [2, 4]
+    assert apart.gaps == [2, 4]
     cases = recorded.cases(apart, "sgd", SGD, first=3)
     assert [(c.id, len(c.steps), len(a)) for c, a in cases] == [(3, 2, 2), (4, 2, 2), (5, 1, 1)]
     assert [c.comment for c, _ in cases][1] == "recorded steps 3 to 4"
@@ -188,7 +188,7 @@ def test_nan_does_not_break_a_trajectory(tmp_path: Path) -> None:
     arrays = triple(gaps=False)
     arrays["after"][1, 0, 0] = arrays["before"][2, 0, 0] = np.nan
     [found] = recorded.load(as_npz(tmp_path / "a", arrays))
-    assert found.breaks == []
+    assert found.gaps == []
 
 
 def test_learning_rates(tmp_path: Path) -> None:

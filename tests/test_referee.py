@@ -706,7 +706,7 @@ def test_the_search_in_long_recordings_has_an_end(monkeypatch: pytest.MonkeyPatc
     found = held(late, "sgd", momentum=0.9)
     assert found.verdict == "unknown"
     assert found.finding.stopped
-    assert sum(steps) < identify.WORK + 5 * 600
+    assert sum(steps) < identify.BUDGET + 5 * 600
     text = report.sentence(found)
     assert "off from step 501 on" in text
     assert "not every known clause was tried" in text

@@ -306,7 +306,7 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, **given)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     answers = [(tmp_path / f"{k}.txt").read_text("utf-8") for k in range(7)]
-    assert "[sgd|adam|lars|lars_lesion|fromage|toy]" in answers[0]
+    assert f"[{'|'.join([*optim.RULES, 'toy'])}]" in answers[0]
     assert "--beta FLOAT toy: share of the mean that is kept. [default: 0.5]" in answers[0]
     assert "--ahead / --no-ahead toy: look ahead, with --beta." in answers[0]
     whole, parts = (npdrt.load(tmp_path / run / "checkpoint.h5") for run in ("whole", "parts"))
@@ -318,3 +318,47 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     assert " sign" in answers[4]
     assert answers[5].startswith("the same")
     assert "|toy]" in answers[6]
+
+
+# --- a rule that the referee does not know --------------------------------------------------------
+
+UNJUDGED = """
+import sys
+from click.testing import CliRunner
+from npdrt import optim
+optim.__path__.append(sys.argv[1])
+optim.RULES.update(optim._rules())
+from npdrt.cli import cli
+for words in sys.stdin.read().splitlines():
+    done = CliRunner().invoke(cli, words.split(), prog_name="npdrt")
+    print(done.exit_code, " ".join(done.output.split()))
+"""
+ASKED = """\
+audit --list
+vectors list
+audit {file} --rule sgd --format float32
+audit {file} --rule toy
+audit steps.npz --rule toy
+vectors export prompts.json --rule toy
+"""
+SGD = "def update(w, g, state, *, lr):\n    return w - w.dtype.type(lr) * g, {}\n"
+
+
+def test_a_rule_may_be_unknown_to_the_referee(tmp_path: Path) -> None:
+    """It is left out, with the reason; the audits of other rules do not need its file."""
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "toys" / "toy.py").write_text(TOY)
+    (tmp_path / "own.py").write_text(SGD)
+    asked = ASKED.format(file=f"{tmp_path / 'own.py'}:update")
+    done = subprocess.run(
+        [sys.executable, "-c", UNJUDGED, str(tmp_path / "toys")],
+        cwd=tmp_path, input=asked, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    listed, vectors, other, *refused = done.stdout.splitlines()
+    assert listed.startswith("0 target")
+    assert "toy: not audited, npdrt/conform/rules/toy.py is missing" in listed
+    assert vectors.startswith("0 file")
+    assert other.startswith("0 ")
+    missing = "2 Error: the referee does not know the rule toy: npdrt/conform/rules/toy.py is"
+    assert [line.startswith(missing) for line in refused] == [True] * 3, refused

@@ -55,7 +55,7 @@ from npdrt.cli import cli, of_the_system
 from npdrt.errors import DiskError, Error, FileRefused, Unavailable
 from npdrt.store import log, trace
 from npdrt.train import Reporter, resume, train
-from npdrt.train.studies.load import load
+from npdrt.train.studies.figure_of_file import load
 from npdrt.train.studies.slices import slices
 
 __all__ = ["blobs", "cheap", "no_process_outlives_its_test"]  # fixtures

@@ -21,7 +21,7 @@ from npdrt.store import container
 from npdrt.train import Config, train
 from npdrt.train.loop import Reporter
 from npdrt.train.studies import slices as machinery
-from npdrt.train.studies.load import load
+from npdrt.train.studies.figure_of_file import load
 from npdrt.train.studies.slices import slices
 
 ETA = (0.0, 0.004, 0.02, 0.1)

@@ -26,7 +26,7 @@ from npdrt.train.studies import (
     transmission,
 )
 from npdrt.train.studies.cache import kept
-from npdrt.train.studies.load import load
+from npdrt.train.studies.figure_of_file import load
 from npdrt.train.studies.reproduce import reproduce as study_of
 from npdrt.train.studies.study import Stopped, grouped
 from npdrt.train.studies.sweep import Options, Run

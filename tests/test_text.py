@@ -33,7 +33,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def batches(dataset: Any, streams: int) -> list[tuple[Any, Any]]:
     """All batches of an epoch."""
-    found = dataset.arranged(streams)
+    found = dataset.as_streams_for(streams)
     sampler = found.sampler(streams, 0)
     rows = [sampler.batch(step) for step in range(sampler.batches_per_epoch)]
     return [(found.x[r], found.y[r]) for r in rows]
@@ -76,7 +76,7 @@ def test_wikitext_2_is_that_of_the_example() -> None:
     counts = {split: len(tokens) for split, tokens in found.tokens.items()}
     assert counts == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
     assert found.words[:5] == ("<eos>", "=", "Valkyria", "Chronicles", "III")
-    arranged = found.arranged(20)
+    arranged = found.as_streams_for(20)
     assert (arranged.x.shape, arranged.x_test.shape) == ((104_430, 20), (24_555, 10))  # type: ignore[union-attr]
     assert arranged.sampler(20, 0).batches_per_epoch == 2_984
 
@@ -173,7 +173,7 @@ def test_batches_are_those_of_the_example(tmp_path: Path, streams: int, length: 
 
 
 def test_valid_and_test_have_ten_streams() -> None:
-    found = data.load("sample-text").arranged(4)
+    found = data.load("sample-text").as_streams_for(4)
     assert found.x.shape == (899, 4)
     for x, y in ((found.x_valid, found.y_valid), (found.x_test, found.y_test)):
         assert x is not None
@@ -182,14 +182,14 @@ def test_valid_and_test_have_ten_streams() -> None:
 
 
 def test_short_texts_are_evaluated_in_fewer_streams(tmp_path: Path) -> None:
-    found = data.load(f"text:{write(tmp_path)}").arranged(2)
+    found = data.load(f"text:{write(tmp_path)}").as_streams_for(2)
     assert found.x_valid is not None
     assert found.x_test is not None
     assert (found.x_valid.shape, found.x_test.shape) == ((1, 2), (1, 3))
 
 
 def test_every_epoch_has_the_same_order() -> None:
-    sampler = data.load("sample-text").arranged(20).sampler(20, seed=5)
+    sampler = data.load("sample-text").as_streams_for(20).sampler(20, seed=5)
     n = sampler.batches_per_epoch
     assert [sampler.batch(step).tolist() for step in range(n)] == [
         sampler.batch(step + n).tolist() for step in range(n)
@@ -202,7 +202,7 @@ def test_every_epoch_has_the_same_order() -> None:
 
 def test_a_text_too_short_for_its_streams_is_refused() -> None:
     with pytest.raises(Error, match="train: 3600 tokens are too few for 2000 streams"):
-        data.load("sample-text").arranged(2000)
+        data.load("sample-text").as_streams_for(2000)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:

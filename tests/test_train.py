@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import backends
 import h5py
@@ -890,6 +890,43 @@ def test_divergence_at_a_later_step(every: dict[str, int], tmp_path: Path) -> No
     found = npdrt_cli(*again)  # the same again
     assert found.exit_code == 1
     assert message(run, when, what, last) in found.stderr
+
+
+def test_the_repetition_makes_the_steps_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It replays the programs of the run, whose last results the loop still holds: the bits of
+    every step are those of eager steps, and the results that are held keep theirs."""
+    seen: list[list[bytes]] = []
+    held: list[list[bytes]] = []
+
+    def bits(state: State) -> list[bytes]:
+        return [v.tobytes() for v in (*state.params.values(), *state.optimizer.values())]
+
+    def look(task: Any, rule: Any, state: State, *step: Any) -> str | None:
+        seen.append(bits(state))
+        return first_nonfinite(task, rule, state, *step)
+
+    explain = Trainer._explain_divergence
+
+    def explained(trainer: Trainer, at: Any) -> NoReturn:
+        before = bits(at.state)
+        try:
+            explain(trainer, at)
+        finally:
+            held.append([*before, *bits(at.state)])
+
+    monkeypatch.setattr("npdrt.train.loop.first_nonfinite", look)
+    monkeypatch.setattr(Trainer, "_explain_divergence", explained)
+    momentum = {"momentum": 0.5}
+    for eager in (True, False):
+        config = chain(tmp_path, 1, 2, lr=1e4, log_every=1, eager=eager, optimizer_options=momentum)
+        with pytest.raises(Diverged, match=r"^step \d+: "):
+            train(config, tmp_path / f"run-{eager}")
+    assert len(seen) >= 2 * 5
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    for bits_held in held:
+        assert bits_held[: len(bits_held) // 2] == bits_held[len(bits_held) // 2 :]
 
 
 def test_divergence_under_a_schedule_with_memory(tmp_path: Path) -> None:

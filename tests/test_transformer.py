@@ -347,7 +347,7 @@ def test_the_mean_is_over_tokens_and_the_last_batch_is_shorter(tmp_path: Path) -
     train(config, tmp_path / "run")
     records = log.read(tmp_path / "run" / "log.jsonl")
     steps, (epoch,) = ([r for r in records if r["event"] == e] for e in ("step", "epoch"))
-    found = data.load("sample-text").arranged(4)
+    found = data.load("sample-text").as_streams_for(4)
     model = build_model(options(), found)
     params = dataclasses.replace(model, dropout=0.0).init(seed=0)
     last = slice(875, 899)

@@ -19,7 +19,7 @@ from npdrt import optim, schema
 from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
-from npdrt.models import MODELS
+from npdrt.models import MODELS, Model
 from npdrt.optim.schedules import FORMS
 from npdrt.regular import contents
 
@@ -29,6 +29,7 @@ MOST = 1 << 53  # of a whole number among the settings
 # Lemma 2's bound 2**(1/L) - 1; measured by benchmarks/lr_auto.py, see docs/learning-rate.md.
 SHARE_OF_BOUND = 0.06
 USER_MODEL = "path/to/file.py:Class"
+NOTES = [f"{rule.name}: {rule.note}." for rule in optim.RULES.values() if rule.note]
 
 
 def _setting(default: Any, words: str = "", **more: Any) -> Any:
@@ -72,7 +73,7 @@ class Config:
         True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
     )
     augment: str = _setting("none", "Random crops of images.", choices=tuple(AUGMENTS))
-    optimizer: str = _setting("fromage", choices=tuple(optim.RULES))
+    optimizer: str = _setting("fromage", " ".join(NOTES), choices=tuple(optim.RULES))
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | str = _setting("auto", "Learning rate, or auto.")
     schedule: str = _setting("linear", FORMS)
@@ -247,7 +248,7 @@ def build_optimizer(config: Config) -> optim.Optimizer:
     return rule(lr=config.lr, **config.optimizer_options)
 
 
-def build_model(config: Config, dataset: Dataset) -> Any:
+def build_model(config: Config, dataset: Dataset) -> Model:
     """The model that `config` names, its inputs and outputs taken from the data."""
     cls = _model_class(config.model)
     types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
@@ -280,7 +281,8 @@ def build_model(config: Config, dataset: Dataset) -> Any:
         if name in known and options[name] != size:
             raise Error(f"the model has {name}={options[name]}, the data set has {size}")
     try:
-        return cls(**options)
+        model: Model = cls(**options)
+        return model
     except (TypeError, ValueError) as error:
         raise Error(f"model {config.model}: {error}") from error
 
@@ -292,7 +294,7 @@ def _sizes(dataset: Dataset) -> dict[str, Any]:
     return sizes if dataset.vocabulary is None else {"vocabulary": dataset.vocabulary}
 
 
-def example_shape(model: Any, dataset: Dataset) -> tuple[int, ...]:
+def example_shape(model: Model, dataset: Dataset) -> tuple[int, ...]:
     """The shape in which the model is given an example: an image, or a row of features."""
     if dataset.vocabulary is not None:
         return tuple(dataset.x.shape[1:])

@@ -11,6 +11,7 @@ from npdrt.arrays import Array, Device, namespace, to_device
 from npdrt.data import Ahead, Dataset, Images
 from npdrt.data.ahead import AHEAD
 from npdrt.data.augment import words
+from npdrt.models import Model
 from npdrt.ops.embedding import check_tokens
 from npdrt.train.config import Config, example_shape
 
@@ -41,7 +42,7 @@ class Feed:
     augmented images on a thread while a step runs.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, model: Any, device: Device):
+    def __init__(self, config: Config, dataset: Dataset, model: Model, device: Device):
         self._config, self.dataset, self.device = config, dataset, device
         self._shape = example_shape(model, dataset)
         self.sampler = dataset.sampler(config.batch_size, config.seed)

@@ -47,7 +47,7 @@ class RunFiles:
 
     @contextmanager
     def logging(self, tally: Tally | None) -> Iterator[None]:
-        """Open the log. tally: of the records in it; None for a new run."""
+        """Open the log. tally: the counts of the records in it; None for a new run."""
         with log.Log(self.out / "log.jsonl", tally) as self._log:
             yield
 
@@ -100,7 +100,7 @@ class RunFiles:
         """The progress that a run needs to go on, apart from the step."""
         return {
             "loss_sum": float(to_host(at.loss_sum)),
-            "right": int(to_host(at.right)),
+            "right": int(to_host(at.correct)),
             "schedule_memory": at.schedule.memory(),
             "log": self._log.tally.as_dict(),
             "random": "philox4x64-10 keyed by (seed, purpose, step); no other state",
@@ -152,7 +152,7 @@ class RunFiles:
             state=State(*({n: to_device(v, device) for n, v in g.items()} for g in groups)),
             schedule=_with_memory(start.schedule, progress, path),
             step=progress["step"],
-            **epoch_sums(start.right, progress["loss_sum"], progress["right"]),
+            **epoch_sums(start.correct, progress["loss_sum"], progress["right"]),
         )
 
     def kernels_changed(self) -> str | None:

@@ -37,23 +37,23 @@ class History:
         """Loss and accuracy of a minibatch before its step."""
         xp = namespace(done.loss)
         both = [xp.asarray(value, dtype=xp.float64) for value in (done.loss, done.correct)]
-        loss, right = to_host(xp.stack(both)).tolist()  # one wait for the device
+        loss, correct = to_host(xp.stack(both)).tolist()  # one wait for the device
         record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
         if self.feed.dataset.classes is not None:
-            record["accuracy"] = right / self.task.count(self.feed.labels(at.step - 1))
+            record["accuracy"] = correct / self.task.count(self.feed.labels(at.step - 1))
         return record | self._of_minibatches("perplexity", loss)
 
-    def epoch(self, at: Position, lr: float, begun: float) -> Record:
-        """The means of a finished epoch, and an evaluation. begun: when the run began, in the time
-        of `time.perf_counter`."""
+    def epoch(self, at: Position, lr: float, start_time: float) -> Record:
+        """The means of a finished epoch, and an evaluation. start_time: when the run began, by
+        `time.perf_counter`."""
         record: Record = {"event": "epoch", "epoch": at.step // self.feed.epoch, "step": at.step}
         record |= {"lr": lr, "train_loss": self.mean_loss(at)}
         if self.feed.dataset.classes is not None:
-            record["train_accuracy"] = int(to_host(at.right)) / self.predictions
+            record["train_accuracy"] = int(to_host(at.correct)) / self.predictions
         record |= self._of_minibatches("train_perplexity", record["train_loss"])
         record |= self.evaluation("valid", at.state)
         record |= self.evaluation("test", at.state)
-        record["seconds"] = time.perf_counter() - begun
+        record["seconds"] = time.perf_counter() - start_time
         return record
 
     @property
@@ -72,10 +72,10 @@ class History:
         if part is None:
             return {}
         x, y = part
-        loss, right = evaluate(self.task, state, x, y, self.feed.dataset.evaluated)
+        loss, correct = evaluate(self.task, state, x, y, self.feed.dataset.evaluation_batch_size)
         result = {f"{name}_loss": float(to_host(loss))}
         if self.feed.dataset.classes is not None:
-            result[f"{name}_accuracy"] = int(to_host(right)) / self.task.count(y)
+            result[f"{name}_accuracy"] = int(to_host(correct)) / self.task.count(y)
         return result | self._perplexity(f"{name}_perplexity", result[f"{name}_loss"])
 
     def _of_minibatches(self, name: str, loss: float) -> dict[str, float]:

@@ -21,6 +21,7 @@ from npdrt import arrays, optim, store
 from npdrt.arrays import Array, Params, quiet, to_host
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
+from npdrt.models import Model
 from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint
@@ -88,7 +89,7 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, out: Path, reporter: Reporter):
         self.config = config = resolve(config, dataset)
-        dataset = dataset.arranged(config.batch_size)
+        dataset = dataset.as_streams_for(config.batch_size)
         self.reporter = reporter
         self.device = arrays.device(config.device)
         self.model = build_model(config, dataset)
@@ -105,11 +106,12 @@ class Trainer:
     # --- the loop ------------------------------------------------------------------------
 
     def run(self, at: Position, stop: Callable[[], int], tally: Tally | None = None) -> Summary:
-        """Train from `at` to the end, or to the step after which `stop` names a signal.
+        """Train from `at` to the end, or to the step after which `stop` returns a signal.
 
-        tally: of the log that a run goes on with; None for a new run.
+        stop: returns the number of the signal that should end the run, 0 while there is none.
+        tally: the counts of the log that is continued; None for a new run.
         """
-        begun, signal = time.perf_counter() - at.seconds, 0
+        start_time, signal = time.perf_counter() - at.seconds, 0
         threads = blas_threads(self.config.batch_size, at.state.params, self.config.threads)
         with self.files.logging(tally), quiet(), threads, self.feed.ahead:
             self._begin(at)
@@ -117,11 +119,11 @@ class Trainer:
                 lr = at.schedule(at.step)
                 at, done = self.advanced(at, *self.feed.batch(at.step), lr)  # no batch outlives it
                 self.stepped = True
-                at, record = self._logged(at, done, lr, begun)
+                at, record = self._logged(at, done, lr, start_time)
                 self.reporter.progress(at.step, self.feed.steps, record)
                 signal = stop()
                 self._save(at, ends=bool(signal) or at.step == self.feed.steps)
-            return self._summary(at, time.perf_counter() - begun, signal)
+            return self._summary(at, time.perf_counter() - start_time, signal)
 
     def _begin(self, at: Position) -> None:
         """Warn, and write the first files: record and checkpoint of a new run, else the trace."""
@@ -152,11 +154,11 @@ class Trainer:
             state=done.state,
             step=at.step + 1,
             loss_sum=at.loss_sum + loss,
-            right=at.right + done.correct,
+            correct=at.correct + done.correct,
         ), done
 
     def _logged(
-        self, at: Position, done: Step, lr: float, begun: float
+        self, at: Position, done: Step, lr: float, start_time: float
     ) -> tuple[Position, Record | None]:
         """Write the records that are due after a step. Returns the last of them, and the position:
         that of the next epoch if the step ends one."""
@@ -166,11 +168,11 @@ class Trainer:
         if self._due("log_every", at.step):
             record = self.history.step(at, done, lr)
             if not math.isfinite(record["loss"]):
-                self._diverge(at)
+                self._explain_divergence(at)
             self.files.write(record)
         if at.step % self.feed.epoch == 0:
             self._require_finite(at)
-            record = self.history.epoch(at, lr, begun)
+            record = self.history.epoch(at, lr, start_time)
             self.files.write(record)
             self._log_conditioning(at)
             at = self._next_epoch(at)
@@ -183,7 +185,7 @@ class Trainer:
     def _next_epoch(self, at: Position) -> Position:
         """The position after a whole epoch: the schedule knows its loss, the sums are 0."""
         schedule = at.schedule.observe(self.history.mean_loss(at))
-        return dataclasses.replace(at, schedule=schedule, **epoch_sums(at.right))
+        return dataclasses.replace(at, schedule=schedule, **epoch_sums(at.correct))
 
     def _save(self, at: Position, *, ends: bool) -> None:
         """Write the snapshot and the checkpoint that fall on a step."""
@@ -221,7 +223,7 @@ class Trainer:
 
     def fresh(self) -> Position:
         """The position before the first step."""
-        start = self._first(self.model)
+        start = self._initial_position(self.model)
         self._require_last_batch(start.state)
         return start
 
@@ -230,9 +232,11 @@ class Trainer:
         model = self.model
         if field := getattr(model, "first_values", ""):  # a file; the checkpoint has its values
             model = dataclasses.replace(model, **{field: ""})
-        return self.files.restored(checkpoint, path, self._first(model), self.history.predictions)
+        return self.files.restored(
+            checkpoint, path, self._initial_position(model), self.history.predictions
+        )
 
-    def _first(self, model: Any) -> Position:
+    def _initial_position(self, model: Model) -> Position:
         config = self.config
         params = model.init(seed=config.seed, device=self.device, dtype=config.dtype)
         schedule = optim.schedule(
@@ -269,12 +273,11 @@ class Trainer:
         xp = arrays.namespace(*values)
         flags = xp.stack([xp.all(xp.isfinite(value)) for value in values])
         if not bool(to_host(xp.all(flags))):
-            self._diverge(at)
+            self._explain_divergence(at)
 
-    def _diverge(self, at: Position) -> NoReturn:
+    def _explain_divergence(self, at: Position) -> NoReturn:
         """Repeat the run from its last checkpoint, and name the first value that is not finite."""
         checkpoint, path, _ = store.load_newest(self.files.out)
-        self.step.forget()  # the caller holds results of the programs
         again = self.restored(checkpoint, path)
         advice = f"The last good checkpoint is {path}, step {again.step}. Try a lower --lr."
         while again.step < at.step:
@@ -285,4 +288,7 @@ class Trainer:
                 raise Diverged(f"step {again.step + 1}: {found} is not finite. {advice}")
             again, _ = self.advanced(again, x, y, lr)
             again = again if again.step % self.feed.epoch else self._next_epoch(again)
-        raise Diverged(f"a loss up to step {at.step} was not finite, but not again. {advice}")
+        raise Diverged(
+            f"a loss up to step {at.step} was not finite, but the replay did not reproduce it. "
+            f"{advice}"
+        )

@@ -9,6 +9,7 @@ import numpy as np
 
 from npdrt import data
 from npdrt.data import Dataset
+from npdrt.models import Model
 from npdrt.program import Program, record
 from npdrt.random import Random
 from npdrt.train.config import Config, build_model, build_optimizer, example_shape, resolve
@@ -20,7 +21,7 @@ def record_step(config: Config, data_dir: Path | None = None) -> Program:
     """One step of `npdrt train` with that configuration, recorded on arrays without values."""
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
-    dataset = dataset.arranged(config.batch_size)
+    dataset = dataset.as_streams_for(config.batch_size)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
     x, y = _batch(config, dataset, model)
     with blame(config):
@@ -32,7 +33,7 @@ def record_step(config: Config, data_dir: Path | None = None) -> Program:
         return record(step, state, x, y, float(config.lr), Random(config.seed, "train", 0))
 
 
-def _parameters(model: Any, config: Config) -> dict[str, Any]:
+def _parameters(model: Model, config: Config) -> dict[str, Any]:
     """Arrays of the model's shapes; a user's model, which may not tell them, draws its own."""
     if ":" not in config.model and hasattr(model, "shapes"):
         shapes = model.shapes().items()
@@ -41,7 +42,7 @@ def _parameters(model: Any, config: Config) -> dict[str, Any]:
     return drawn
 
 
-def _batch(config: Config, dataset: Dataset, model: Any) -> tuple[Any, Any]:
+def _batch(config: Config, dataset: Dataset, model: Model) -> tuple[Any, Any]:
     """Arrays of the form of a batch's examples and labels or targets."""
     rows = len(dataset.sampler(config.batch_size, config.seed).batch(0))
     dtype = config.dtype if dataset.vocabulary is None else dataset.x.dtype

@@ -10,6 +10,7 @@ from typing import Any
 from npdrt import ops, value_and_grad
 from npdrt.arrays import Array, Device, Params, label, namespace, phase
 from npdrt.errors import Error
+from npdrt.models import Model
 from npdrt.optim import Optimizer, norm
 from npdrt.optim.clip import clipped
 from npdrt.optim.schedules import Schedule
@@ -39,8 +40,8 @@ class State:
 @dataclass(frozen=True)
 class Step:
     """The results of a step, on the device: the new state, the mean loss of the minibatch before
-    the step, how many of its samples were classified right, and the results of `measure` if it is
-    traced."""
+    the step, how many of its samples were classified correctly, and the results of `measure` if it
+    is traced."""
 
     state: State
     loss: Array
@@ -53,24 +54,24 @@ class Position:
     """The state of a run between two steps. The next step overwrites the arrays of `state`, which
     belong to the step's program.
 
-    step: steps done. loss_sum, right: over the predictions of the unfinished epoch, 0-d float64 and
-    int64 on the device. seconds: training time of earlier processes.
+    step: steps done. loss_sum, correct: over the predictions of the unfinished epoch, 0-d float64
+    and int64 on the device. seconds: training time of earlier processes.
     """
 
     state: State
     schedule: Schedule
     step: int
     loss_sum: Array
-    right: Array
+    correct: Array
     seconds: float = 0.0
 
 
-def epoch_sums(like: Array, loss: float = 0.0, right: int = 0) -> dict[str, Array]:
-    """`loss_sum` and `right` of a `Position`, on the device of the array `like`."""
+def epoch_sums(like: Array, loss: float = 0.0, correct: int = 0) -> dict[str, Array]:
+    """`loss_sum` and `correct` of a `Position`, on the device of the array `like`."""
     xp = namespace(like)
     return {
         "loss_sum": xp.asarray(loss, dtype=xp.float64),
-        "right": xp.asarray(right, dtype=xp.int64),
+        "correct": xp.asarray(correct, dtype=xp.int64),
     }
 
 
@@ -81,7 +82,7 @@ class Task:
     clip: the largest norm of all gradients together (`npdrt.optim.clip`); None leaves them alone.
     """
 
-    model: Any
+    model: Model
     classes: int | None
     label_smoothing: float = 0.0
     clip: float | None = None
@@ -105,7 +106,7 @@ class Task:
         return grads if self.clip is None else clipped(grads, self.clip)
 
     def correct(self, output: Array, y: Array) -> Array:
-        """How many predictions of the batch are right; 0 for real targets. 0-d int64."""
+        """How many predictions of the batch are correct; 0 for real targets. 0-d int64."""
         xp = namespace(output)
         if self.classes is None:
             return xp.asarray(0, dtype=xp.int64)
@@ -123,18 +124,19 @@ class Task:
 
     def predict(self, params: Params, buffers: Params, x: Array) -> Array:
         """The output in evaluation mode; a model that makes buffers is given them, if any."""
-        if buffers and self._has_buffers():
-            return self.model(params, x, buffers=buffers)
-        return self.model(params, x)
+        given = {"buffers": buffers} if buffers and self._make_buffers else {}
+        return self.model(params, x, **given)
 
     def buffers(self, seed: int, device: Any, dtype: str) -> Params:
         """The model's first buffers, from its method `buffers`; {} if it has none."""
-        if not self._has_buffers():
-            return {}
-        return dict(self.model.buffers(seed=seed, device=device, dtype=dtype))
+        make = self._make_buffers
+        return dict(make(seed=seed, device=device, dtype=dtype)) if make else {}
 
-    def _has_buffers(self) -> bool:
-        return callable(getattr(self.model, "buffers", None))
+    @property
+    def _make_buffers(self) -> Callable[..., Params] | None:
+        """The model's method `buffers`, if it has one."""
+        found = getattr(self.model, "buffers", None)
+        return found if callable(found) else None
 
 
 def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
@@ -167,13 +169,8 @@ class Steps:
         self._task, self._rule, self._config = task, rule, config
         self._device, self._warn = device, warn
         self._warned = False
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop the programs. Arrays that they returned stay as they are: new programs get memory of
-        their own."""
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
-        self._memory = memory_on(self._device)
+        self._memory = memory_on(device)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
         """`make_step`'s function of `(state, x, y, lr, random)`."""
@@ -213,7 +210,7 @@ class Steps:
 
 
 def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:
-    """`(mean loss, number right)` over a data set in evaluation mode, as 0-d arrays.
+    """`(mean loss, number correct)` over a data set in evaluation mode, as 0-d arrays.
 
     x: an array, or an object whose slices are arrays. batch: examples at a time, fewer if they
     would have more than EVALUATED values.
@@ -221,14 +218,14 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
     xp = namespace(y)
     batch = max(1, min(batch, EVALUATED // math.prod(x.shape[1:])))
     total = xp.asarray(0.0, dtype=xp.float64)
-    right = xp.asarray(0, dtype=xp.int64)
+    correct = xp.asarray(0, dtype=xp.int64)
     for start in range(0, x.shape[0], batch):
         part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
         output = task.predict(state.params, state.buffers, part)
         loss = xp.asarray(task.loss(output, labels, smoothed=False), dtype=xp.float64)
         total = total + loss * task.count(labels)
-        right = right + task.correct(output, labels)
-    return total / task.count(y), right
+        correct = correct + task.correct(output, labels)
+    return total / task.count(y), correct
 
 
 def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:

@@ -26,7 +26,7 @@ from npdrt.cli.common import (
 from npdrt.conform import recorded, report, targets
 from npdrt.conform.audit import Audit, audit, audit_recorded
 from npdrt.conform.formats import FORMATS
-from npdrt.conform.rules import KNOWN, RULES
+from npdrt.conform.rules import KNOWN, RULES, UNKNOWN
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
 
@@ -38,11 +38,22 @@ html_option = click.option("--html", type=_FILE, help="Web page to write.")
 junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
 
 
+class RuleName(Name):
+    """A rule that the referee knows."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The name. Raises `Error` for a rule of npdrt that the referee does not know."""
+        return RULES[value].name if value in UNKNOWN else super().convert(value, param, ctx)
+
+
+rule_name = RuleName(list(RULES))
+
+
 @click.command("audit")
 @click.argument("target", required=False)
 @click.option(
     "--rule",
-    type=Name(list(RULES)),
+    type=rule_name,
     help="The rule to compare it with.  [default: what it is, or fits]",
 )
 @click.option(
@@ -215,7 +226,8 @@ def _list(as_json: bool) -> None:
         name = d["dialect"] if d["in_scope"] else f"{d['dialect']} (out of scope)"
         named.append((d["rule"], name, d["source"]))
         named += [("", "", f"  {clause}: {choice}") for clause, choice in d["choices"].items()]
-    echo("\n".join([*lines, table(named)]))
+    missing = [f"{name}: not audited, npdrt/conform/rules/{name}.py is missing" for name in UNKNOWN]
+    echo("\n".join([*lines, table(named), *missing]))
 
 
 def _targets() -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ from npdrt.conform.gradients import ORACLES, TOLERANCES, Comparison, GradientAud
 from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
+from npdrt.models import Model
 from npdrt.train.config import Config, build_model, example_shape, resolve
+from npdrt.train.step import Task
 
 # The fields of `Config` that decide the loss; batch size and dtype have other defaults here.
 DECISIVE = ("model", "model_options", "data", "standardise", "seed")
@@ -95,22 +97,22 @@ def _described(given: dict[str, Any], data_dir: Path | None) -> tuple[Config, da
     return config, dataset, build_model(config, dataset)
 
 
-def _problem(config: Config, dataset: data.Dataset, model: Any) -> Problem:
+def _problem(config: Config, dataset: data.Dataset, model: Model) -> Problem:
     """The loss of the model at its first weights, on the first examples."""
     x, y = _first(dataset, config.batch_size)
     if dataset.classes is None:
         raise Error(f"{config.data}: y holds targets; the audited loss needs integer labels")
     if dataset.vocabulary is None:
         x = x.reshape(len(x), *example_shape(model, dataset)).astype(config.dtype)
-    start = {"seed": config.seed, "dtype": config.dtype}
-    buffers = model.buffers(**start) if hasattr(model, "buffers") else {}
-    return Problem(model, model.init(**start), buffers, x, y)
+    params = model.init(seed=config.seed, dtype=config.dtype)
+    buffers = Task(model, dataset.classes).buffers(config.seed, "cpu", config.dtype)
+    return Problem(model, params, buffers, x, y)
 
 
 def _first(dataset: data.Dataset, count: int) -> tuple[Any, Any]:
     """The first examples; of text, the first sequence of so many streams."""
     if isinstance(dataset, Text):
-        streams = dataset.arranged(count)
+        streams = dataset.as_streams_for(count)
         return streams.x[: streams.length], streams.y[: streams.length]
     if count > len(dataset.x):
         most = len(dataset.x)

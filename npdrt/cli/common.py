@@ -68,7 +68,7 @@ code_option = click.option(
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Python file of a model that may be run, though a file names it; may be repeated.",
+    help="Allow this Python file to be run as the model; repeatable.",
 )
 
 

@@ -22,6 +22,7 @@ EXTRAS = {  # extra -> the package it brings
     "cuda13": "cupy-cuda13x",
     "data": "pooch",
     "fast": "numba",
+    "plot": "matplotlib",
     "text": "safetensors",
     "audit": "autograd",
 }

@@ -64,7 +64,7 @@ def command(
         found = slices.slices(run, eta=eta, progress=progress, stop=stop, **options)
         signal = stop()
     if signal:
-        notice("stopped; the same command goes on with the next snapshot")
+        notice("stopped; run the same command to continue with the next snapshot")
     rows = _rows(found)
     with unbroken(signal):
         if as_json:

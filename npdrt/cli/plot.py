@@ -9,7 +9,7 @@ import click
 from npdrt.cli.common import Name, check_outputs, echo
 from npdrt.errors import Error
 from npdrt.store import container
-from npdrt.train.studies.load import load
+from npdrt.train.studies.figure_of_file import load
 from npdrt.train.studies.render import FORMATS, save
 
 

@@ -51,8 +51,8 @@ def command(
     next to ours. The numbers go to OUT/study.h5, the figure to OUT/figure.png.
 
     NAME is a bundled recipe or the path of a TOML file. Finished runs are not repeated: after a
-    crash or Ctrl-C, give the same command again. full is the paper's size, quick takes minutes to
-    hours on two cores, smoke seconds.
+    crash or Ctrl-C, run the same command to continue. full is the paper's size, quick takes
+    minutes to hours on two cores, smoke seconds.
     """
     recipe = recipes.load(name, scale, code=options["code"])
     out = out or directory(recipe)
@@ -62,7 +62,7 @@ def command(
                 recipe, out, Options(**options), as_is=as_is, progress=bars.progress, stop=stop
             )
         except Stopped:
-            notice("stopped; the same command goes on")
+            notice("stopped; run the same command to continue")
             raise SystemExit(128 + stop()) from None
     picture, found = _draw(report, out / "figure.png"), summary(recipe, report)
     if as_json:

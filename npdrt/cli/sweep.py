@@ -72,28 +72,30 @@ scale_option = click.option(
 @click.command("sweep")
 @click.argument("recipe")
 @scale_option
-@click.option("--shard", type=Shard(), default=(0, 1), help="Only every N-th run, from run I.")
+@click.option(
+    "--shard", type=Shard(), default=(0, 1), help="Only every N-th run, starting at run I (from 0)."
+)
 @run_options
 def command(
     recipe: str, scale: str, out: Path | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Make every run of RECIPE: the name of a bundled recipe, or the path of a TOML file.
 
-    Runs that are finished are skipped, others go on from their last checkpoint: after a crash or
-    Ctrl-C, give the same command again. With --shard, several machines share one directory.
+    Runs that are finished are skipped, others continue from their last checkpoint: after a crash
+    or Ctrl-C, run the same command to continue. With --shard, several machines share one directory.
     """
-    found = recipes.load(recipe, scale, code=options["code"])
-    out = out or directory(found)
+    loaded = recipes.load(recipe, scale, code=options["code"])
+    out = out or directory(loaded)
     with working(quiet=quiet) as (bars, stop):
         progress = partial(bars.progress, "sweep")
-        every = sweeps.sweep(found, out, Options(**options), progress=progress, stop=stop)
+        runs = sweeps.sweep(loaded, out, Options(**options), progress=progress, stop=stop)
         stopped = stop()
     if stopped:
-        notice("stopped; the same command goes on")
-    rows = [row(run) for run in every]
+        notice("stopped; run the same command to continue")
+    rows = [row(run) for run in runs]
     with unbroken(stopped):
         if as_json:
-            print_json({"recipe": found.name, "scale": scale, "out": str(out), "runs": rows})
+            print_json({"recipe": loaded.name, "scale": scale, "out": str(out), "runs": rows})
         else:
             echo(table(as_text(rows)))
             echo(f"runs   {out / 'runs'}")
@@ -128,6 +130,8 @@ def row(run: Run) -> dict[str, Any]:
 def as_text(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table: a heading, then the runs; columns in which all runs agree are left out."""
     names = list(dict.fromkeys(name for r in rows for name in r))
-    kept = [n for n in names if len({str(r.get(n)) for r in rows}) > 1 or n in ("run", "state")]
-    heading = tuple(name.replace("_", " ") for name in kept)
-    return [heading, *(tuple(cell(r.get(name), 5) for name in kept) for r in rows)]
+    shown_columns = [
+        n for n in names if len({str(r.get(n)) for r in rows}) > 1 or n in ("run", "state")
+    ]
+    heading = tuple(name.replace("_", " ") for name in shown_columns)
+    return [heading, *(tuple(cell(r.get(name), 5) for name in shown_columns) for r in rows)]

@@ -73,9 +73,10 @@ def _numbers(record: dict[str, Any]) -> str:
 def command(**given: Any) -> None:
     """Train a network, or go on with a run.
 
-    With nothing else, `npdrt train --model mlp --depth 50` trains a 50-layer perceptron with
-    Fromage on the bundled digits. A run is a directory: checkpoint.h5, trace.h5, log.jsonl. The
-    first Ctrl-C saves and stops, the second stops at once; --resume goes on to the same bits.
+    Every option has a default. For example, `npdrt train --model mlp --depth 50` trains a 50-layer
+    perceptron with Fromage on the bundled digits. A run is a directory: checkpoint.h5, trace.h5,
+    log.jsonl. The first Ctrl-C saves and stops, the second stops at once; --resume continues to the
+    same bits.
     """
     out, resuming = given.pop("out"), given.pop("resuming")
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")

@@ -11,15 +11,14 @@ from typing import Any
 import click
 
 from npdrt import atomic
-from npdrt.cli.audit import html_option, junit_option, write
+from npdrt.cli.audit import html_option, junit_option, rule_name, write
 from npdrt.cli.common import Name, answer, check_outputs, echo, json_option, table
 from npdrt.conform import report, vectors, verify
 from npdrt.conform.formats import FORMATS
-from npdrt.conform.rules import RULES
 from npdrt.errors import Error
 
 KINDS = ("OptimizerStep", "Norm", "Primitive", "TrainingStep")
-rule_option = click.option("--rule", type=Name(list(RULES)), help="Updates of this rule alone.")
+rule_option = click.option("--rule", type=rule_name, help="Updates of this rule alone.")
 format_option = click.option(
     "--format",
     "formats",

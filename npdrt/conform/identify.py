@@ -4,10 +4,11 @@ Every candidate (the published rule, the named dialects, and each of these with 
 changed) is evaluated in extended precision on the same cases, from the implementation's own
 parameter at every step. A candidate explains the answers if all are within the accepted error:
 
-    SLACK (ROUNDINGS ulp(w) + k ulp(what is added to w)) + what its arithmetic explains
+    MARGIN (ROUNDINGS ulp(w) + k ulp(what is added to w)) + arithmetic_error
 
-where k is the accepted error of a step, or of the steps that the state remembers. The parameter
-takes part in the last operations alone, so a small step is not judged at the scale of a large w.
+where arithmetic_error is what the arithmetic of a profile explains, and k is the accepted error of
+a step, or of the steps that the state remembers. The parameter takes part in the last operations
+alone, so a small step is not judged at the scale of a large w.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +27,11 @@ from npdrt.conform.rules import RULES, Choices, Dialect, Rule, run
 from npdrt.conform.rules.rule import PROFILES
 
 AnsweredCase = tuple[Case, tuple[Answer, ...]]
-SLACK = 2.0  # a candidate is accepted within this many times the error of a right implementation
+MARGIN = 2.0  # a candidate is accepted within this many times the error of a right implementation
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
 FIRST = 16  # steps of a longer case that are tried before the rest
-WORK = 30_000  # steps, of arrays of 2,000 elements at most, that are spent on candidates
+BUDGET = 30_000  # steps, of arrays of 2,000 elements at most, that are spent on candidates
 COSTLY = ("LARGE", "LONG")  # flags of cases on which only a candidate is tried that explains others
 
 
@@ -49,18 +50,18 @@ class Finding:
 
     rule: the rule it was compared with. choices: the clauses in which it differs from the
     published rule; None if no candidate explains it. dialect: the named dialect with these choices
-    (or the closest, with `beyond` the clauses added to it). also: other dialects that the cases
-    cannot tell apart from it. smallest: the smallest case that tells it from the published rule.
-    parting: the first operation in it whose values differ. among: the rules that were tried, if
-    the rule was not given and none of them fits; `rule` is then the closest. stopped: not every
-    candidate was tried, since the cases are long or large.
+    (or the closest, with `extra_choices` the clauses added to it). indistinguishable: other
+    dialects that the cases cannot tell from it. smallest: the smallest case that tells it from the
+    published rule. parting: the first operation in it whose values differ. among: the rules that
+    were tried, if the rule was not given and none of them fits; `rule` is then the closest.
+    stopped: not every candidate was tried, because the cases are long or large.
     """
 
     rule: Rule
     choices: Choices | None
     dialect: Dialect | None = None
-    beyond: Choices = field(default_factory=dict)
-    also: tuple[str, ...] = ()
+    extra_choices: Choices = field(default_factory=dict)
+    indistinguishable: tuple[str, ...] = ()
     smallest: Case | None = None
     parting: Divergence | None = None
     among: tuple[str, ...] = ()
@@ -74,7 +75,7 @@ class Finding:
             return "unknown"
         if self.dialect is not None and not self.dialect.scope:
             return "out of scope"
-        rules = [clause for clause in self.beyond if clause not in PROFILES]
+        rules = [clause for clause in self.extra_choices if clause not in PROFILES]
         if rules:
             return "deviation"
         if not self.choices:
@@ -87,18 +88,19 @@ def identify(rule: Rule, answered: Sequence[AnsweredCase]) -> Finding:
     valid = [a for a in answered if a[0].result == "valid"]
     cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
     rest = sorted((a for a in valid if costly(a[0])), key=refutes_soonest)
-    work = Work()
-    tried = takewhile(lambda _: work.left > 0, candidates(rule))
-    found = next(
-        (c for c in tried if all(explains(rule, c[0], some, work) for some in (cases, rest))), None
-    )
+    budget = Budget()
+    tried = takewhile(lambda _: budget.left > 0, candidates(rule))
+    parts = (cases, rest)
+    fitting = (c for c in tried if all(explains(rule, c.choices, p, budget) for p in parts))
+    found = next(fitting, None)
     if found is None:
-        return Finding(rule, None, stopped=work.left <= 0)
-    choices, dialect, beyond = found
-    differences = rule.differences(choices)
+        return Finding(rule, None, stopped=budget.left <= 0)
+    dialect, differences = found.dialect, rule.differences(found.choices)
     case, parting = first_disagreement(rule, differences, [*cases, *rest])
-    also = equivalent_dialects(rule, differences, dialect, cases, rest)
-    return Finding(rule, differences, dialect, beyond, also, case, parting)
+    indistinguishable = equivalent_dialects(rule, differences, dialect, cases, rest)
+    return Finding(
+        rule, differences, dialect, found.extra_choices, indistinguishable, case, parting
+    )
 
 
 def costly(case: Case) -> bool:
@@ -113,11 +115,16 @@ def refutes_soonest(answered: AnsweredCase) -> tuple[bool, int, int]:
     return ordinary, len(case.steps) * case.w.size if costly(case) else 0, case.id
 
 
-Candidate = tuple[Choices, Dialect, Choices]
+class Candidate(NamedTuple):
+    """A guess: all its choices, the dialect it starts from, and the choices that this lacks."""
+
+    choices: Choices
+    dialect: Dialect
+    extra_choices: Choices
 
 
 def candidates(rule: Rule) -> Iterator[Candidate]:
-    """Choices to try, the likeliest first: (choices, dialect, clauses beyond the dialect)."""
+    """Candidates to try, the likeliest first."""
     published = rule.dialects[0]
     changes = list(single_changes(rule))
     profiles: list[Choices] = [{}, *(c for c in changes if next(iter(c)) in PROFILES)]
@@ -132,7 +139,7 @@ def candidates(rule: Rule) -> Iterator[Candidate]:
             if not change.keys() & dialect.choices.keys():
                 yield from in_any_arithmetic(dialect, change, profiles)
     for pair in pairs:
-        yield pair, published, pair
+        yield Candidate(pair, published, pair)
 
 
 def in_any_arithmetic(
@@ -140,8 +147,8 @@ def in_any_arithmetic(
 ) -> Iterator[Candidate]:
     """A dialect with clauses changed, in published arithmetic and in every other."""
     for profile in profiles:
-        beyond = {**change, **profile}
-        yield {**dialect.choices, **beyond}, dialect, beyond
+        extra_choices = {**change, **profile}
+        yield Candidate({**dialect.choices, **extra_choices}, dialect, extra_choices)
 
 
 def single_changes(rule: Rule) -> Iterator[Choices]:
@@ -154,22 +161,22 @@ def single_changes(rule: Rule) -> Iterator[Choices]:
 
 
 @dataclass
-class Work:
-    """What a search may still spend, so that its time has a bound."""
+class Budget:
+    """The work that a search may still do, so that its time has a bound."""
 
-    left: float = WORK
+    left: float = BUDGET
 
     def spend(self, case: Case) -> None:
         """Pay for an evaluation of a case."""
         self.left -= len(case.steps) * max(1.0, case.w.size / 2000)
 
 
-def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], work: Work) -> bool:
+def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], budget: Budget) -> bool:
     """Whether every answer is what the rule gives under the choices, within rounding. A case that
     refutes them moves to the front, if it is short: it may refute the next candidate too."""
     for k, (case, answers) in enumerate(answered):
-        several = prefix_and_whole(case, answers, work)
-        if not all(excess(rule, choices, *part) <= 1.0 for part in several):
+        several = prefix_and_whole(case, answers, budget)
+        if not all(worst_ratio(rule, choices, *part) <= 1.0 for part in several):
             if len(case.steps) <= SHORT:
                 answered.insert(0, answered.pop(k))
             return False
@@ -177,47 +184,50 @@ def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], work: W
 
 
 def prefix_and_whole(
-    case: Case, answers: Sequence[Answer], work: Work
+    case: Case, answers: Sequence[Answer], budget: Budget
 ) -> Iterator[tuple[Case, Sequence[Answer]]]:
     """The first steps of a long case, and the whole of it."""
     if len(case.steps) > 2 * FIRST:
         few = replace(case, steps=case.steps[:FIRST])
-        work.spend(few)
+        budget.spend(few)
         yield few, answers[:FIRST]
-    work.spend(case)
+    budget.spend(case)
     yield case, answers
 
 
 def first_odd(rule: Rule, case: Case, answers: Sequence[Answer]) -> int | None:
     """The first step, from 0, that the published rule does not explain, or None."""
-    found = errors(rule, {}, case, answers).reshape(len(case.steps), -1)
+    found = ratios_of_steps(rule, {}, case, answers).reshape(len(case.steps), -1)
     odd = ~(np.max(found, axis=1, initial=0.0) <= 1.0)
     return int(np.argmax(odd)) if odd.any() else None
 
 
-def excess(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
+def worst_ratio(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> float:
     """The largest error of the answers under the choices, over the accepted one."""
-    return float(np.max(errors(rule, choices, case, answers), initial=0.0))
+    return float(np.max(ratios_of_steps(rule, choices, case, answers), initial=0.0))
 
 
-def errors(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> Values:
+def ratios_of_steps(rule: Rule, choices: Choices, case: Case, answers: Sequence[Answer]) -> Values:
     """The error of every element after every step under the choices, over the accepted one."""
     steps = run(rule, choices, case, answers=answers)
     shape = (len(steps), *case.w.shape)
-    found, scale, change, slack = np.empty((4, *shape), np.longdouble)
+    w, scale, change, arithmetic_error = np.empty((4, *shape), np.longdouble)
     for k, step in enumerate(steps):
-        found[k], scale[k], change[k], slack[k] = step.w, step.scale, step.change, step.slack
-    got, exact = np.asarray([a.w for a in answers]), as_format(found, case)
-    return ratios(case, got, exact, scale, change, slack)
+        w[k], scale[k], change[k] = step.w, step.scale, step.change
+        arithmetic_error[k] = step.slack
+    got, exact = np.asarray([a.w for a in answers]), as_format(w, case)
+    return ratio(case, got, exact, scale, change, arithmetic_error)
 
 
-def ratios(case: Case, got: Any, exact: Any, scale: Any, change: Any, slack: Any) -> Values:
+def ratio(
+    case: Case, got: Any, exact: Any, scale: Any, change: Any, arithmetic_error: Any
+) -> Values:
     """|got - exact| over the accepted error; 0 if they are the same, inf if one is not finite and
     the other is not the same."""
     with np.errstate(all="ignore"):
         rounding, of_change = case.number.ulp(scale), case.number.ulp(change)
         ulps = ROUNDINGS * rounding + of_step(case) * remembered(case) * of_change
-        away = np.abs(got - exact) / (SLACK * ulps + slack)
+        away = np.abs(got - exact) / (MARGIN * ulps + arithmetic_error)
         same = (got == exact) | (np.isnan(got) & np.isnan(exact))
         finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
         return np.where(same, 0.0, np.where(finite, away, np.inf)).astype(np.float64)
@@ -237,7 +247,7 @@ def first_disagreement(
     if not differences:
         return None, None
     for case, answers in sorted(answered, key=lambda a: (len(a[0].steps), a[0].w.size, a[0].id)):
-        if excess(rule, {}, case, answers) > 1.0:
+        if worst_ratio(rule, {}, case, answers) > 1.0:
             parting = first_difference(rule, differences, case, answers)
             if parting:
                 return case, parting
@@ -275,17 +285,18 @@ def equivalent_dialects(
     return tuple(
         d.name
         for d in others
-        if all(explains(rule, {**d.choices, **profile}, cases, Work()) for cases in answered)
+        if all(explains(rule, {**d.choices, **profile}, cases, Budget()) for cases in answered)
     )
 
 
 def identify_any(answered: Mapping[str, Sequence[AnsweredCase]]) -> Finding:
     """The finding for an implementation of unknown rule: answers by rule name.
 
-    The rule with the fewest unexplained clauses wins. Among equals an ablation
-    comes last, since nobody sets out to write one. Then the rule with the most answers comes
-    first: the implementation has its settings. If no rule explains the answers, the finding has no
-    choices, and its rule is the one with the largest share of tests that hold.
+    The rule with the best kind of finding wins, in the order "published", "profile", "dialect",
+    "out of scope", "deviation", "unknown". Among equals the one with the fewest clauses that
+    differ wins; then one that is not an ablation, since nobody sets out to write one; then the one
+    with the most answers: the implementation has its settings. If no rule explains the answers,
+    the finding has no choices, and its rule is the one with the largest share of tests that hold.
     """
     tried = {n: cases for n, cases in answered.items() if cases}
     found = {n: identify(RULES[n], cases) for n, cases in tried.items()}
@@ -303,5 +314,5 @@ def identify_any(answered: Mapping[str, Sequence[AnsweredCase]]) -> Finding:
 
 def share(rule: Rule, answered: Sequence[AnsweredCase]) -> float:
     """The share of the valid cases that the published rule explains."""
-    held = [excess(rule, {}, *a) <= 1.0 for a in answered if a[0].result == "valid"]
+    held = [worst_ratio(rule, {}, *a) <= 1.0 for a in answered if a[0].result == "valid"]
     return sum(held) / max(len(held), 1)

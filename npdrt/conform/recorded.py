@@ -52,7 +52,7 @@ class Recording:
     lr: Values
 
     @property
-    def breaks(self) -> list[int]:
+    def gaps(self) -> list[int]:
         """The steps, from 0, that do not begin where the step before them ended."""
         return [
             k
@@ -70,10 +70,10 @@ def cases(
     """The recording as cases of a rule, numbered from `first`, with the recorded answers.
 
     One case, or one for every stretch of steps that begin where the step before them ended. The
-    state before the first step is the rule's own start. Raises Error if there are several
+    state before the first step is a fresh state. Raises Error if there are several
     stretches and the rule has a state, which is not recorded.
     """
-    starts = [0, *recording.breaks]
+    starts = [0, *recording.gaps]
     if len(starts) > 1 and (what := RULES[rule].remembers(settings)):
         raise Error(
             f"{_label(recording.name)}step {starts[1] + 1} does not begin where step {starts[1]} "
@@ -88,14 +88,14 @@ def cases(
 
 
 def _case(
-    r: Recording, part: range, rule: str, settings: Mapping[str, Any], number: int
+    r: Recording, part: range, rule: str, settings: Mapping[str, Any], case_id: int
 ) -> tuple[Case, tuple[Answer, ...]]:
     steps = tuple(Step(r.gradients[k], float(r.lr[k])) for k in part)
     kind = "bias" if r.name.rpartition("/")[2].rpartition(".")[2] == "bias" else "weight"
     comment = f"{_label(r.name)}recorded steps {part.start + 1} to {part.stop}"
     given = dict(settings)
     case = Case(
-        number, comment, ("RECORDED",), rule, r.format, given, r.before[part.start], steps, None,
+        case_id, comment, ("RECORDED",), rule, r.format, given, r.before[part.start], steps, None,
         kind,
     )  # fmt: skip
     return case, tuple(Answer(r.after[k]) for k in part)
@@ -137,14 +137,14 @@ def _recordings(arrays: Arrays, lr: float | None, parameter: str | None) -> list
             known = ", ".join(name or "one without a name" for name in tensors)
             raise Error(f"no tensor {parameter!r}; it has {known}")
         tensors = {parameter: tensors[parameter]}
-    common = arrays.get("lr")
-    return [_recording(name, own, common, lr) for name, own in sorted(tensors.items())]
+    shared_lr = arrays.get("lr")
+    return [_recording(name, fields, shared_lr, lr) for name, fields in sorted(tensors.items())]
 
 
 def _numbers(name: str, kind: str, array: Any) -> Numbers:
     """An array of one of the float formats as float64; a learning rate may be an integer."""
-    whole = name.rpartition("/")[2] == "lr" and array.dtype.kind in "iu"
-    if kind not in FLOATS and not whole:
+    integer_lr = name.rpartition("/")[2] == "lr" and array.dtype.kind in "iu"
+    if kind not in FLOATS and not integer_lr:
         raise FileRefused(f"{name} is {kind}; expected {', '.join(FLOATS)}")
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         return kind, np.asarray(array, dtype=np.float64, order="C")
@@ -159,36 +159,38 @@ def _tensors(arrays: Arrays) -> dict[str, Arrays]:
     for key, value in arrays.items():
         name, _, field = key.rpartition("/")
         tensors.setdefault(name, {})[field] = value
-    tensors = {name: own for name, own in tensors.items() if set(own) != {"lr"}}
+    tensors = {name: fields for name, fields in tensors.items() if set(fields) != {"lr"}}
     if not tensors:
         raise FileRefused(f"{LAYOUT}, or <name>/weights ...; found none of them")
     return tensors
 
 
-def _recording(name: str, own: Arrays, common: Numbers | None, lr: float | None) -> Recording:
-    """One tensor's arrays, if they fit each other."""
+def _recording(name: str, fields: Arrays, shared_lr: Numbers | None, lr: float | None) -> Recording:
+    """One tensor's arrays by field, if they fit each other."""
     where = _label(name)
-    triple = "weights" not in own
-    needed = ("before", "after", "gradients") if triple else ("weights", "gradients")
-    if not own.keys() >= set(needed):
-        raise FileRefused(f"{where}{LAYOUT}; found {', '.join(sorted(own))}")
-    if not triple and {"before", "after"} & own.keys():
+    has_before_after = "weights" not in fields
+    needed = ("before", "after", "gradients") if has_before_after else ("weights", "gradients")
+    if not fields.keys() >= set(needed):
+        raise FileRefused(f"{where}{LAYOUT}; found {', '.join(sorted(fields))}")
+    if not has_before_after and {"before", "after"} & fields.keys():
         raise FileRefused(f"{where}has weights and before or after; keep one form")
-    shapes = {field: own[field][1].shape for field in needed}
+    shapes = {field: fields[field][1].shape for field in needed}
     steps = shapes["gradients"][0] if shapes["gradients"] else 0
     inner = shapes["gradients"][1:]
     expected = {field: (steps + (field == "weights"), *inner) for field in needed}
     if not steps or shapes != expected:
         found = ", ".join(f"{field} {shape}" for field, shape in shapes.items())
         raise FileRefused(f"{where}shapes do not fit: {found}; {LAYOUT}, of one step at least")
-    kinds = {field: own[field][0] for field in needed}
+    kinds = {field: fields[field][0] for field in needed}
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{field} {kind}" for field, kind in kinds.items())
         raise FileRefused(f"{where}expected arrays of one dtype; found {found}")
-    weights = own[needed[0]][1]
-    before, after = (weights, own["after"][1]) if triple else (weights[:-1], weights[1:])
-    rates = _rates(where, own.get("lr", common), lr, steps)
-    return Recording(name, kinds["gradients"], before, own["gradients"][1], after, rates)
+    if has_before_after:
+        before, after = fields["before"][1], fields["after"][1]
+    else:
+        before, after = fields["weights"][1][:-1], fields["weights"][1][1:]
+    rates = _rates(where, fields.get("lr", shared_lr), lr, steps)
+    return Recording(name, kinds["gradients"], before, fields["gradients"][1], after, rates)
 
 
 def _rates(where: str, given: Numbers | None, lr: float | None, steps: int) -> Values:

@@ -1,9 +1,8 @@
-"""The convolutions of `npdrt.ops.convolution` on NumPy: on several threads and in memory that is
-reused.
+"""Convolution on NumPy: on several threads, in memory that is reused.
 
-The blocks, their products and the order of all additions are those of the definition: a test
-demands equal bits. A call writes to `out` if it is given, and allocates nothing that grows with the
-arrays.
+The blocks, their products and the order of all additions are those of npdrt/ops/convolution.py: a
+test demands equal bits. A call writes to `out` if it is given, and allocates nothing that grows
+with the arrays.
 """
 
 from __future__ import annotations
@@ -90,19 +89,20 @@ def _correlate(correlations: list[Correlation]) -> None:
     if not correlations:
         return
     sizes = ((c.form.kernel_size(c.taps),) for c in correlations)
-    rooms = scratch(correlations[0].taps.dtype, *sizes, use="caller")
-    fills, blocks = [], []
-    for c, room in zip(correlations, rooms, strict=True):
-        kernel = c.form.kernel(room, c.taps, c.transposed)
-        fills += [
-            partial(c.form.fill, kernel, some, c.taps, scratch)
-            for some in _panels(c.taps.shape[2], c.taps.size)
+    # use="caller": this thread may run tasks too, whose own scratch arrays must not overwrite these
+    buffers = scratch(correlations[0].taps.dtype, *sizes, use="caller")
+    fill_tasks, blocks = [], []
+    for c, buffer in zip(correlations, buffers, strict=True):
+        kernel = c.form.kernel(buffer, c.taps, c.transposed)
+        fill_tasks += [
+            partial(c.form.fill, kernel, panel, c.taps, scratch)
+            for panel in _panels(c.taps.shape[2], c.taps.size)
         ]
         blocks += [
             partial(c.form.correlate, c.y, kernel, c.x, c.window, place, scratch)
             for place in c.form.places(c.x, c.window)
         ]
-    parallel.run(fills)
+    parallel.run(fill_tasks)
     parallel.run(blocks)
 
 
@@ -113,18 +113,18 @@ def _differentiate(derivatives: list[KernelDerivative]) -> None:
     }
     shapes = [b.shape for b in blocks.values()]
     shapes += [(len(d.parts), *d.form.total_shape(d.gw, d.window)) for d in derivatives]
-    rooms = scratch(derivatives[0].gw.dtype, *shapes, use="caller")
-    copies = dict(zip(blocks, rooms, strict=False))
-    fills = [partial(np.copyto, copies[key], block) for key, block in blocks.items()]
-    sums, collections = [], []
-    for d, totals in zip(derivatives, rooms[len(copies) :], strict=True):
+    buffers = scratch(derivatives[0].gw.dtype, *shapes, use="caller")  # as in _correlate
+    copies = dict(zip(blocks, buffers, strict=False))
+    fill_tasks = [partial(np.copyto, copies[key], block) for key, block in blocks.items()]
+    sum_tasks, collect_tasks = [], []
+    for d, totals in zip(derivatives, buffers[len(copies) :], strict=True):
         for total, part in zip(totals, d.parts, strict=True):
             copied = [(place, copies.get(id(block), block)) for place, block in part]
-            sums.append(partial(d.form.add_blocks, total, copied, d.x, d.window, scratch))
-        for some in _panels(len(d.gw), d.gw.size):
-            outputs = totals[..., some, :]
-            collections.append(partial(d.form.collect, d.gw[some], outputs, scratch))
-    for tasks in filter(None, (fills, sums, collections)):
+            sum_tasks.append(partial(d.form.add_blocks, total, copied, d.x, d.window, scratch))
+        for panel in _panels(len(d.gw), d.gw.size):
+            outputs = totals[..., panel, :]
+            collect_tasks.append(partial(d.form.collect, d.gw[panel], outputs, scratch))
+    for tasks in filter(None, (fill_tasks, sum_tasks, collect_tasks)):
         parallel.run(tasks)
 
 

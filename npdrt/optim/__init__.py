@@ -1,4 +1,8 @@
-"""Optimizers: one file a rule, each a pure function on one array that reads as its equation."""
+"""Optimizers: one file a rule, each a pure function on one array that reads as its equation.
+
+The dialects of a rule (the other forms that libraries have) are in npdrt/conform/rules/NAME.py,
+with all else that the referee knows of it.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

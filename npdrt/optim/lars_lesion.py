@@ -8,7 +8,7 @@ from npdrt.optim.optimizer import Slots
 from npdrt.optim.rule import Formula, rule
 
 
-@rule(default_rate=0.01, relative=True)
+@rule(default_rate=0.01, relative=True, note="Fromage without its prefactor")
 def lars_lesion(*, lr: float) -> Formula:
     """w <- w - lr * |w| / |g| * g, and w - lr * g if either norm is not > 0.
 

@@ -50,17 +50,19 @@ class Rule(Generic[P]):
     the order of the signature. default_rate: the learning rate that "auto" stands for. slots:
     name -> meaning of the state that the rule can keep for an array; some settings need none.
     layerwise: whether the step of an array depends on its norm. relative: whether lr is the size
-    of the step relative to the norm of the array. defaults: name -> default of `settings`.
+    of the step relative to the norm of the array. note: what the rule is, for the help of commands,
+    if its name does not say it. defaults: name -> default of `settings`.
     """
 
     def __init__(
         self, make: Callable[P, Formula], default_rate: float | None, slots: Mapping[str, str],
-        *, layerwise: bool, relative: bool,
+        *, layerwise: bool, relative: bool, note: str,
     ):  # fmt: skip
         functools.update_wrapper(self, make)
         self._make: Callable[..., Formula] = make
         self.name = make.__name__
         self.slots, self.layerwise, self.relative = dict(slots), layerwise, relative
+        self.note = note
         signature = inspect.signature(make)
         self.__signature__ = _plain(signature, get_type_hints(make))
         own = {name: p for name, p in signature.parameters.items() if name != "lr"}
@@ -93,14 +95,16 @@ def rule(
     slots: Mapping[str, str] | None = None,
     layerwise: bool = False,
     relative: bool = False,
+    note: str = "",
 ) -> Callable[[Callable[P, Formula]], Rule[P]]:
     """Make a `Rule` of a function from settings to a `Formula`.
 
     default_rate: the default of lr in the signature unless given. The others: see `Rule`.
     """
     return lambda make: Rule(
-        make, default_rate, slots or {}, layerwise=layerwise or relative, relative=relative
-    )
+        make, default_rate, slots or {},
+        layerwise=layerwise or relative, relative=relative, note=note,
+    )  # fmt: skip
 
 
 def _described(rule: str, parameter: inspect.Parameter, annotation: Any) -> Setting:

@@ -15,8 +15,8 @@
 5. The memory. A value that only its chain reads has a block (`slots`). Every other value has a
    buffer in scratch memory (`scratch`) from its first to its last use, and buffers are used again.
 
-Values are numbers (their index in `values`), and so are calls. A value's root is the value that
-owns its memory: memory is planned for roots.
+A value is named by its index in `values`, a call by its index in `calls`. A value's root is the
+value that owns its memory: memory is planned for roots.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Plan:
 def make_plan(recording: Recording, fusable: Iterable[str]) -> Plan:
     """The plan of a program. fusable: the elementwise functions that may be in a chain."""
     planner = _Planner(recording, frozenset(fusable))  # decision 1
-    before = planner.replace_inputs()  # 2
-    order = planner.order(before)  # 3
+    must_run_before = planner.replace_inputs()  # 2
+    order = planner.order(must_run_before)  # 3
     groups = planner.groups(order)  # 4
     groups, scratch, scratch_bytes = planner.memory(groups)  # 5
     return Plan(
@@ -152,42 +152,42 @@ class _Planner:
         Returns, for each call that writes over an input, the calls that have to run before it
         because they read the old value.
         """
-        before: dict[int, set[int]] = {}
+        must_run_before: dict[int, set[int]] = {}
         writer = {self.calls[c].result: c for c in self.running}
         replaced = self.recording.replaced
-        for output, home in replaced.items():
+        for output, input_root in replaced.items():
             c = writer.get(output)
-            others = set(self.readers[home]) - {c}
-            if c is not None and self._can_overwrite(c, home, others):
-                self.in_place[output] = home
+            others = set(self.readers[input_root]) - {c}
+            if c is not None and self._can_overwrite(c, input_root, others):
+                self.in_place[output] = input_root
             else:
-                c = self._copy_back(output, home)
-            before[c] = set(self.readers[home]) - {c}
+                c = self._copy_back(output, input_root)
+            must_run_before[c] = set(self.readers[input_root]) - {c}
         outputs = self.recording.outputs.values()
         copied_back = replaced.keys() - self.in_place.keys()
         # A buffer may hold an output that is copied back, unless it is also returned as a view.
         self.output_roots -= copied_back - {self.roots[i] for i in outputs if i not in replaced}
-        return before
+        return must_run_before
 
-    def _can_overwrite(self, c: int, home: int, others: set[int]) -> bool:
-        """Whether call c can write its result over the input `home`, which `others` read too."""
+    def _can_overwrite(self, c: int, input_root: int, others: set[int]) -> bool:
+        """Whether call c can write its result over an input that `others` read too."""
         call = self.calls[c]
         if any(other > c for other in others):
             return False  # a later call reads the old value, and may need the new one for it
-        reads = [i for i in call.refs if self.roots[i] == home]
-        return not reads or (call.function in IN_PLACE and set(reads) == {home})
+        reads = [i for i in call.refs if self.roots[i] == input_root]
+        return not reads or (call.function in IN_PLACE and set(reads) == {input_root})
 
-    def _copy_back(self, output: int, home: int) -> int:
+    def _copy_back(self, output: int, input_root: int) -> int:
         """Add a call that copies an output to the input that it replaces."""
         c = len(self.calls)
-        self.calls.append(Call("copy", (Ref(output),), home, {}, "update"))
+        self.calls.append(Call("copy", (Ref(output),), input_root, {}, "update"))
         self.running.append(c)
         self.readers[self.roots[output]].append(c)
         return c
 
     # --- 3. the order ------------------------------------------------------------------------
 
-    def order(self, before: dict[int, set[int]]) -> list[int]:
+    def order(self, must_run_before: dict[int, set[int]]) -> list[int]:
         """The running calls in the order of a replay.
 
         The forward and backward calls, those before the first call of the update, stay as they are.
@@ -197,7 +197,8 @@ class _Planner:
         """
         maker = {self.calls[c].result: c for c in self.running if self._makes(c)}
         needs = {
-            c: {maker[root] for root in self._reads(c) if root in maker} | before.get(c, set())
+            c: {maker[root] for root in self._reads(c) if root in maker}
+            | must_run_before.get(c, set())
             for c in self.running
         }
         update = (c for c in self.running if self.calls[c].phase == "update")
@@ -216,8 +217,8 @@ class _Planner:
     # --- 4. the groups -----------------------------------------------------------------------
 
     def groups(self, order: list[int]) -> list[Group]:
-        """Single calls and chains. Calls on scalars move before a chain that does not make them,
-        so that it goes on."""
+        """Single calls and chains. A scalar call that needs no result of the chain runs before it,
+        so it does not end the chain."""
         groups: list[Group] = []
         chain: list[int] = []
 
@@ -302,14 +303,14 @@ class _Planner:
         space, planned = _Space(), []
         scratch: dict[int, int] = {}
         for number, group in enumerate(groups):
-            internal = self._internal(group, number, last_use)
-            planned.append(replace(group, slots=self._slots(group, internal)))
+            only_in_chain = self._only_in_chain(group, number, last_use)
+            planned.append(replace(group, slots=self._chain_blocks(group, only_in_chain)))
             # buffers that are free after this group; a result of it can take one over
             ending = [i for i in self._group_reads(group) if last_use[i] == number and i in scratch]
             last_read = self._last_read(group)
             for position, c in enumerate(group.calls):
                 result = self.calls[c].result
-                if result in internal or not self._needs_buffer(result):
+                if result in only_in_chain or not self._needs_buffer(result):
                     continue
                 reused = self._reusable(c, ending, last_read, position)
                 if reused is None:
@@ -322,7 +323,7 @@ class _Planner:
         return planned, scratch, space.end
 
     def _needs_buffer(self, result: int) -> bool:
-        """Whether a result lives in scratch memory: neither output nor in the place of an input."""
+        """Whether a result lives in scratch memory: not if it is an output or replaces an input."""
         return (
             result not in self.output_roots
             and result not in self.in_place
@@ -345,7 +346,7 @@ class _Planner:
         """Value -> the position in the group of the call that reads it last."""
         return {i: k for k, c in enumerate(group.calls) for i in self.calls[c].refs}
 
-    def _internal(self, group: Group, number: int, last_use: dict[int, int]) -> set[int]:
+    def _only_in_chain(self, group: Group, number: int, last_use: dict[int, int]) -> set[int]:
         """The results of a chain that only the chain reads."""
         if not group.chain:
             return set()
@@ -353,28 +354,28 @@ class _Planner:
         outside = {i for i in results if last_use.get(i) != number or i in self.output_roots}
         return {i for i in results - outside if self.values[i].origin == "call"}
 
-    def _slots(self, group: Group, internal: set[int]) -> tuple[tuple[int, int], ...]:
+    def _chain_blocks(self, group: Group, only_in_chain: set[int]) -> tuple[tuple[int, int], ...]:
         """The block of each result that lives only inside the chain.
 
         A value's block is free after the call that reads the value last; already for the result of
         that call if the call may write over its argument.
         """
-        slots: dict[int, int] = {}
+        blocks: dict[int, int] = {}
         free: list[int] = []
         used, last_read = 0, self._last_read(group)
         for position, c in enumerate(group.calls):
             call = self.calls[c]
             ending = [i for i in dict.fromkeys(call.refs)
-                      if i in slots and last_read[i] == position]  # fmt: skip
+                      if i in blocks and last_read[i] == position]  # fmt: skip
             overwritten = [i for i in ending if self._may_overwrite(call, i)]
-            free += [slots[i] for i in overwritten]
-            if call.result in internal:
+            free += [blocks[i] for i in overwritten]
+            if call.result in only_in_chain:
                 if free:
-                    slots[call.result] = free.pop()
+                    blocks[call.result] = free.pop()
                 else:
-                    slots[call.result], used = used, used + 1
-            free += [slots[i] for i in ending if i not in overwritten]
-        return tuple(slots.items())
+                    blocks[call.result], used = used, used + 1
+            free += [blocks[i] for i in ending if i not in overwritten]
+        return tuple(blocks.items())
 
     def _may_overwrite(self, call: Call, i: int) -> bool:
         """Whether the result of a call, element by element, may be written over its argument i."""

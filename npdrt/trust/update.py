@@ -56,8 +56,8 @@ def growth(eta: float, steps: float) -> float:
 
         (1 + eta**2)**(steps / 2)
 
-    By Pythagoras: each step has length eta |w|. It is so for a layer on whose scale the loss does
-    not depend (its gradient is orthogonal to it) under LARS without the prefactor; Fromage's
+    By Pythagoras: each step has length eta |w|. This holds for a layer whose scale does not change
+    the loss (its gradient is orthogonal to it) under LARS without the prefactor; Fromage's
     prefactor undoes it up to `prefactor_drift`. inf where it is too large for float64.
 
     Source: first version, section 5, after (4); NeurIPS 2020, Figure 2 right.
@@ -95,23 +95,23 @@ def prefactor_drift(eta: float, dtype: Any = "float32") -> float:
 
     fl: the float64 root, rounded once to the dtype of the weights, as the update does. For a
     layer whose gradient is orthogonal to it, the drift compounds: its norm changes by
-    (1 + drift)**t in t steps, whatever the rounding of the elements adds. 5.006e-8 for float32 at
-    eta = 0.01, where 1 + 5.0e-5 lies between two float32 numbers 1.19e-7 apart; at eta so small
+    (1 + drift)**t in t steps, on top of elementwise rounding. 5.006e-8 for float32 at eta = 0.01,
+    where 1 + 5.0e-5 lies between two float32 numbers 1.19e-7 apart; at eta so small
     that the prefactor rounds to 1 it is all of the growth. The true root is taken to 100 digits.
 
     Raises `Error` for a negative eta or a dtype that is not floating-point. Ours, not the papers'.
     """
     eta = at_least_zero("eta", eta)
     try:
-        kind = np.dtype(dtype)
+        dtype = np.dtype(dtype)
     except TypeError as error:
         raise Error(f"prefactor_drift: expected a floating-point dtype; got {dtype!r}") from error
-    if kind.kind != "f":
-        raise Error(f"prefactor_drift: expected a floating-point dtype; got {kind}")
+    if dtype.kind != "f":
+        raise Error(f"prefactor_drift: expected a floating-point dtype; got {dtype}")
     with quiet():
-        rounded = kind.type(np.sqrt(1.0 + eta * eta))
+        rounded = dtype.type(np.sqrt(1.0 + eta * eta))
     if not np.isfinite(rounded):
-        raise Error(f"prefactor_drift: the prefactor of eta {eta} is beyond {kind}")
+        raise Error(f"prefactor_drift: the prefactor of eta {eta} is beyond {dtype}")
     with localcontext(prec=100):
         root = (1 + Decimal(eta) ** 2).sqrt()
         return float(root / Decimal(float(rounded)) - 1)

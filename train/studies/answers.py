@@ -29,7 +29,7 @@ def _scores(work: Work, run: Run) -> dict[str, float]:
     where, params = arrays.device(work.options.device), checkpoint.params
     with arrays.on(where):
         on_device = {name: to_device(value, where) for name, value in params.items()}
-        found = logits(model, on_device, source.x_test, source.evaluated, where)
+        found = logits(model, on_device, source.x_test, source.evaluation_batch_size, where)
     return squad.score(source.questions, squad.answers(source.questions, source.found, found))
 
 

@@ -166,7 +166,7 @@ class Slicer:
             raise Error(f"{run}: the data set {config.data} is not the one of the run")
         if dataset.perplexity:
             raise Error(f"{run}: slices are over examples, and {config.data} is a running text")
-        dataset = dataset.arranged(config.batch_size)
+        dataset = dataset.as_streams_for(config.batch_size)
         self.device, model = arrays.device(config.device), build_model(config, dataset)
         self._task = Task(model, dataset.classes, config.label_smoothing)
         n = len(dataset.x)

@@ -107,7 +107,9 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
         source = dataset(config.data, config.standardise)
         resolved = resolve(dataclasses.replace(config, device=options.device), source)
         path = out / "runs" / _hash(resolved, source)
-        sampler = source.arranged(resolved.batch_size).sampler(resolved.batch_size, resolved.seed)
+        sampler = source.as_streams_for(resolved.batch_size).sampler(
+            resolved.batch_size, resolved.seed
+        )
         steps = resolved.epochs * sampler.batches_per_epoch
         found[path] = Run(resolved, path, steps)
     return list(found.values())

@@ -87,8 +87,8 @@ def _lines(audit: Audit, asked: str | None = None) -> list[str]:
         closest = f"closest to {dialect.name}; " if audit.verdict == "deviates" else ""
         note = f" ({dialect.note})" if dialect.note else ""
         lines.append(f"{closest}source: {dialect.source}{note}")
-    if finding.also and audit.verdict != "no verdict":
-        lines.append(f"these tests cannot tell it from: {', '.join(finding.also)}")
+    if finding.indistinguishable and audit.verdict != "no verdict":
+        lines.append(f"these tests cannot tell it from: {', '.join(finding.indistinguishable)}")
     return lines
 
 

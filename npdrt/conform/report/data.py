@@ -45,7 +45,7 @@ def _of_audit(audit: Audit, dialect: str | None) -> dict[str, Any]:
             "name": named.name, "source": named.source, "in_scope": named.scope,
         },
         "clauses": [vars(clause) for clause in clauses(audit)],
-        "also": list(finding.also),
+        "also": list(finding.indistinguishable),
         "levels": [
             {**vars(row), "worst": row.worst and _worst_json(row.worst)} for row in audit.levels()
         ],

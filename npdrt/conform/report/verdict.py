@@ -66,8 +66,8 @@ def passes(found: Found, dialect: str | None = None) -> bool:
         return published
     if found.verdict in ("no verdict", "unknown") or finding.dialect is None:
         return False
-    beyond = [clause for clause in finding.beyond if clause not in PROFILES]
-    return not beyond and dialect in (finding.dialect.name, *finding.also)
+    beyond = [clause for clause in finding.extra_choices if clause not in PROFILES]
+    return not beyond and dialect in (finding.dialect.name, *finding.indistinguishable)
 
 
 def sentence(found: Found) -> str:
@@ -152,7 +152,7 @@ def clauses(audit: Audit) -> list[Clause]:
     for name, choice in (finding.choices or {}).items():
         usual, texts = published[name], finding.rule.clauses[name]
         about = (name, choice, texts[choice], usual, texts[usual])
-        found.append(Clause(*about, name in PROFILES, name in finding.beyond))
+        found.append(Clause(*about, name in PROFILES, name in finding.extra_choices))
     return sorted(found, key=lambda clause: clause.arithmetic)
 
 
