@@ -36,6 +36,17 @@ EXPECTED_FAILURES: dict[tuple[str, str], str] = {
     ),
 }
 
+# What `-m quick` runs: the engine, the rules and their updates, files, and the rules of the house.
+QUICK = {
+    "arrays", "autodiff", "blas", "check", "container", "dtypes", "house", "mlp", "normalisation",
+    "optim", "program", "random", "rules", "sums", "tails", "trust_distances", "updates",
+}  # fmt: skip
+SLOW = {  # among them
+    "test_sgd_equals_pytorch", "test_lars_equals_the_paper", "test_equals_optax",
+    "test_other_processes", "test_equals_the_page_large", "test_ten_million_elements",
+    "test_first_weights_depend_on_seed_and_name_alone", "test_a_rule_is_one_file",
+}  # fmt: skip
+
 
 @pytest.fixture(
     params=[
@@ -56,6 +67,9 @@ def xp(backend: backends.Backend) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        name, test = item.path.stem.removeprefix("test_"), getattr(item, "originalname", item.name)
+        if name in QUICK and test not in SLOW:
+            item.add_marker(pytest.mark.quick)
         for (backend, pattern), reason in EXPECTED_FAILURES.items():
             if _backend(item) == backend and re.search(pattern, item.name):
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
