@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import npdrt
 from npdrt.cli import cli
 from npdrt.conform import canonical, targets
-from npdrt.conform.adapters import double
+from npdrt.conform.adapters.adapter import double
 from npdrt.conform.audit import audit
 from npdrt.conform.case import Answer, Case, Failure
 from npdrt.conform.identify import Finding, identify
@@ -304,7 +304,11 @@ def found(edits: dict[str, str], centered: tuple[bool, ...] = (False, True)) -> 
 def test_dialects_are_found(name: str) -> None:
     finding = found(DIALECTS[name])
     assert finding.dialect is not None
-    assert (finding.dialect.name, finding.beyond, finding.also) == (name, {}, ())
+    assert (finding.dialect.name, finding.extra_choices, finding.indistinguishable) == (
+        name,
+        {},
+        (),
+    )
 
 
 def test_every_dialect_has_an_implementation() -> None:
@@ -356,7 +360,7 @@ def test_libraries(spec: str, overrides: Any, dialect: str, beyond: dict[str, st
     assert bool(lacking) == spec.startswith("optax")  # it has no weight decay
     finding = identify(RULE, [(c, o) for c, o in pairs if not isinstance(o, Failure)])
     assert finding.dialect is not None
-    assert (finding.dialect.name, finding.beyond) == (dialect, beyond)
+    assert (finding.dialect.name, finding.extra_choices) == (dialect, beyond)
 
 
 OURS = """
