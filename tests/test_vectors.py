@@ -27,6 +27,7 @@ from npdrt.conform.cases import FLAGS
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.judge import judge, same_bits
 from npdrt.conform.rules import RULES as RECORDS
+from npdrt.conform.rules import SLOTS
 from npdrt.conform.vectors import Vector
 from npdrt.errors import Error, FileRefused
 from npdrt.optim import RULES, norm
@@ -121,9 +122,7 @@ def test_bits_fit_shapes(tests: list[tuple[Json, Json]]) -> None:
                 for beside in test.get("neighbour", {}).values()
                 for bits in ([beside] if isinstance(beside, str) else beside)
             ]
-            arrays += [
-                state[name] for name in ("momentum", "exp_avg", "exp_avg_sq") if name in state
-            ]
+            arrays += [state[name] for name in SLOTS if name in state]
             arrays += [e[k] for e in test["expected"] for k in ("exact", "scale", "canonical")]
             assert {len(text) for text in arrays} == {digits}, test["tcId"]
             refused = test["result"] == "error"
@@ -306,7 +305,7 @@ def test_generated_numbers_are_in_the_prompts(prompts: Path) -> None:
     found = json.loads(prompts.read_bytes())["testGroups"]
     asked = {t["tcId"]: (g, t) for g in found if g["type"] == "OptimizerStep" for t in g["tests"]}
     cases = [c for c in generated.cases() if c.id in asked]
-    assert len(cases) == 5 * 11 + 4
+    assert len(cases) == len(RULES) * sum(len(row.formats) for row in generated.ROWS) + 4
     for case in cases:
         assert set(asked[case.id][1]["flags"]) <= {"LARGE", "LONG"}
         read = vectors.case_from(*asked[case.id])

@@ -9,6 +9,7 @@ import numpy as np
 
 from npdrt.conform.case import Case, Neighbour, Slots, Step
 from npdrt.conform.formats import Format, Values
+from npdrt.optim import RULES
 from npdrt.random import Random
 
 # flag -> (kind of mistake it is after, what the case has)
@@ -96,8 +97,15 @@ def finished(number: int, rule: str, f: Format, draft: Draft, settings: dict[str
     rates = draft.lr if isinstance(draft.lr, tuple) else (draft.lr,)
     gradients = f.round(np.asarray(draft.g, dtype=float)).reshape((len(rates), *w.shape))
     steps = tuple(Step(g, float(lr)) for g, lr in zip(gradients, rates, strict=True))
+    state = None if draft.state is None else kept(rule, settings, draft.state)
     return Case(
         number, draft.comment, draft.flags, rule, f.name, settings, w, steps,
-        state=draft.state, kind=draft.kind, result=draft.result, layout=draft.layout,
+        state=state, kind=draft.kind, result=draft.result, layout=draft.layout,
         neighbour=draft.neighbour, generated=draft.generated,
     )  # fmt: skip
+
+
+def kept(rule: str, settings: dict[str, Any], state: Slots) -> Slots:
+    """What the rule keeps of a state under these settings."""
+    slots = {"step", *RULES[rule](lr=0.0, **settings).slot_shapes}
+    return {name: value for name, value in state.items() if name in slots}

@@ -1,6 +1,7 @@
 """Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`, from the root.
 
-The same version gives the same bytes on any machine. Needs mpmath (extra `test`).
+Without a folder it also brings the tables in docs/ up to date (`tests.oracle.tables`). The same
+version gives the same bytes on any machine. Needs mpmath (extra `test`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from npdrt.conform.vectors import (
 )
 from npdrt.errors import Diverged
 
-from . import norms, primitives, schema, steps
+from . import norms, primitives, schema, steps, tables
 from .cases import cases
 from .dual import reals, rounded
 
@@ -234,14 +235,16 @@ def main(arguments: list[str]) -> None:
     """Write the files, or with --check compare them with those that are there."""
     places = [Path(a) for a in arguments if a != "--check"]
     folder, found = (places[0] if places else FOLDER), all_files() | {schema.NAME: schema.text()}
+    pages = {} if places else {tables.DOCS / n: tables.page(n).encode() for n in tables.TABLES}
+    found = {folder / name: data for name, data in found.items()} | pages
     if "--check" in arguments:
-        odd = [n for n, d in found.items() if not same(folder / n, d)]
+        odd = [path.name for path, data in found.items() if not same(path, data)]
         if odd:
             raise Diverged(f"{folder}: not what is generated: {', '.join(odd)}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in found.items():
-            atomic.replace(folder / name, data)
+        for path, data in found.items():
+            atomic.replace(path, data)
     print(f"{folder}: {len(found)} files, {sum(map(len, found.values())):,} bytes")
 
 
