@@ -44,7 +44,7 @@ class Model(Protocol):
         """The output in evaluation mode: logits or predicted targets (batch, ...)."""
 
 
-MODELS = {
+MODELS: dict[str, type[Model]] = {
     "mlp": MLP,
     "resnet18": ResNet18,
     "resnet50": ResNet50,
