@@ -209,7 +209,7 @@ def test_a_start_in_the_middle() -> None:
 
 
 def test_norms_as_given() -> None:
-    """They take the place of the page's; sgd and adam ask for none."""
+    """They take the place of the page's; rules that are not layerwise ask for none."""
     for rule, options in RICHEST.items():
         w, gradients = problem(300, "float32", 1)
         settings: dict[str, Any] = {"lr": 0.25, "dtype": "float32", **options}
@@ -219,7 +219,7 @@ def test_norms_as_given() -> None:
             for norms in (None, own, (2 * own[0], own[1]))
         )
         assert plain == same
-        assert (plain == other) == (rule in ("sgd", "adam"))
+        assert (plain == other) == (not optim.RULES[rule].layerwise)
 
 
 def every(**choices: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
