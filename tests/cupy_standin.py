@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +163,14 @@ class DeviceArray(np.ndarray):
     def fill(self, value: Any) -> None:
         self.device.work("fill", np.ndarray.fill, self, value)
 
+    def __getitem__(self, index: Any) -> Any:
+        """A 0-d array where NumPy has a number."""
+        found = np.ndarray.__getitem__(self, index)
+        if isinstance(found, np.ndarray):
+            return found
+        places = index if isinstance(index, tuple) else (index,)
+        return np.ndarray.__getitem__(self, (*places, Ellipsis))
+
     def __setitem__(self, index: Any, value: Any) -> None:
         target = self[index]
         assert isinstance(value, DeviceArray | float | int), "host data in a call on the device"
@@ -175,24 +183,25 @@ class DeviceArray(np.ndarray):
     __float__ = __int__ = __bool__ = __index__ = item = tolist = _look  # type: ignore[assignment]
 
 
-def _operator(name: str, *, in_place: bool) -> Any:
-    def operate(self: Any, other: Any) -> Any:
-        if in_place:
-            self.device.work(name, getattr(np, name), self, other, out=self)
+def _operator(name: str, kind: str) -> Any:
+    """An operator that is work for the stream: kind "" as it is, "r" reflected, "i" in place."""
+
+    def operate(self: Any, *other: Any) -> Any:
+        if kind == "i":
+            self.device.work(name, getattr(np, name), self, *other, out=self)
             return self
-        return getattr(self.device, name)(self, other)
+        return getattr(self.device, name)(*((*other, self) if kind == "r" else (self, *other)))
 
     return operate
 
 
-for _sign, _name in {
-    "add": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "truediv": "divide",
-}.items():
-    setattr(DeviceArray, f"__{_sign}__", _operator(_name, in_place=False))
-    setattr(DeviceArray, f"__i{_sign}__", _operator(_name, in_place=True))
+_ARITHMETIC = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide"}
+_COMPARISONS = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}
+for _sign, _name in _ARITHMETIC.items():
+    for _kind in ("", "r", "i"):
+        setattr(DeviceArray, f"__{_kind}{_sign}__", _operator(_name, _kind))
+for _sign, _name in {**_COMPARISONS, "neg": "negative"}.items():
+    setattr(DeviceArray, f"__{_sign}__", _operator(_name, ""))
 
 
 class Pool:
@@ -266,8 +275,19 @@ class Stream:
 
     def __init__(self, device: StandIn, name: str):
         self.device, self.name, self.captured, self.ptr = device, name, None, id(self)
+        self.number = device.devices[-1]
+
+    def on_its_device(self) -> None:
+        """Raise CuPy's error if another device is the current one; the default stream is on all."""
+        current = self.device.devices[-1]
+        if self.name != "default" and self.number != current:
+            raise RuntimeError(
+                f"The device that the stream is created on ({self.number}) does not match with "
+                f"the current device ({current})"
+            )
 
     def record(self) -> Stream:
+        self.on_its_device()
         self.device.events.append(("record", self.name))
         return self
 
@@ -275,6 +295,7 @@ class Stream:
         self.device.events.append(("wait", self.name, event.name))
 
     def __enter__(self) -> Stream:
+        self.on_its_device()
         self.device.streams.append(self)
         return self
 
@@ -297,36 +318,47 @@ class Stream:
 
 
 class Event:
-    """An event that knows the stream of its last record."""
+    """An event that knows the stream of its last record, and its device."""
 
     name = ""
 
-    def __init__(self, block: bool = False, disable_timing: bool = False):
-        pass
+    def __init__(self, device: StandIn, block: bool = False, disable_timing: bool = False):
+        self.device, self.number = device, device.devices[-1]
 
     def record(self, stream: Any) -> None:
+        assert self.number == self.device.devices[-1], "an event of another device"
         self.name = stream.name
 
 
 def _plain(item: Any) -> Any:
-    """Arrays that share the memory, so that a graph does not keep an array from its pool."""
+    """With the addresses of arrays, as in a graph, which does not keep an array from its pool."""
     if isinstance(item, tuple | list):
         return type(item)(map(_plain, item))
     if isinstance(item, dict):
         return {name: _plain(value) for name, value in item.items()}
-    return item.view(np.ndarray) if isinstance(item, DeviceArray) else item
+    if not isinstance(item, DeviceArray):
+        return item
+    interface = {**item.__array_interface__, "data": (item.ctypes.data, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
 def _write(out: Any, function: Any, args: Any, settings: Any) -> None:
     np.copyto(out, function(*args, **settings))
 
 
-class Device(nullcontext[None]):
-    """A device, and the context in which it is the current one."""
+class Device:
+    """A device, and the context in which it is the current one of the thread."""
 
-    def __init__(self, number: int = 0):
-        super().__init__()
-        self.id = number
+    def __init__(self, standin: StandIn, number: int | None = None):
+        self.standin = standin
+        self.id = standin.devices[-1] if number is None else number
+
+    def __enter__(self) -> Device:
+        self.standin.devices.append(self.id)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.standin.devices.pop()
 
 
 class StandIn:
@@ -344,12 +376,13 @@ class StandIn:
         self.events: list[tuple[Any, ...]] = []
         self.kernels: list[tuple[str, ...]] = []
         self.synchronisations, self.refused = 0, refused
-        self.default, self.made = Stream(self, "default"), 0
         self.of_thread = threading.local()
+        self.default, self.made = Stream(self, "default"), 0
         self.blas = HostBlas(self)
         self.of_graphs: list[Any] = []  # memory that graphs go on using when the pool has it back
         self.cuda = SimpleNamespace(
-            Stream=self._stream, Event=Event, MemoryPool=partial(Pool, self), Device=Device,
+            Stream=self._stream, Event=partial(Event, self), MemoryPool=partial(Pool, self),
+            Device=partial(Device, self),
             get_current_stream=lambda: self.streams[-1], using_allocator=self._using,
             UnownedMemory=lambda ptr, size, owner, device_id: Pointer(owner, ptr),
             MemoryPointer=lambda memory, offset: memory + offset,
@@ -361,6 +394,11 @@ class StandIn:
     def streams(self) -> list[Stream]:
         """The current stream of this thread, and those around it."""
         return self.of_thread.__dict__.setdefault("streams", [self.default])
+
+    @property
+    def devices(self) -> list[int]:
+        """The number of the current device of this thread, and those around it."""
+        return self.of_thread.__dict__.setdefault("devices", [0])
 
     @property
     def pools(self) -> list[Any]:
@@ -470,11 +508,14 @@ class StandIn:
 
         def run(*args: Any) -> None:
             out = args[count:]
-            assert all(o.flags.c_contiguous for o in out)
+            made = [o if o.flags.c_contiguous else np.empty(o.shape, o.dtype) for o in out]
             assert all(x.shape == (1,) for x, r in zip(args[:count], raw, strict=True) if r)
             given = [x if r else np.ascontiguousarray(np.broadcast_to(x, out[0].shape))
                      for x, r in zip(args[:count], raw, strict=True)]  # fmt: skip
-            launch(ctypes.c_longlong(out[0].size), pointers([*given, *out]))
+            launch(ctypes.c_longlong(out[0].size), pointers([*given, *made]))
+            for target, written in zip(out, made, strict=True):
+                if written is not target:
+                    np.copyto(target, written)
 
         return lambda *args: self.work(name, run, *args)
 

@@ -8,6 +8,7 @@ import inspect
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,14 @@ import pytest
 from cupy_standin import COMPILER, StandIn, Stream, parameters
 
 from npdrt import arrays, ops, optim, record, value_and_grad
+from npdrt.errors import Error
 from npdrt.models import MLP
-from npdrt.program import cuda, kernels, operations
+from npdrt.program import compiling, cuda, kernels, operations
 from npdrt.program.calls import CREATIONS, KINDS
 from npdrt.program.cuda import WARM_UPS, CudaMemory
+from npdrt.random import Random
+from npdrt.train.config import Config
+from npdrt.train.step import State, Steps, Task
 
 NVCC = shutil.which("nvcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -343,6 +348,138 @@ def flat(tree: Any) -> list[Any]:
 
 
 @needs_compiler
+def test_a_memory_is_on_its_device_whatever_is_current(device: StandIn) -> None:
+    """Streams and events of another device than the current one are refused."""
+    memory = CudaMemory(device, device.blas, 1)
+    assert device.devices == [0]
+    step, args = network("sgd")
+    program, expected = record(step, *args, memory=memory), args[:2]
+    found: Any = args[:2]
+    for _ in range(WARM_UPS + 2):
+        found, expected = program(*found[:2], *args[2:]), step(*expected[:2], *args[2:])
+        assert_same(found, expected)
+    assert program.graph
+    assert memory.__reduce__()[1] == (None, None, 1)
+
+
+def test_changed_strides_are_refused(device: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that read the array by the planned strides would read other elements."""
+
+    def step(x: Any) -> Any:
+        return arrays.namespace(x).max(x, axis=0)
+
+    x = np.random.default_rng(0).standard_normal((4, 5, 6))
+    program = record(step, x, memory=CudaMemory(device, device.blas))
+    monkeypatch.setattr(device.ndarray, "strides", property(moved), raising=False)
+    with pytest.raises(Error, match="changed the strides of the result of max"):
+        program(x)
+
+
+def moved(x: Any) -> Any:
+    """The strides of an array, in Fortran's order once `max` has run."""
+    strides = np.ndarray.strides.__get__(x)
+    ran = any(entry[:2] == ("run", "side 1") for entry in x.device.events)
+    return strides[::-1] if ran and x.shape == (5, 6) else strides
+
+
+@needs_compiler
+@pytest.mark.parametrize("function", ["any", "all", "argmax", "argmin", "sum", "prod"])
+def test_out_is_given_only_where_its_strides_stay(function: str, device: StandIn) -> None:
+    """The stand-in refuses `out` where CuPy would change it."""
+
+    def step(x: Any) -> Any:
+        xp = arrays.namespace(x)
+        reduce, turned = getattr(xp, function), xp.permute_dims(x, (2, 1, 0))
+        return tuple(reduce(y, axis=0) for y in (x > 0.0, turned > 0.0, x, turned))
+
+    x = np.random.default_rng(0).standard_normal((4, 5, 6))
+    program = record(step, x, memory=CudaMemory(device, device.blas))
+    for _ in range(WARM_UPS + 2):
+        found, expected = program(x), step(x)
+        assert [a.dtype for a in found] == [b.dtype for b in expected]
+        assert all(
+            np.allclose(a.get(), b, rtol=1e-14) for a, b in zip(found, expected, strict=True)
+        )
+    assert program.graph
+
+
+@pytest.mark.parametrize(("channels", "groups", "form"), [
+    (520, 1, "direct"), (18, 9, "direct"), (64, 1, "winograd"),
+])  # fmt: skip
+def test_convolutions_are_captured(channels: int, groups: int, form: str, device: StandIn) -> None:
+    """Many channels and groups too: nothing in the definition copies from the host."""
+
+    def step(x: Any, w: Any) -> Any:
+        convolved = value_and_grad(
+            lambda p: ops.sum(ops.conv2d(p["x"], p["w"], padding=1, groups=groups, form=form) ** 2)
+        )
+        return convolved({"x": x, "w": w})
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((channels, 4, 8, 8))
+    w = rng.standard_normal((64 if groups == 1 else groups, channels // groups, 3, 3))
+    program = record(step, x, w, memory=CudaMemory(device, device.blas))
+    (_, expected) = step(x, w)
+    for _ in range(WARM_UPS + 2):
+        _, found = program(x, w)
+        for name, want in expected.items():
+            assert np.max(np.abs(found[name].get() - want)) <= 1e-12 * np.max(np.abs(want))
+    assert program.graph, program.graph_error
+
+
+@needs_compiler
+def test_kernels_compile_in_threads_on_memory_of_their_own(
+    device: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling.os, "cpu_count", lambda: 4)
+    threads: set[str] = set()
+    work = StandIn.work
+
+    def noted(self: Any, name: str, *args: Any, **settings: Any) -> None:
+        threads.add(threading.current_thread().name)
+        work(self, name, *args, **settings)
+
+    monkeypatch.setattr(StandIn, "work", noted)
+    step, args = network("adam")
+    memory = CudaMemory(device, device.blas)
+    program = record(step, *args, memory=memory)
+    assert_same(program(*args), step(*args))
+    assert len(threads) >= 3, threads
+    launched, streams = set(memory.launched), device.made
+    record(step, *args, memory=memory)(*args)
+    assert memory.launched == launched
+    assert device.made == streams, "nothing was left to compile"
+
+
+@needs_compiler
+@pytest.mark.parametrize("refused", ["", "exp"])
+def test_a_run_warns_once_if_its_step_is_not_a_graph(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, warnings = StandIn(refused=refused), list[str]()
+    memory = CudaMemory(device, device.blas)
+    monkeypatch.setattr("npdrt.train.step.memory_on", lambda where: memory)
+    model = MLP(depth=2, width=32, inputs=32, outputs=10)
+    rule, task, gpu = OPTIMIZERS["sgd"](), Task(model, 10), arrays.Device("cuda")
+    steps = Steps(task, rule, Config(data="digits"), gpu, warnings.append)
+    params, rng = model.init(seed=0), np.random.default_rng(0)
+    params = {name: device.asarray(w) for name, w in params.items()}
+    slots = {name: device.asarray(s) for name, s in rule.init(model.init(seed=0)).items()}
+    state = State(params, {}, slots)
+    x, y = rng.standard_normal((8, 32)).astype("float32"), rng.integers(0, 10, 8)
+    for k in range(3 * WARM_UPS + 6):
+        assert steps.graph == "" or k > WARM_UPS
+        state = steps(state, x, y, 0.1, Random(0, "train", k), traced=k % 3 == 2).state
+    if refused:
+        assert [w for w in warnings if "does not become a CUDA graph" in w] == warnings
+        assert len(warnings) == 1
+        assert "exp cannot be captured" in warnings[0]
+        assert steps.graph == "call by call: exp cannot be captured"
+    else:
+        assert (warnings, steps.graph) == ([], "one CUDA graph")
+
+
+@needs_compiler
 def test_two_programs_take_turns_in_one_memory(device: StandIn) -> None:
     memory = CudaMemory(device, device.blas)
     step, args = network("adam")
@@ -648,3 +785,81 @@ def test_gpu_programs_of_two_shapes_share_memory(gpu: Any) -> None:
         expected = step(*expected[:2], *map(on_device, data))
         assert_same(found, expected)
     assert all(p._bound.graph is not None for p in programs)
+
+
+@pytest.mark.gpu
+def test_gpu_steps_of_convolutions_are_the_eager_steps(gpu: Any) -> None:
+    """With more than 512 channels in a group, and with more than 8 groups; Winograd's form too."""
+
+    def step(x: Any, w: Any, v: Any) -> Any:
+        def loss(p: Any) -> Any:
+            y = ops.conv2d(p["x"], p["w"], padding=1)
+            return ops.sum(ops.conv2d(y, p["v"], groups=12, padding=1) ** 2) * 1e-3
+
+        return value_and_grad(loss)({"x": x, "w": w, "v": v})
+
+    rng = np.random.default_rng(0)
+    shapes = (600, 2, 5, 5), (24, 600, 3, 3), (24, 2, 3, 3)
+    args = [rng.standard_normal(s).astype("float32") for s in shapes]
+    program = record(step, *args, memory=CudaMemory())
+    loss, grads = step(*map(on_device, args))
+    for _ in range(WARM_UPS + 2):
+        found, found_grads = program(*args)
+        assert same(found, loss)
+        assert [n for n in grads if not same(found_grads[n], grads[n])] == []
+    assert program.graph, program.graph_error
+
+
+@pytest.mark.gpu
+def test_gpu_sorts_and_reductions_are_captured(gpu: Any) -> None:
+    def step(x: Any, i: Any) -> Any:
+        xp = arrays.namespace(x)
+        turned = xp.permute_dims(x, (2, 1, 0))
+        found = [xp.sort(i), xp.argsort(i), xp.searchsorted(xp.sort(i), i)]
+        for name in ("min", "max", "argmin", "argmax", "any", "all", "sum"):
+            given = (x, turned) if name[0] != "a" or "arg" in name else (x > 1.0, turned > 1.0)
+            found += [getattr(xp, name)(y, axis=a) for y in given for a in (None, 0, 1, (2))]
+        return (*found, *(xp.sum(y > 0.0, axis=0) for y in (x, turned)))
+
+    rng = np.random.default_rng(0)
+    program = None
+    for k in range(WARM_UPS + 4):
+        args = rng.standard_normal((2, 3, 300)), rng.permutation(4000) * (1 << 30)
+        program = program or record(step, *args, memory=CudaMemory())
+        for a, b in zip(program(*args), step(*args), strict=True):
+            assert a.shape == b.shape
+            assert np.allclose(a.get(), b, rtol=1e-12, atol=1e-12), k
+    assert program is not None
+    assert program.graph, program.graph_error
+
+
+@pytest.mark.gpu
+def test_gpu_changed_strides_are_refused(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `out` for every function, CuPy changes the strides of this one."""
+    monkeypatch.delitem(cuda.CUPY, "argmax")
+    x = np.random.default_rng(0).standard_normal((2, 3, 300))
+
+    def step(x: Any) -> Any:
+        xp = arrays.namespace(x)
+        return xp.argmax(xp.permute_dims(x, (2, 1, 0)), axis=0)
+
+    with pytest.raises(Error, match="changed the strides of the result of argmax"):
+        record(step, x, memory=CudaMemory())(x)
+
+
+@pytest.mark.gpu
+def test_gpu_programs_run_on_any_device(gpu: Any) -> None:
+    if gpu.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one device")
+    step, args = network("fromage")
+    results = []
+    for number in (0, 1):
+        given = [arrays.to_device(a, f"cuda:{number}") for a in args[2:4]]
+        program = record(step, *args)  # memory where the arrays are
+        found: Any = args[:2]
+        for _ in range(WARM_UPS + 2):
+            found = program(*found[:2], *given, args[4])
+        assert program.graph, program.graph_error
+        assert arrays.device_of(found[2]) == arrays.Device("cuda", number)
+        results.append(found)
+    assert_same(*results)

@@ -40,11 +40,9 @@ def compile_kernels(operations: list[Operation], memory: Any) -> None:
 
     memory: `npdrt.program.cuda.CudaMemory`; its device is the current one.
     """
-    fresh = {}
-    for operation in operations:
-        key = _form(operation)
-        if key not in memory.launched and not on_gpu(getattr(operation[0], "__self__", None)):
-            fresh[key] = operation
+    movable = (o for o in operations if not on_gpu(getattr(o[0], "__self__", None)))
+    forms = {_form(operation): operation for operation in movable}
+    fresh = {form: o for form, o in forms.items() if form not in memory.launched}
     memory.launched.update(fresh)
     threads = min(THREADS, os.cpu_count() or 1, len(fresh))
     if threads < 2:
