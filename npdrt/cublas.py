@@ -94,21 +94,24 @@ class Cublas:
     def _multiply(self, a: Array, b: Array, out: Array, dtype: str) -> None:
         """cuBLAS counts by columns: it is asked for out^T = b^T @ a^T, which are the same bytes."""
         self._use_current_stream()
+        left, right = form(b), form(a)
+        assert left is not None
+        assert right is not None
         kind, compute, number = TYPES[dtype]
         stack, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]
-        forms, count = (form(b), form(a)), math.prod(stack)
-        sizes = (*(int(f.transposed) for f in forms), n, m, k)
-        one, zero = ctypes.byref(number(1)), ctypes.byref(number(0))
-        operands = [
-            (x.data.ptr, kind, f.leading, distance(x, stack))
-            for x, f in ((b, forms[0]), (a, forms[1]), (out, Form(False, n)))
-        ]
-        name, ending = "cublasGemmStridedBatchedEx", (count, compute, ALGORITHM)
-        if count == 1:
-            name, ending = "cublasGemmEx", ending[1:]
-            operands = [operand[:3] for operand in operands]
-        left, right, result = operands
-        self._call(name, self.handle, *sizes, one, *left, *right, zero, *result, *ending)
+        count = math.prod(stack)
+        name = "cublasGemmEx" if count == 1 else "cublasGemmStridedBatchedEx"
+
+        def matrix(x: Array, leading: int) -> tuple[Any, ...]:
+            one = (x.data.ptr, kind, leading)
+            return one if count == 1 else (*one, distance(x, stack))
+
+        self._call(
+            name, self.handle, int(left.transposed), int(right.transposed), n, m, k,
+            ctypes.byref(number(1)), *matrix(b, left.leading), *matrix(a, right.leading),
+            ctypes.byref(number(0)), *matrix(out, n),
+            *(() if count == 1 else (count,)), compute, ALGORITHM,
+        )  # fmt: skip
 
     def _use_current_stream(self) -> None:
         """Set the stream, if it has changed; that takes the workspace away, so it is set again."""
@@ -193,8 +196,8 @@ _of_thread = threading.local()
 
 
 @contextmanager
-def using(blas: Cublas) -> Iterator[None]:
-    """Inside, this thread's products are made by `blas`."""
+def using(blas: Any) -> Iterator[None]:
+    """Inside, this thread's products are made by `blas.matmul`."""
     before = getattr(_of_thread, "chosen", None)
     _of_thread.chosen = blas
     try:
@@ -203,14 +206,14 @@ def using(blas: Cublas) -> Iterator[None]:
         _of_thread.chosen = before
 
 
-def matmul(xp: Any, a: Array, b: Array, out: Array = None) -> Array:
+def matmul(library: Any, a: Array, b: Array, out: Array = None) -> Array:
     """a @ b of CuPy's arrays by the handle in use, or by one for this thread and stream."""
     blas = getattr(_of_thread, "chosen", None)
     if blas is None:
         handles = _of_thread.__dict__.setdefault("handles", {})
-        stream = xp.cuda.get_current_stream()
-        key = xp.cuda.Device().id, stream.ptr
+        stream = library.cuda.get_current_stream()
+        key = library.cuda.Device().id, stream.ptr
         if key not in handles:
-            handles[key] = Cublas(xp)
+            handles[key] = Cublas(library)
         blas = handles[key]
     return blas.matmul(a, b, out)
