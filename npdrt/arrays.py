@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import cublas
 from npdrt.errors import Error, Unavailable
 
 Array = Any  # an array of NumPy, CuPy or any library of the array API standard
@@ -327,10 +328,18 @@ def copied(x: Array) -> Array:
     return made
 
 
+def product(a: Array, b: Array) -> Array:
+    """a @ b of matrices or stacks of them, `xp.matmul`; on CuPy by `npdrt.cublas`."""
+    xp = namespace(a, b)
+    return cublas.matmul(xp, a, b) if xp.__name__ == "cupy" else xp.matmul(a, b)
+
+
 def write_result(target: Array, function: str, a: Array, b: Array) -> None:
     """target[...] = xp.function(a, b), without an array between if the library can write to one."""
     xp = namespace(target)
-    if xp.__name__ in ("numpy", "cupy"):
+    if function == "matmul" and xp.__name__ == "cupy":
+        cublas.matmul(xp, a, b, target)
+    elif xp.__name__ in ("numpy", "cupy"):
         getattr(xp, function)(a, b, out=target)
     else:
         target[...] = getattr(xp, function)(a, b)
@@ -466,6 +475,11 @@ def to_device(x: Array, where: str | Device) -> Array:
 
     with cupy.cuda.Device(where.index):
         return cupy.asarray(x)
+
+
+def device_of(x: Array) -> Device:
+    """The device of an array of CuPy; for any other array the CPU."""
+    return Device("cuda", x.data.device_id) if on_gpu(x) else Device()
 
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:

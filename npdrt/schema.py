@@ -220,6 +220,7 @@ class Provenance(Struct):
     device: str
     data: dict[str, str]
     blas_before: list[list[Blas]] = []
+    graph: str = ""
 
 
 class RunMeta(Struct):

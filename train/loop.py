@@ -195,6 +195,8 @@ class Trainer:
 
     def _checkpoint(self, at: Position, *, ends: bool = False) -> None:
         self._require_finite(at)
+        if self.step.graph:
+            self.files.provenance["graph"] = self.step.graph
         self.files.save(at, ends=ends)
 
     def _due(self, setting: str, step: int) -> bool:

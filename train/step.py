@@ -14,7 +14,7 @@ from npdrt.models import Model
 from npdrt.optim import Optimizer, norm
 from npdrt.optim.clip import clipped
 from npdrt.optim.schedules import Schedule
-from npdrt.program import compare, memory_on, record
+from npdrt.program import Program, compare, memory_on, record
 from npdrt.random import Random
 from npdrt.train.config import Config
 from npdrt.trust.descent import descent_threshold, dot
@@ -168,7 +168,7 @@ class Steps:
     def __init__(self, task: Task, rule: Optimizer, config: Config, device: Device, warn: Warn):
         self._task, self._rule, self._config = task, rule, config
         self._device, self._warn = device, warn
-        self._warned = False
+        self._warned = self._graph_warned = False
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
         self._memory = memory_on(device)
 
@@ -179,7 +179,26 @@ class Steps:
         if key not in self._made:
             step = make_step(self._task, self._rule, traced=traced)
             self._made[key] = step if self._config.eager else self._recorded(step, args)
-        return self._made[key](*args)
+        done = self._made[key](*args)
+        if self._device.kind == "cuda":
+            self._warn_without_graph()
+        return done
+
+    @property
+    def graph(self) -> str:
+        """How steps run on a GPU: "one CUDA graph", "call by call: REASON"; "" if that is not known
+        yet, and on a CPU."""
+        programs = [made for made in self._made.values() if isinstance(made, Program)]
+        if error := next((p.graph_error for p in programs if p.graph_error), None):
+            return f"call by call: {error}"
+        return "one CUDA graph" if any(p.graph for p in programs) else ""
+
+    def _warn_without_graph(self) -> None:
+        if not self._graph_warned and self.graph.startswith("call by call"):
+            self._graph_warned = True
+            self._warn(
+                f"the step does not become a CUDA graph; it runs several times slower, {self.graph}"
+            )
 
     def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
         """The program of a step; the step itself if a user's model cannot be recorded."""

@@ -113,6 +113,7 @@ def _run(user: dict[str, Any]) -> list[str]:
         f"on: {made['cpu']}, {made['cores']} cores, device {made['device']}; "
         + ", ".join(_blas(b) for b in made["blas"]),
         "command: " + " ".join(made["argv"]),
+        *([f"steps: {made['graph']}"] if made.get("graph") else []),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from npdrt.arrays import Array, namespace, real, total
+from npdrt.arrays import Array, namespace, product, real, total
 from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
@@ -172,7 +172,7 @@ class _Heads:
         e = xp.exp(s - top)
         sums = total(e, (e.ndim - 1,), keepdims=True)  # (..., L, 1)
         sums = xp.where(sums == 0, xp.ones_like(sums), sums)  # nothing to attend to
-        return xp.matmul(self._dropped(e, at), self.v[at]) * (self.grow / sums), top, sums, e
+        return product(self._dropped(e, at), self.v[at]) * (self.grow / sums), top, sums, e
 
     def backward(
         self, g: Array, y: Array, at: Index, top: Array, sums: Array, e: Array
@@ -182,15 +182,15 @@ class _Heads:
         e = xp.exp(self._scores(at) - top) if e is None else e
         along = total(g[at] * y[at], (y.ndim - 1,), keepdims=True) / sums  # (..., L, 1)
         g = g[at] * (self.grow / sums)  # (..., L, e)
-        gp = self._dropped(xp.matmul(g, xp.matrix_transpose(self.v[at])), at)  # (..., L, S)
+        gp = self._dropped(product(g, xp.matrix_transpose(self.v[at])), at)  # (..., L, S)
         ds = e * (gp - along)  # (..., L, S)
-        gq = xp.matmul(ds, self.k[at]) * self.scale  # (..., L, d)
-        gk = xp.matmul(xp.matrix_transpose(ds), self.q[at] * self.scale)  # (..., S, d)
-        return gq, gk, xp.matmul(xp.matrix_transpose(self._dropped(e, at)), g), ds
+        gq = product(ds, self.k[at]) * self.scale  # (..., L, d)
+        gk = product(xp.matrix_transpose(ds), self.q[at] * self.scale)  # (..., S, d)
+        return gq, gk, product(xp.matrix_transpose(self._dropped(e, at)), g), ds
 
     def _scores(self, at: Index) -> Array:
         xp = namespace(self.q)
-        s = xp.matmul(self.q[at] * self.scale, xp.matrix_transpose(self.k[at]))
+        s = product(self.q[at] * self.scale, xp.matrix_transpose(self.k[at]))
         s = s if self.mask is None else s + _additive(_part(self.mask, at), real(self.q).dtype)
         return s if self.triangle is None else s + self.triangle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace, total
+from npdrt.arrays import Array, namespace, product, total
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
 
@@ -23,9 +23,9 @@ def matmul(a: Array, b: Array) -> Any:
             f"matmul: expected at least 2 dimensions; got shapes {a.shape} and {b.shape}; "
             "reshape a vector to a row or column first"
         )
-    return xp.matmul(a, b), (
-        lambda g: xp.matmul(g, xp.matrix_transpose(b)),
-        lambda g: xp.matmul(xp.matrix_transpose(a), g),
+    return product(a, b), (
+        lambda g: product(g, xp.matrix_transpose(b)),
+        lambda g: product(xp.matrix_transpose(a), g),
     )
 
 
@@ -42,7 +42,7 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Any:
             f"{tuple(weight.shape)}"
         )
     rows = x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))  # (rows, in)
-    y = xp.matmul(rows, xp.matrix_transpose(weight))  # (rows, out)
+    y = product(rows, xp.matrix_transpose(weight))  # (rows, out)
     y = y if bias is None else y + bias
     y = y if x.ndim == 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
 
@@ -50,8 +50,8 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Any:
         return g if g.ndim == 2 else xp.reshape(g, (-1, g.shape[-1]))
 
     return y, (
-        lambda g: xp.reshape(xp.matmul(flat(g), weight), x.shape),
-        lambda g: xp.matmul(xp.matrix_transpose(flat(g)), rows),
+        lambda g: xp.reshape(product(flat(g), weight), x.shape),
+        lambda g: product(xp.matrix_transpose(flat(g)), rows),
         lambda g: total(flat(g), (0,)),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, check_dtypes, namespace, number, total
+from npdrt.arrays import Array, check_dtypes, namespace, number, product, total
 from npdrt.autodiff import ALL, detach, once, primitive
 from npdrt.errors import Error
 from npdrt.ops.arithmetic import add, multiply
@@ -132,8 +132,8 @@ def batch_norm(
         return total(g, over, keepdims=True), _dot(g, centred, over)
 
     def gx(g: Array) -> Array:
-        added, product = sums(g)
-        along = centred * (product * (inverse * inverse / n))
+        added, inner = sums(g)
+        along = centred * (inner * (inverse * inverse / n))
         return xp.reshape((xp.reshape(g, centred.shape) - along - added / n) * scale, x.shape)
 
     return xp.reshape(y, x.shape), (
@@ -363,7 +363,7 @@ def _dots(a: Array, b: Array) -> Array:
     """The dot products along the last axis, which is kept with length 1."""
     xp, shape, n = namespace(a, b), a.shape[:-1], a.shape[-1]
     rows, columns = xp.reshape(a, (*shape, 1, n)), xp.reshape(b, (*shape, n, 1))
-    return xp.reshape(xp.matmul(rows, columns), (*shape, 1))
+    return xp.reshape(product(rows, columns), (*shape, 1))
 
 
 def _check_eps(name: str, eps: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace, real, total
+from npdrt.arrays import Array, namespace, product, real, total
 from npdrt.autodiff import ALL, detach, primitive
 from npdrt.errors import Error
 
@@ -32,7 +32,7 @@ def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Arr
             f"power_iteration: expected weight (out, in) and u (out,); got {tuple(weight.shape)} "
             f"and {tuple(u.shape)}"
         )
-    row = xp.matmul(xp.reshape(u, (1, -1)), weight)  # (1, in)
+    row = product(xp.reshape(u, (1, -1)), weight)  # (1, in)
     v = _unit(xp.reshape(row, (-1,)), 0.0)
     if iterate:
         u = _unit(_product(weight, v), u)
@@ -42,7 +42,7 @@ def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Arr
 def _product(weight: Array, v: Array) -> Array:
     """weight @ v for a vector, as a product of matrices."""
     xp = namespace(weight)
-    return xp.reshape(xp.matmul(weight, xp.reshape(v, (-1, 1))), (-1,))
+    return xp.reshape(product(weight, xp.reshape(v, (-1, 1))), (-1,))
 
 
 def _unit(x: Array, otherwise: Any) -> Array:

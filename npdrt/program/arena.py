@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ class Arena:
 
     def __init__(self) -> None:
         self.scratch = self.xp.empty(0, dtype=np.uint8)
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """A context in which new arrays are on the device of this memory."""
+        return nullcontext()
 
     def reserve(self, nbytes: int) -> None:
         """At least so many bytes of scratch memory."""

@@ -10,26 +10,29 @@ Memory that you let go of is used again in the order of the streams that replays
 CuPy's own pools: if another stream reads an array, drop the array when that stream is done.
 
 The kernels (`npdrt.program.kernels`) give the bits of the CPU, except for the sign and payload of a
-NaN. Products are those of cuBLAS with compute type `CUBLAS_COMPUTE_32F` or `64F`, no TF32;
-sums, maxima, exp, log and tanh are CuPy's, which in float32 take subnormal numbers for zero.
+NaN. Products are made by `npdrt.cublas`, in eager steps too, without TF32; sums, maxima, exp, log
+and tanh are CuPy's, which in float32 take subnormal numbers for zero.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Array, on_gpu
+from npdrt import cublas
+from npdrt.arrays import Array, on_gpu, write_result
 from npdrt.errors import Error
 from npdrt.ops import convolution
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.arena import Lease
 from npdrt.program.calls import CONVOLUTIONS, Call, Value
 from npdrt.program.chain import read_by
+from npdrt.program.compiling import compile_kernels
 from npdrt.program.fused import FUSABLE
 from npdrt.program.kernels import (
     ARITHMETIC,
@@ -42,38 +45,44 @@ from npdrt.program.kernels import (
     loop_source,
 )
 from npdrt.program.memory import Memory
-from npdrt.program.operations import Maker, Operation, copied, run
+from npdrt.program.operations import Maker, Operation, allocating, copied, run
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
 
 WARM_UPS = 2  # replays call by call: the first compiles and allocates, the second finds all there
-# They may wait for the device or copy from the host, which a graph would repeat from freed memory.
-NOT_CAPTURED = ("argsort", "searchsorted", "sort")
 
 
 class CudaMemory(Memory):
-    """The memory of programs on a GPU: the current device.
+    """The memory of programs on a GPU.
 
-    library: a stand-in for CuPy. side: the stream on which calls run one by one and are captured.
-    Raises `Error` if float32 products would round their factors (`CUPY_TF32`).
+    device: its number; None for the current one. library, blas: stand-ins for CuPy and cuBLAS.
+    side: the stream on which calls run one by one and are captured. launched: the operations that
+    are compiled.
     """
 
-    def __init__(self, library: Any = None) -> None:
+    def __init__(self, library: Any = None, blas: Any = None, device: int | None = None) -> None:
         if library is None:
             import cupy
 
             library = cupy
         self.xp = library
-        if "TF32" in compute_type(library):
-            raise Error(
-                "CuPy is set to TF32, which rounds the factors of float32 products to 10 bits; "
-                "leave CUPY_TF32 unset"
-            )
-        super().__init__()
-        self.side = library.cuda.Stream(non_blocking=True)
+        self.device = library.cuda.Device() if device is None else library.cuda.Device(device)
+        with self.device:
+            super().__init__()
+            self.side = library.cuda.Stream(non_blocking=True)
+            self.blas = cublas.Cublas(library, blas)
+            self._used = library.cuda.Event(disable_timing=True)
         self.kernels: dict[Any, Any] = {}
+        self.launched: set[Any] = set()
         self._user: Any = None  # the stream that used this memory last
-        self._used = library.cuda.Event(disable_timing=True)
+
+    def __reduce__(self) -> Any:
+        return type(self), (None, None, self.device.id)
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Inside, the device of this memory is CuPy's current one."""
+        device: AbstractContextManager[Any] = self.xp.cuda.Device(self.device.id)
+        return device
 
     def fusable(self, fast: bool) -> tuple[str, ...]:
         """The functions of kernels; chains are always compiled."""
@@ -148,12 +157,6 @@ class CudaMemory(Memory):
         return self.kernels[source]
 
 
-def compute_type(library: Any) -> str:
-    """How CuPy asks cuBLAS to compute float32 products, by CuPy's name."""
-    kind = library._core.get_compute_type(np.float32)
-    return str(library._core._routines_linalg.compute_type_to_str(kind))
-
-
 # --- calls that CuPy makes in a way of its own ------------------------------------------------
 
 
@@ -174,9 +177,30 @@ def _convolve(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[
     return copied(cupy, getattr(convolution, call.function), call, args, out)
 
 
+def _product(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """By `npdrt.cublas`, as in an eager step."""
+    return [(write_result, (out, "matmul", *args), {})]
+
+
+def _reduce(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """CuPy gives `out` other strides if it is made of an array that is not in C order, and does not
+    add in the dtype of `out` (cupy/cupy#10300)."""
+    settings = {**call.settings, "dtype": out.dtype} if call.function in _SUMS else call.settings
+    call = replace(call, settings=settings)
+    moves = call.function not in _SUMS or args[0].dtype != out.dtype
+    if out.ndim > 1 and moves and not args[0].flags.c_contiguous:
+        return allocating(cupy, call, args, out)
+    return [(getattr(cupy, call.function), args, {**settings, "out": out})]
+
+
+_SUMS = ("sum", "prod")
+
 CUPY: dict[str, Maker] = {
     **dict.fromkeys(("concat", "stack"), _join),
     **dict.fromkeys(CONVOLUTIONS, _convolve),
+    **dict.fromkeys((*_SUMS, "any", "all", "argmax", "argmin"), _reduce),
+    "matmul": _product,
+    "min": allocating,  # with `out` it raises TypeError (cupy/cupy#9032)
 }
 
 
@@ -187,7 +211,8 @@ class CudaBinding(Binding):
     """A plan with a CuPy array for every value; `operations` replay it, or `graph` at once.
 
     graph: the captured operations, None before. graph_error: why there is none; then every replay
-    runs the operations one by one. launches: operations in a replay without graph.
+    runs the operations one by one. strides: of every array, as planned. launches: operations in a
+    replay without graph.
     pool: what CuPy allocates for itself (workspaces of reductions, copies of odd layouts) comes
     from a pool of this program alone. A graph remembers addresses: in the common pool the blocks
     would be free after the capture, for any array, or handed back to the driver.
@@ -205,6 +230,8 @@ class CudaBinding(Binding):
         self.pool = memory.xp.cuda.MemoryPool()
         on_device = {i: x if on_gpu(x) else memory.xp.asarray(x) for i, x in persistent.items()}
         super().__init__(values, plan, on_device, memory, fast=True)
+        self.strides = {i: x.strides for i, x in self.arrays.items()}
+        compile_kernels(self.operations, memory)
 
     @property
     def launches(self) -> int:
@@ -223,6 +250,8 @@ class CudaBinding(Binding):
         else:
             with self._aside():
                 run(self.operations)
+        if self.runs == 0:
+            self._check_strides()
         self.runs += 1
         self.memory.leave()
 
@@ -237,22 +266,28 @@ class CudaBinding(Binding):
         caller = cuda.get_current_stream()
         side.wait_event(caller.record())
         try:
-            with side, cuda.using_allocator(self.pool.malloc):
+            with side, cuda.using_allocator(self.pool.malloc), cublas.using(self.memory.blas):
                 yield side
         finally:
             caller.wait_event(side.record())
+
+    def _check_strides(self) -> None:
+        """Raise `Error` if a call has changed the strides of an array that it was to write to:
+        other calls would read other elements of it."""
+        changed = [i for i, x in self.arrays.items() if x.strides != self.strides.get(i, x.strides)]
+        if changed:
+            names = (c.function for c in self.plan.calls if c.result in changed)
+            raise Error(
+                f"CuPy changed the strides of the result of {', '.join(names)}, which a program "
+                "must not; run the step eagerly, and report this with the version of CuPy"
+            )
 
     def _capture(self) -> None:
         """Capture the operations. Nothing runs, so the homes keep their numbers.
 
         In the thread-local mode CUDA refuses calls that cannot be part of a graph (to allocate, to
-        wait). Calls of `NOT_CAPTURED` are refused here.
+        wait).
         """
-        barred = {self.plan.calls[c].function for g in self.plan.groups for c in g.calls}
-        barred &= set(NOT_CAPTURED)
-        if barred:
-            self.graph_error = Error(f"{', '.join(sorted(barred))} cannot be part of a CUDA graph")
-            return
         cuda, collecting = self.memory.xp.cuda, gc.isenabled()
         gc.disable()  # a collection might free memory of the device, which ends a capture
         try:

@@ -97,11 +97,11 @@ def copied(
     library: Any, function: Callable[..., Any], call: Call, args: tuple[Any, ...], out: Array
 ) -> list[Operation]:
     """The result of a function, copied into `out`."""
+    return [(_copy_result, (library, function, out, *args), call.settings)]
 
-    def write(*args: Any) -> None:
-        library.copyto(out, function(*args, **call.settings))
 
-    return [(write, args, {})]
+def _copy_result(library: Any, function: Any, out: Array, *args: Any, **settings: Any) -> None:
+    library.copyto(out, function(*args, **settings))
 
 
 SHARED: dict[str, Maker] = {

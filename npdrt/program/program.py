@@ -91,7 +91,7 @@ def memory_on(device: arrays.Device) -> Memory:
         return Memory()
     from npdrt.program import cuda
 
-    return cuda.CudaMemory()
+    return cuda.CudaMemory(device=device.index)
 
 
 def _parameter_names(step: Callable[..., Any], count: int) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class Program(Recording):
         """
         given = self._given(args)
         memory = self._chosen(given)
-        with memory.lock, quiet():
+        with memory.lock, quiet(), memory.on_device():
             memory.refuse_consumed()
             if not self._homes:
                 self._homes = {i: memory.home(p, self.values[i]) for p, i in self.inputs.items()}
@@ -183,11 +183,22 @@ class Program(Recording):
     def _chosen(self, given: dict[Path, Any]) -> Memory:
         """The memory; if none was given, new memory on the device of the arguments."""
         if self.memory is None:
-            device = "cuda" if any(map(arrays.on_gpu, given.values())) else "cpu"
-            memory = memory_on(arrays.Device(device))
+            on_gpu = (x for x in given.values() if arrays.on_gpu(x))
+            memory = memory_on(arrays.device_of(next(on_gpu, None)))
             vars(self).setdefault("memory", memory)  # another thread may have set it
         assert self.memory is not None
         return self.memory
+
+    @property
+    def graph(self) -> bool:
+        """Whether a replay is one CUDA graph: on a GPU, from the third call on."""
+        return self._bound is not None and self._bound.graph is not None
+
+    @property
+    def graph_error(self) -> Exception | None:
+        """Why replays on a GPU are not one CUDA graph but many calls, which is several times
+        slower; None while that is not known."""
+        return self._bound.graph_error if self._bound is not None else None
 
     def copy_out(self) -> Any:
         """The result of the last call in arrays of its own."""

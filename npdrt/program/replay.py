@@ -85,10 +85,13 @@ class Binding:
 
     persistent: the arrays of inputs, outputs and constants by value index. fast: run chains and
     norms as compiled loops. scratch: the memory of all other values, the arena's when bound.
-    own: the calls that the array library makes in a way of its own.
+    own: the calls that the array library makes in a way of its own. graph, graph_error: see
+    `npdrt.program.cuda`; None on the CPU.
     """
 
     own = NUMPY
+    graph: Any = None
+    graph_error: Exception | None = None
 
     def __init__(
         self,
