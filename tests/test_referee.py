@@ -19,7 +19,6 @@ import pytest
 
 from npdrt import optim
 from npdrt.conform import (
-    adapters,
     canonical,
     identify,
     recorded,
@@ -28,6 +27,7 @@ from npdrt.conform import (
     vectors,
     verify,
 )
+from npdrt.conform.adapters import file, serve
 from npdrt.conform.audit import PASSES, Audit, asked_of, audit_recorded, concluded
 from npdrt.conform.case import Answer, Case, Step
 from npdrt.conform.formats import FORMATS
@@ -62,14 +62,14 @@ def audited(source: str, folder: Path, rule: str, formats: Sequence[str] = ("flo
     """The audit of `update` in a source of a file, under a rule."""
     path = folder / "mine.py"
     path.write_text(HEAD + textwrap.dedent(source))
-    adapter = adapters.File(f"{path}:update", {})
+    adapter = file.File(f"{path}:update", {})
     info = adapter.info
     target = targets.Target(
         "", "mine", "file", rule, info.offers, info.formats, {}, required=info.required
     )
     found = asked(rule, tuple(formats), info.offers, info.formats)
     with np.errstate(all="ignore"):
-        outcomes = [targets.lacks(target, v.case) or adapters.outcome(adapter, v.case)
+        outcomes = [targets.lacks(target, v.case) or serve.outcome(adapter, v.case)
                     for v in found]  # fmt: skip
     return concluded("mine", {}, found, outcomes)
 
@@ -599,13 +599,13 @@ def test_optax_in_a_file(
     options: str, verdicts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optax")
-    monkeypatch.setattr(adapters, "LONG", 50)  # a thousand calls of JAX take seconds
+    monkeypatch.setattr(serve, "LONG", 50)  # a thousand calls of JAX take seconds
     path = tmp_path / "mine.py"
     path.write_text(HEAD + OPTAX.format(options=options))
-    adapter = adapters.File(f"{path}:update", {})
+    adapter = file.File(f"{path}:update", {})
     target = targets.Target("", "mine", "file", "adam", adapter.info.offers, ("float32",), {})
     found = [v for v in asked_of(target, "adam", ("float32",), (False,)) if len(v.case.steps) < 50]
-    outcomes = [targets.lacks(target, v.case) or adapters.outcome(adapter, v.case) for v in found]
+    outcomes = [targets.lacks(target, v.case) or serve.outcome(adapter, v.case) for v in found]
     told = concluded("mine", {}, found, outcomes)
     assert told.verdict in verdicts, report.sentence(told)
 

@@ -241,11 +241,11 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "words"),
     [
         (
-            "torch.optim.RMSprop",
+            "torch.optim.LBFGS",
             "not known; npdrt audits torch.optim.SGD, .*path/to/file.py:callable",
         ),
         ("torch.optim.Adan", "did you mean torch.optim.Adam?"),
-        ("optax.lion", "optax.fromage by name; .*protocol"),
+        ("optax.lion", "optax.fromage, .*by name; .*protocol"),
         ("SGD", "is not a target"),
         ("missing.py:update", "missing.py: there is no such file"),
         (f"{ROOT}/README.md", "name the callable"),

@@ -412,7 +412,7 @@ def test_tokens_out_of_range_are_refused_on_the_host(tmp_path: Path) -> None:
 def test_models_and_data_must_fit() -> None:
     with pytest.raises(Error, match="model transformer needs tokens; the examples of digits"):
         build_model(options(), data.load("digits"))
-    with pytest.raises(Error, match="are tokens, which model mlp is not for"):
+    with pytest.raises(Error, match="are tokens, but model mlp takes numbers; use a model with"):
         build_model(options(model="mlp", model_options={}), data.load("sample-text"))
     with pytest.raises(Error, match="the model has vocabulary=31, the data set has 30"):
         build_model(options(model_options={"vocabulary": 31}), data.load("sample-text"))

@@ -268,7 +268,8 @@ def test_the_stored_elements_are_close_to_our_answers(tests: list[tuple[Json, Js
         judged = judge(vector, answers)
         steps = len(answers)
         assert judged.bits
-        assert judged.worst.ulps <= max(6.0, 0.4 * steps), (test["tcId"], judged.worst)
+        least = 16.0 if vector.case.settings.get("centered") else 6.0  # v - m^2 cancels
+        assert judged.worst.ulps <= max(least, 0.4 * steps), (test["tcId"], judged.worst)
         if test["flags"] == ["LARGE"]:  # one stored element that is wrong is seen
             k, i = test["sample"]["at"][-1]
             exact = vector.expected[k].exact.copy()
@@ -462,7 +463,8 @@ def test_a_planted_error_is_named(
     if wrong.startswith("max"):  # the floor of another dialect, on the gradient alone
         assert "take_part passes" not in done.stdout
     else:
-        assert f"`{clause}`" in done.stdout.split("\n")[2], done.stdout
+        (found,) = [x for x in done.stdout.splitlines() if x.startswith("take_part deviates")]
+        assert f"`{clause}`" in found
     found = json.loads(call("verify", planted, "--json").stdout)
     assert found["passes"] is False
     assert found["rules"][0]["verdict"] in ("deviates", "unknown")
