@@ -11,6 +11,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from npdrt import cublas
 from npdrt.arrays import on_gpu
 from npdrt.program.arena import Arena, Array
@@ -31,7 +33,7 @@ class NoProducts:
         """An array of the form of a product, with anything in it."""
         if out is not None:
             return out
-        stack = (*a.shape[:-2],) if a.ndim >= b.ndim else (*b.shape[:-2],)
+        stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         return self.xp.empty((*stack, a.shape[-2], b.shape[-1]), dtype=a.dtype)
 
 

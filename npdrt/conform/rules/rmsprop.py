@@ -268,9 +268,9 @@ def start(draw: Drawer, step: int, size: float) -> Slots:
 
 
 def for_optax(settings: Settings) -> Settings:
-    """The arguments of optax.rmsprop, which builds no velocity where momentum is None."""
-    rest = dict(settings)
-    return {"decay": rest.pop("alpha"), **rest, "momentum": rest["momentum"] or None}
+    """The arguments of optax.rmsprop."""
+    rest = sgd.without_zero(settings)
+    return {"decay": rest.pop("alpha"), **rest}
 
 
 RULE = Rule(

@@ -161,7 +161,7 @@ SETTINGS: tuple[Settings, ...] = (
 
 
 def without_zero(settings: Settings) -> Settings:
-    """The arguments of optax.sgd, which builds no velocity where momentum is None."""
+    """The arguments of optax, which keeps no velocity if momentum is None."""
     return {**settings, "momentum": settings["momentum"] or None}
 
 
