@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,9 @@ import pytest
 
 from npdrt import blas
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores already
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 blas.choose_kernels()  # those of the command, whose runs are compared with runs in this process
 
 # A signal that is ignored, as under nohup, stays ignored in child processes; this one is tested.

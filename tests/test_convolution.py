@@ -535,13 +535,14 @@ def blas_threads() -> set[int]:
 
 
 def test_the_threads_of_the_blas_are_given_back() -> None:
-    before, during = blas_threads(), []
-    parallel.run([lambda: during.append(blas_threads())] * 5)
-    assert during == [{1}] * 5
-    with pytest.raises(ZeroDivisionError):
-        parallel.run([lambda: None, lambda: 1 / 0, lambda: None])
-    assert blas_threads() == before
-    parallel.run([])
+    during: list[set[int]] = []
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        parallel.run([lambda: during.append(blas_threads())] * 5)
+        assert during == [{1}] * 5
+        with pytest.raises(ZeroDivisionError):
+            parallel.run([lambda: None, lambda: 1 / 0, lambda: None])
+        assert blas_threads() == {2}
+        parallel.run([])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import libraries
 import standins
 from standins import NARROW, NORMS, OPTIONAL, RIGHT, STANDINS, Standin, Ways
 
 from npdrt.conform import identify as identification
 from npdrt.conform import page, targets
-from npdrt.conform.audit import audit, concluded
+from npdrt.conform.audit import Audit, audit, concluded
 from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.identify import Finding, identify
 from npdrt.conform.judge import accepted, distances
-from npdrt.conform.rules import RULES, run
+from npdrt.conform.rules import KNOWN, RULES, run
 from npdrt.conform.vectors import Vector, load
 
 OTHER_OPTIMIZERS = ("AMSGrad", "AMSGrad, corrected", "Adamax", "AdaBelief")
@@ -66,8 +67,15 @@ def expected(standin: Standin, ways: Ways, cases: Sequence[Case]) -> dict[str, s
 # --- stand-ins for public implementations -------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["float64", "pairwise"])
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        (name, norm)
+        for name, standin in ONE_BY_ONE.items()
+        for norm in ("float64", "pairwise")
+        if norm == "float64" or RULES[standin.rule].takes_norms
+    ],
+)
 def test_stand_ins_are_what_they_are(name: str, norm: str) -> None:
     standin, ways = ONE_BY_ONE[name], Ways(norm=norm)
     cases = [v.case for v in vectors(standin.rule)]
@@ -94,7 +102,7 @@ def test_the_rule_of_a_stand_in_is_found_too(name: str) -> None:
     assert found.choices == expected(standin, standins.PLAIN, cases)
 
 
-# --- 200 runs at random -------------------------------------------------------------------------
+# --- runs at random -----------------------------------------------------------------------------
 
 SHAPES = ((), (1,), (3,), (2, 3), (4, 2), (5,), (2, 1, 3), (17,))
 
@@ -217,9 +225,10 @@ ALIKE: dict[tuple[str, str], tuple[set[str], ...]] = {
 }
 
 
-def test_two_hundred_random_runs_without_a_mistake() -> None:
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 200), marks=pytest.mark.soak)])
+def test_random_runs_without_a_mistake(seeds: range) -> None:
     """Any dialect in any right arithmetic, lacking a setting or not, on most of the cases."""
-    for seed in range(200):
+    for seed in seeds:
         standin, ways, cases = run_at_random(seed)
         lacking = ONE_BY_ONE[standin.name].offers - standin.offers
         found, told = asked(standin, cases, ways), f"run {seed}: {standin.name}, {ways}, {lacking}"
@@ -484,10 +493,13 @@ def test_what_no_clause_describes_is_unknown(rule: str, edits: dict[str, str], f
 # --- no false alarm -----------------------------------------------------------------------------
 
 
-def test_ten_thousand_right_answers_raise_no_alarm() -> None:
+@pytest.mark.parametrize(
+    "seeds", [range(2000), pytest.param(range(2000, 10_000), marks=pytest.mark.soak)]
+)
+def test_right_answers_raise_no_alarm(seeds: range) -> None:
     """Any order of operations within the declared scalars, at level C1."""
     rules = list(RIGHT)
-    for seed in range(10_000):
+    for seed in seeds:
         pick, rule = random.Random(seed), rules[seed % len(rules)]
         case = case_at_random(rule, "float32" if pick.random() < 0.8 else "float64", seed)
         if rule in ("adam", "sgd", "lars") and pick.random() < 0.1:
@@ -556,13 +568,32 @@ REAL: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "overrides", "kinds", "dialect"), REAL)
+real = pytest.mark.parametrize(("spec", "overrides", "kinds", "dialect"), REAL)
+
+
+@real
 def test_real_optimizers(
     spec: str, overrides: dict[str, Any], kinds: tuple[str, ...], dialect: str
 ) -> None:
-    for package in targets.PACKAGES[spec.partition(".")[0]]:
-        pytest.importorskip(package, exc_type=ImportError)
+    target = libraries.find(spec, overrides)
+    tests = vectors(KNOWN[spec][0].name, ("float32",))
+    tests = [v for v in tests if libraries.usual(target, v.case)]
+    outcomes = libraries.outcomes(target, [v.case for v in tests])
+    is_what_it_is(concluded(spec, {}, tests, outcomes), kinds, dialect)
+
+
+@pytest.mark.soak
+@real
+def test_real_audits(
+    spec: str, overrides: dict[str, Any], kinds: tuple[str, ...], dialect: str
+) -> None:
+    """The same in a child, on the large and the long cases too."""
+    libraries.find(spec)
     found = audit(targets.find(spec, overrides), ("float32",), limit=60.0)
+    is_what_it_is(found, kinds, dialect)
+
+
+def is_what_it_is(found: Audit, kinds: tuple[str, ...], dialect: str) -> None:
     assert not found.failures
     assert found.finding.kind in kinds
     assert found.finding.dialect is not None

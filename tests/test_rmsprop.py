@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import libraries
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -351,10 +352,9 @@ def test_a_fault_that_no_clause_names_is_refused(edits: dict[str, str]) -> None:
 )
 def test_libraries(spec: str, overrides: Any, dialect: str, beyond: dict[str, str]) -> None:
     """What `npdrt audit` finds, without the large and the long cases."""
-    for package in targets.PACKAGES[spec.partition(".")[0]]:
-        pytest.importorskip(package, exc_type=ImportError)
-    outcomes = targets.answers(targets.find(spec, overrides), cases(), limit=60.0)
-    pairs = list(zip(cases(), outcomes, strict=True))
+    target = libraries.find(spec, overrides)
+    asked = [case for case in cases() if libraries.usual(target, case)]
+    pairs = list(zip(asked, libraries.outcomes(target, asked), strict=True))
     lacking = [o for _, o in pairs if isinstance(o, Failure)]
     assert {o.kind for o in lacking} <= {"not offered"}
     assert bool(lacking) == spec.startswith("optax")  # it has no weight decay

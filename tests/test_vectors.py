@@ -257,10 +257,13 @@ def test_generated_tests_are_large_or_long(tests: list[tuple[Json, Json]]) -> No
     assert {len(test["sample"]["at"]) for _, test in found} == {64, 63}
 
 
-def test_the_stored_elements_are_close_to_our_answers(tests: list[tuple[Json, Json]]) -> None:
+def test_the_stored_elements_are_close_to_our_answers(
+    tests: list[tuple[Json, Json]], loaded: list[Vector]
+) -> None:
     """The exact elements are not npdrt's own, and npdrt's are as good as elsewhere."""
+    by_id = {vector.case.id: vector for vector in loaded}
     for group, test in (pair for pair in of_generated(tests) if not vectors.spared(pair[1])):
-        vector = vectors.vector_from(group, test)
+        vector = by_id[test["tcId"]]
         if test["result"] != "valid":
             assert group["format"] in ("bfloat16", "float16"), test["tcId"]
             continue
@@ -351,6 +354,8 @@ def test_prompts_hold_no_answers(prompts: Path, tests: list[tuple[Json, Json]]) 
         assert not answers & set(group)
     asked = [test["tcId"] for group in found["testGroups"] for test in group["tests"]]
     assert sorted(asked) == sorted(test["tcId"] for _, test in tests if not vectors.spared(test))
+    for group in found["testGroups"]:  # thousands of steps are all of one form
+        group["tests"] = [t for t in group["tests"] if len(t.get("steps", ())) < 1000]
     assert validator("prompts").is_valid(found)
 
 
@@ -458,16 +463,16 @@ def test_a_planted_error_is_named(
     text = TAKE_PART.read_text()
     assert text.count(right) == 1
     planted = participate(text.replace(right, wrong), prompts, tmp_path)
-    done = call("verify", planted)
+    done = call("verify", planted, "--json")
     assert done.exit_code == 1, done.output
+    found = json.loads(done.stdout)
+    (rule,) = found["rules"]
+    assert found["passes"] is rule["passes"] is False
     if wrong.startswith("max"):  # the floor of another dialect, on the gradient alone
-        assert "take_part passes" not in done.stdout
+        assert rule["verdict"] in ("deviates", "unknown")
     else:
-        (found,) = [x for x in done.stdout.splitlines() if x.startswith("take_part deviates")]
-        assert f"`{clause}`" in found
-    found = json.loads(call("verify", planted, "--json").stdout)
-    assert found["passes"] is False
-    assert found["rules"][0]["verdict"] in ("deviates", "unknown")
+        assert rule["verdict"] == "deviates"
+        assert f"`{clause}`" in rule["sentence"]
 
 
 def own_answers(tests: list[tuple[Json, Json]]) -> list[Json]:

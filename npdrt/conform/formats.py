@@ -7,6 +7,7 @@ says which of them it can represent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,17 @@ class Format:
     precision: int
     emax: int
 
-    @property
+    @cached_property
     def largest(self) -> float:
         """The largest finite number."""
         return float((2.0 - 2.0 ** (1 - self.precision)) * 2.0**self.emax)
 
-    @property
+    @cached_property
     def smallest_normal(self) -> float:
         """The smallest positive number that is not subnormal."""
         return float(2.0 ** (1 - self.emax))
 
-    @property
+    @cached_property
     def smallest(self) -> float:
         """The smallest positive number."""
         return float(2.0 ** (2 - self.emax - self.precision))
@@ -48,10 +49,9 @@ class Format:
         In the last binade it is the spacing of that binade, so it is finite for finite numbers.
         """
         scale = np.abs(scale)
-        with np.errstate(all="ignore"):
-            exponent = np.clip(np.frexp(scale)[1] - 1, 1 - self.emax, self.emax)
-        spacing = np.ldexp(np.ones_like(scale), exponent - (self.precision - 1))
-        return np.where(np.isfinite(scale), spacing, scale)
+        finite = np.isfinite(scale)
+        exponent = np.minimum(np.maximum(np.frexp(scale)[1], 2 - self.emax), self.emax + 1)
+        return np.where(finite, np.ldexp(scale.dtype.type(1), exponent - self.precision), scale)
 
     def round(self, x: Any) -> Values:
         """`x` rounded once to the format, to nearest even; subnormals kept, overflow to inf."""
@@ -96,3 +96,9 @@ FORMATS = {
         Format("float64", 64, 53, 1023),
     )
 }
+
+
+@lru_cache
+def rounding_error(number: Format, x: float) -> float:
+    """|x rounded to a format / x - 1|; 0 for 0."""
+    return abs(float(number.round(np.float64(x))) / x - 1) if x else 0.0

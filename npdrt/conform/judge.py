@@ -8,7 +8,7 @@ have no level.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,41 +132,40 @@ def ulps_away(test: Vector, answers: Sequence[Answer]) -> float:
 
 def furthest(test: Vector, answers: Sequence[Answer]) -> Worst:
     """The largest error of answers, and where."""
-    worst = Worst(0.0)
-    for k, errors in enumerate(errors_of(test, answers)):
-        if errors.size:
-            at = int(np.argmax(errors))
-            if errors[at] > worst.ulps:
-                worst = Worst(float(errors[at]), k, at)
-    return worst
+    errors = errors_of(test, answers)
+    if not errors.any():
+        return Worst(0.0)
+    step, at = np.unravel_index(np.argmax(errors), errors.shape)
+    return Worst(float(errors[step, at]), int(step), int(at))
 
 
-def errors_of(test: Vector, answers: Sequence[Answer]) -> Iterator[Values]:
-    """The errors of all elements after every step, in ulps.
+def errors_of(test: Vector, answers: Sequence[Answer]) -> Values:
+    """The errors of all elements after every step, in ulps: (steps, elements).
 
     The errors of a sequence add up from its first step on, so they are counted at the largest scale
     so far; recorded steps, each judged from the parameter before it, at their own.
     """
-    scale: Any = 0.0
-    for answer, expected in zip(answers, test.expected, strict=True):
-        before = 0.0 if "RECORDED" in test.case.flags else np.where(np.isfinite(scale), scale, 0.0)
-        scale = np.maximum(before, expected.scale)
-        yield distances(answer.w, expected.exact, scale, test.case.number, expected.slack)
+    pairs = zip(answers, test.expected, strict=True)
+    parts = [(a.w, e.exact, e.scale, np.broadcast_to(e.slack, a.w.shape)) for a, e in pairs]
+    got, exact, scale, slack = (np.stack(part) for part in zip(*parts, strict=True))
+    if "RECORDED" not in test.case.flags:
+        before = np.maximum.accumulate(np.where(np.isfinite(scale), scale, 0.0))
+        scale[1:] = np.maximum(before[:-1], scale[1:])
+    errors = distances(got, exact, scale, test.case.number, slack)
+    return errors.reshape(len(answers), test.case.w.size)
 
 
 def distances(got: Any, exact: Any, scale: Any, number: Format, slack: Any = 0.0) -> Values:
     """|got - exact|, less the slack, / ulp(scale) of every element, flattened; 0 where both are NaN
     or the same infinity, inf where only one is. An exact answer within k ulps of overflow may be
     infinite."""
-    got, exact, scale, slack = (
-        np.asarray(x, dtype=np.longdouble).reshape(-1)
-        for x in np.broadcast_arrays(got, exact, scale, slack)
-    )
+    got, exact = np.asarray(got, np.longdouble), np.asarray(exact, np.longdouble)
     with np.errstate(all="ignore"):
         steps = np.maximum(np.abs(got - exact) - slack, 0) / number.ulp(scale)
         same = (got == exact) | (np.isnan(got) & np.isnan(exact))
         finite = np.isfinite(got) & np.isfinite(exact) & np.isfinite(scale)
-        return np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)
+        ulps = np.where(same, 0.0, np.where(finite, steps, np.inf)).astype(np.float64)
+    return ulps.reshape(-1)
 
 
 # --- norms, primitives and training steps --------------------------------------------------------

@@ -87,15 +87,19 @@ def root(x: float) -> float:
 def norm(values: Numbers) -> float:
     """The section "The norm"."""
     squares = [x * x for x in values]
+    width = 256
+    while width > 1 and 2 * len(squares) <= width:  # the other lanes would add zeros
+        width //= 2
     total: Numbers = []
     for start in range(0, max(len(squares), 1), 65536):
         chunk = squares[start : start + 65536] or [0.0]
-        chunk += [0.0] * (-len(chunk) % 256)
-        lanes = chunk[:256]
-        for row in range(256, len(chunk), 256):
-            lanes = [a + b for a, b in zip(lanes, chunk[row : row + 256], strict=True)]
+        chunk += [0.0] * (-len(chunk) % width)
+        lanes = chunk[:width]
+        for row in range(width, len(chunk), width):
+            lanes = [a + b for a, b in zip(lanes, chunk[row : row + width], strict=True)]
         total = [a + b for a, b in zip(total, lanes, strict=True)] if total else lanes
-    for half in (128, 64, 32, 16, 8, 4, 2, 1):
+    while len(total) > 1:
+        half = len(total) // 2
         total = [total[k] + total[k + half] for k in range(half)]
     return math.sqrt(total[0])
 

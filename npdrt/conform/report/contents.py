@@ -244,7 +244,7 @@ def elements(judged: Judged) -> list[str | Table]:
     error: what is known of it, and its elements with the largest errors; [] without an answer."""
     if not (judged.answers and judged.test.expected):
         return []
-    errors = list(errors_of(judged.test, judged.answers))
+    errors = errors_of(judged.test, judged.answers)
     worst = [float(np.max(e, initial=0.0)) for e in errors]
     limit = judged.test.ulps
     k = next((i for i, most in enumerate(worst) if most > limit), int(np.argmax(worst)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from npdrt.conform.case import Slots
 from npdrt.conform.cases import Draft, Drawer
-from npdrt.conform.formats import FORMATS, Format
+from npdrt.conform.formats import FORMATS, Format, rounding_error
 from npdrt.conform.page import (
     ROUND,
     Norms,
@@ -262,9 +262,7 @@ def drift(before: Any, v: Any, beta: Any, a: Arithmetic) -> Any:
     step, where d is the rounding error of beta2. The error e of v follows e <- beta2 (e + |d| v).
     It builds up over 1 / (1 - beta2) steps: to 1.3e-5 of v in float32 with beta2 = 0.999.
     """
-    exact = float(beta)
-    d = abs(float(a.format.round(np.float64(exact))) / exact - 1) if exact else 0.0
-    return beta * (before + d * v)
+    return beta * (before + rounding_error(a.format, float(beta)) * v)
 
 
 def uncertainty(c: dict[str, str], slots: Slots, betas: tuple[Any, Any], a: Arithmetic) -> float:
@@ -279,7 +277,7 @@ def uncertainty(c: dict[str, str], slots: Slots, betas: tuple[Any, Any], a: Arit
         return 0.0
     narrow = FORMATS["float32"] if c["precision"] == "float32" else a.format
     t, u = slots["step"] + 1, 2.0**-narrow.precision
-    shifts = [abs(float(narrow.round(np.float64(b))) / float(b) - 1) if b else 0.0 for b in betas]
+    shifts = [rounding_error(narrow, float(beta)) for beta in betas]
     first, second = (
         float(k * (t * d + 2 * u * (1 + t**0.5)))
         for k, d in zip(conditions(slots, narrow), shifts, strict=True)

@@ -97,7 +97,7 @@ def run(
     differences do not add up; the slots stay those of the rule. Raises ZeroDivisionError for
     numbers that have no infinity (mpmath's).
     """
-    full = rule.full(choices)
+    full, settings = rule.full(choices), _settings(case, real)
     read = as_if_contiguous if full["operands"] == "as if contiguous" else None
     w, slots = real(case.w), _slots(case, real)
     shares = case.neighbour is not None and full.get("state") == "shared"
@@ -106,7 +106,7 @@ def run(
     with np.errstate(all="ignore"):
         for k in range(len(case.steps)):
             arithmetic = Arithmetic(real, case.number, full)
-            h = _settings(case, _rate(case, k, full), arithmetic)
+            h = settings | _rate(case, k, arithmetic)
             if case.neighbour and shares:
                 other_g = real(case.neighbour.g[k])
                 other_w, slots, _ = rule.step(full, other_w, other_g, slots, h, arithmetic)
@@ -126,10 +126,14 @@ def run(
     return steps
 
 
-def _rate(case: Case, k: int, full: Choices) -> float:
-    """The learning rate of step k by the clause "learning rate of"."""
-    at = {"the step before": max(k - 1, 0), "the first step": 0}.get(full["learning rate of"], k)
-    return case.steps[at].lr
+def _rate(case: Case, k: int, arithmetic: Arithmetic) -> Settings:
+    """The learning rate of step k with its sign, by the clauses "learning rate of", "learning rate
+    precision" and "direction"."""
+    c = arithmetic.choices
+    at = {"the step before": max(k - 1, 0), "the first step": 0}.get(c["learning rate of"], k)
+    lr, precision = case.steps[at].lr, c["learning rate precision"]
+    rate = arithmetic.real(lr) if precision == "float64" else arithmetic.rounded(lr, precision)
+    return {"lr": rate, "sign": -1 if c["direction"] == "ascent" else 1}
 
 
 def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:
@@ -138,12 +142,9 @@ def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:
     return {k: v if k == "step" else real(v) for k, v in given.items()}
 
 
-def _settings(case: Case, lr: float, arithmetic: Arithmetic) -> Settings:
-    """The settings as numbers of the arithmetic, the learning rate with sign and precision."""
-    c, real = arithmetic.choices, arithmetic.real
-    exact = c["learning rate precision"] == "float64"
-    rate = real(lr) if exact else arithmetic.rounded(lr, c["learning rate precision"])
-    h: Settings = {"lr": rate, "kind": case.kind, "sign": -1 if c["direction"] == "ascent" else 1}
+def _settings(case: Case, real: Callable[[Any], Any]) -> Settings:
+    """The settings as numbers of the arithmetic, and the kind of the parameter."""
+    h: Settings = {"kind": case.kind}
     for name, value in case.settings.items():
         plain, several = (
             value is None or isinstance(value, bool | str),
