@@ -130,12 +130,17 @@ def later(name: str) -> Problem:
     return Problem(model, model.init(**start), model.buffers(**start), x, Y)
 
 
-@oracles
+COMPILED = ("transformer, norms first", "resnet18")  # one of a kind: JAX compiles for seconds
+
+
+@some_oracle
 @pytest.mark.parametrize("name", LATER)
-def test_later_models(oracle: str, name: str) -> None:
-    found = audit(later(name), against=[oracle])
-    assert found.comparisons[0].error <= 1e-12
-    assert list(found.comparisons[0].errors) == list(LATER[name].shapes())
+def test_later_models(name: str) -> None:
+    against = [oracle for oracle in INSTALLED if oracle != "jax" or name in COMPILED]
+    found = audit(later(name), against=against or INSTALLED)
+    for comparison in found.comparisons:
+        assert comparison.error <= 1e-12
+        assert list(comparison.errors) == list(LATER[name].shapes())
     assert found.agrees
     assert found.zero == ()
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import libraries
 import numpy as np
 import pytest
-import libraries
 import standins
 from standins import NARROW, NORMS, OPTIONAL, RIGHT, STANDINS, Standin, Ways
 
@@ -30,9 +30,11 @@ ONE_BY_ONE = {s.name: s for s in STANDINS}
 
 
 @cache
-def vectors(rule: str, formats: Sequence[str] = ("float32", "float64")) -> list[Vector]:
-    """The vectors that an implementation of a rule is held to, but the large and long ones."""
-    return load(rule, formats, large=False)
+def vectors(
+    rule: str, formats: Sequence[str] = ("float32", "float64"), large: bool = False
+) -> list[Vector]:
+    """The vectors that an implementation of a rule is held to; the large and long ones if asked."""
+    return load(rule, formats, large=large)
 
 
 def finding(rule: str, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> Finding:
@@ -535,8 +537,8 @@ def candidates() -> Iterator[tuple[str, dict[str, str]]]:
 def test_every_choice_can_be_told_from_every_other(name: str, choices: dict[str, str]) -> None:
     rule = RULES[name]
     formats = ("float32", "float64") if "precision" in " ".join(choices) else ("float32",)
-    found = load(name, formats) if "first" in " ".join(choices.values()) else vectors(name, formats)
-    cases = [v.case for v in found if v.case.result == "valid"]
+    large = "first" in " ".join(choices.values())
+    cases = [v.case for v in vectors(name, formats, large) if v.case.result == "valid"]
     outcomes = [
         tuple(Answer(c.number.round(e.w) + 0 * c.w) for e in run(rule, choices, c)) for c in cases
     ]
