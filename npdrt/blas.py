@@ -28,8 +28,8 @@ def choose_kernels(cpuinfo: Path = CPUINFO) -> None:
     """Have OpenBLAS run the kernels that suit an AMD processor with AVX-512.
 
     It sets OPENBLAS_CORETYPE in the environment of the process, unless the variable is set to
-    anything already, or NumPy is imported, which is too late. The command calls this function. The
-    library never does, because the environment belongs to the program that imports it. On systems
+    anything already, or NumPy is imported, which is too late. The command (`npdrt.cli.main`) calls
+    this. The library never does, because the environment belongs to the program that imports it. On systems
     other than Linux the function does nothing.
     """
     if VARIABLE in os.environ or "numpy" in sys.modules:
