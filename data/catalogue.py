@@ -113,20 +113,27 @@ def sources(catalogue: Path | None = None) -> dict[str, Source]:
         raise FileRefused(f"{place}: not a catalogue of data sets: {error!r}") from error
 
 
-def find(name: str, catalogue: Path | None = None) -> Source:
-    """The data set called `name`; Error with suggestions if there is none."""
+OWN = (
+    "; or give the path of a FILE.npz with arrays x and y, folder:PATH with images, or text:PATH "
+    "with train.txt, valid.txt and test.txt"
+)
+
+
+def find(name: str, catalogue: Path | None = None, *, paths: bool = True) -> Source:
+    """The data set called `name`; Error with suggestions if there is none.
+
+    paths: whether they name the forms in which a user gives data of their own.
+    """
     known = sources(catalogue)
     if name in known:
         return known[name]
     if name in LOCAL:
         raise Error(f"npdrt has no download and no digests of {name!r}; it can only load it")
+    offered = [*known, *LOCAL] if paths else list(known)
     near = difflib.get_close_matches(name.lower(), [*known, *LOCAL], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise Error(
-        f"unknown data set {name!r}; {hint}known: {', '.join([*known, *LOCAL])}; "
-        "or give the path of a FILE.npz with arrays x and y, folder:PATH with images, or text:PATH "
-        "with train.txt, valid.txt and test.txt"
-    )
+    own = OWN if paths else ""
+    raise Error(f"unknown data set {name!r}; {hint}known: {', '.join(offered)}{own}")
 
 
 def _source(name: str, entry: dict[str, Any]) -> Source:

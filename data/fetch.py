@@ -171,7 +171,7 @@ def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     """
     if images.named(name):
         return _check_images(name)
-    source = find(name, catalogue)
+    source = find(name, catalogue, paths=False)
     places = _candidates(source, data_dir)
     some = ((path, form) for path, form in places if files_in(path, form))
     anywhere = next(some, None) or next(iter(places), None)
@@ -238,7 +238,7 @@ def fetch(
     Unavailable if there is no folder, pooch is missing or no mirror answers; FileRefused if they
     send wrong files.
     """
-    source = find(name, catalogue)
+    source = find(name, catalogue, paths=False)
     if source.bundled:
         return _package_folder()
     roots = [Path(data_dir) / name] if data_dir else folders(name)

@@ -68,6 +68,7 @@ def read(name: str) -> dict[str, Part]:
     empty or cannot be listed, train has only one class, or val has a class that train lacks.
     """
     root = parse(name)[1]
+    regular.require(root, "directory")
     if not (root / "train").is_dir():
         raise Error(f"{root}: expected a folder with train/<class>/*.jpeg inside")
     pillow()

@@ -36,8 +36,7 @@ def load(path: Path, standardise: bool | str) -> Dataset:
     """The user's data set in a .npz file; see `npdrt.data.load`."""
     if isinstance(standardise, str):
         raise Error(f"{path} is standardised by its own mean or not at all; got {standardise!r}")
-    if not path.exists():
-        raise Error(f"data file {path} does not exist")
+    regular.require(path)
     with reading(path) as stream:
         raw = _raw(stream, path.name, str(path))
     classes, x = check(raw, None), raw.arrays["x"]

@@ -28,6 +28,7 @@ from npdrt.data import bounded, sample
 from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import first_file, locate_local
 from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.regular import require
 
 NAMED = "squad"
 REMEDY = "Put train-v1.1.json, dev-v1.1.json and the vocab.txt of a BERT there, or use squad:FOLDER"
@@ -425,8 +426,7 @@ def load(
         folder = locate_local(NAMED, data_dir, _files("train-v1.1.json"), REMEDY)
     else:
         folder = Path(name.removeprefix(f"{NAMED}:"))
-    if not folder.is_dir():
-        raise Error(f"data folder {folder} does not exist")
+    require(folder, "directory")
     paths = {part: _path(folder, f"{part}-v1.1.json") for part in ("train", "dev")}
     vocabulary = _path(folder, "vocab.txt")
     files = {**{path.name: path for path in paths.values()}, "vocabulary": vocabulary}

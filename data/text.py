@@ -27,6 +27,7 @@ from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import first_file, locate_local
 from npdrt.data.sampler import Sampler
 from npdrt.errors import Error, FileRefused
+from npdrt.regular import require
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -102,8 +103,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Text:
 
 def read(folder: Path, name: str, length: int = LENGTH) -> Text:
     """The text of a folder, in one stream."""
-    if not folder.is_dir():
-        raise Error(f"data folder {folder} does not exist")
+    require(folder, "directory")
     return make_dataset({split: _text(folder, split) for split in SPLITS}, name, length)
 
 

@@ -135,6 +135,9 @@ def reporting(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FileNotFoundError as error:
+        gone = path if path.parent.exists() else path.parent
+        raise Error(f"{gone} does not exist; give another path") from error
     except WRONG_PATH as error:
         raise Error(f"{path}: {error.strerror}; give another path") from error
     except OSError as error:

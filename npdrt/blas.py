@@ -29,8 +29,8 @@ def choose_kernels(cpuinfo: Path = CPUINFO) -> None:
 
     It sets OPENBLAS_CORETYPE in the environment of the process, unless the variable is set to
     anything already, or NumPy is imported, which is too late. The command (`npdrt.cli.main`) calls
-    this. The library never does, because the environment belongs to the program that imports it. On systems
-    other than Linux the function does nothing.
+    this. The library never does, because the environment belongs to the program that imports it.
+    On systems other than Linux the function does nothing.
     """
     if VARIABLE in os.environ or "numpy" in sys.modules:
         return

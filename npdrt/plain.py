@@ -26,6 +26,25 @@ def line(text: object) -> str:
     return printable(text, keep="")
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def several(names: Sequence[str], most: int = 3) -> str:
+    """Names for a message: the first ones, and how many more there are.
+
+    >>> several(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def table(rows: Sequence[Sequence[object]], indent: str = "") -> str:
     """Rows as lines with aligned columns; a cell is one line, whatever is in it."""
     cells = [[line(cell) for cell in row] for row in rows]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from npdrt.errors import FileRefused
+from npdrt.errors import Error, FileRefused
 
 
 def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
@@ -24,6 +24,19 @@ def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
     """
 
     return open(path, "rb", opener=opener(follow=follow))
+
+
+def require(path: Path, what: str = "") -> None:
+    """Raise `Error` if nothing is at `path`. what: "file" or "directory", if it must be one."""
+    if not path.exists():
+        raise Error(missing(path))
+    if not {"file": path.is_file, "directory": path.is_dir, "": path.exists}[what]():
+        raise Error(f"{path} is not a {what}; give the path of one")
+
+
+def missing(path: object) -> str:
+    """What npdrt says of a path with nothing there."""
+    return f"{path} does not exist"
 
 
 def opener(*, follow: bool = False) -> Callable[[str, int], int]:
@@ -45,11 +58,13 @@ def refusing(path: object) -> Iterator[None]:
     """Put the path before every `FileRefused`, and turn an `OSError` into one."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileRefused(missing(path)) from error
     except OSError as error:
         reason = error.strerror or error
         raise FileRefused(f"{path}: cannot be read: {reason}; check path and file") from error
     except FileRefused as error:
-        named = str(error).startswith(f"{path}: ")
+        named = str(error).startswith((f"{path}: ", missing(path)))
         raise error if named else FileRefused(f"{path}: {error}") from error
 
 

@@ -11,6 +11,7 @@ plain values, so that a field that is not declared is kept.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -54,7 +55,8 @@ def check(value: Any, kind: Any, where: object) -> Any:
 
 
 def _shown(error: Exception) -> str:
-    return str(error)[:SHOWN]
+    text = re.sub(r"^Object missing required field `(.*?)`", r"the key \1 is missing", str(error))
+    return text[:SHOWN]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Values:

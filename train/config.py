@@ -21,7 +21,7 @@ from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS, Model
 from npdrt.optim.schedules import FORMS
-from npdrt.regular import contents
+from npdrt.regular import contents, require
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
 MOST = 1 << 53  # of a whole number among the settings
@@ -346,8 +346,7 @@ def _import_file(path: Path) -> Any:
 
 
 def _source(path: Path) -> bytes:
-    if not path.exists():
-        raise Error(f"model file {path} does not exist, seen from {Path.cwd()}")
+    require(path)
     return contents(path, follow=True)
 
 

@@ -31,6 +31,7 @@ from npdrt.train.feed import Feed
 from npdrt.train.provenance import blas_in_words, provenance, same_blas
 from npdrt.train.step import Position, State, epoch_sums
 
+OF_A_RUN = {"log.jsonl", "checkpoint.h5", "checkpoint.prev.h5"}  # one of them is in every run
 GROWTH = 1.25  # of the log, after which the trace is written again: that costs the whole history
 
 
@@ -230,8 +231,17 @@ def rewound_log(out: Path, checkpoint: Checkpoint, path: Path) -> tuple[Tally, f
 
 def require_empty(out: Path) -> None:
     """Raise `Error` unless `out` is missing or an empty directory."""
-    if out.exists() and (not out.is_dir() or _names(out)):
+    require_run(out)
+    if out.exists() and _names(out):
         raise Error(f"{out} already exists; give --resume to go on with it, or another --out")
+
+
+def require_run(out: Path) -> None:
+    """Raise `Error` if `out` is a file, or a directory that holds files, but none of a run."""
+    if out.exists() and not out.is_dir():
+        raise Error(f"{out} is not a directory; give another --out")
+    if out.exists() and (names := _names(out)) and names.isdisjoint(OF_A_RUN):
+        raise Error(f"{out} holds files that are not of a run; give another --out")
 
 
 def _names(out: Path) -> set[str]:

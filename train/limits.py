@@ -114,7 +114,7 @@ def triad_bandwidth(size: int = 64 * 2**20, passes: int = 10) -> Bandwidth:
     thread and as many with one for each core.
     """
     a, b, c = (np.full(size // 4, value, np.float32) for value in (0, 1, 2))
-    found = [Bandwidth(_triad_rate(a, b, c, n, passes), n) for n in sorted({1, _cores()})]
+    found = [Bandwidth(_triad_rate(a, b, c, n, passes), n) for n in sorted({1, cores()})]
     return max(found)
 
 
@@ -149,7 +149,7 @@ def _triad(a: Array, b: Array, c: Array) -> Call:
     return run
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, if the system says; else those of the machine."""
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(allowed(0))

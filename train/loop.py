@@ -26,6 +26,7 @@ from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint
 from npdrt.store.log import Record, Tally
+from npdrt.train.cautions import cautions
 from npdrt.train.config import Config, build_model, build_optimizer, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.feed import Feed
@@ -33,6 +34,8 @@ from npdrt.train.files import RunFiles
 from npdrt.train.history import History
 from npdrt.train.step import Position, State, Step, Steps, Task, epoch_sums
 
+LOWER_RATE = "Try a lower --lr."
+LOOK_AT_DATA = "No rate was used yet: look at the data and the initial weights."
 SMALL_PRODUCT = 1e7  # FLOP of a step's largest product; below it a second thread costs more time
 
 
@@ -130,7 +133,7 @@ class Trainer:
         steps = self.feed.steps
         beyond = (step for step in self.config.snapshots if step > steps)
         missed = (f"no snapshot of step {step}: the run has {steps}" for step in beyond)
-        for warning in (*self.feed.dataset.notes, *missed):
+        for warning in (*cautions(self.config), *self.feed.dataset.notes, *missed):
             self.reporter.warning(warning)
         if self.files.begun:
             if changed := self.files.kernels_changed():
@@ -281,16 +284,18 @@ class Trainer:
         """Repeat the run from its last checkpoint, and name the first value that is not finite."""
         checkpoint, path, _ = store.load_newest(self.files.out)
         again = self.restored(checkpoint, path)
-        advice = f"The last good checkpoint is {path}, step {again.step}. Try a lower --lr."
+        good = f"The last good checkpoint is {path}, step {again.step}."
         while again.step < at.step:
             x, y = self.feed.batch(again.step)
             lr, random = again.schedule(again.step), Random(self.config.seed, "train", again.step)
             found = first_nonfinite(self.task, self.optimizer, again.state, x, y, lr, random)
             if found:
-                raise Diverged(f"step {again.step + 1}: {found} is not finite. {advice}")
+                untried = not again.step and "after its update" not in found
+                advice = LOOK_AT_DATA if untried else LOWER_RATE
+                raise Diverged(f"step {again.step + 1}: {found} is not finite. {good} {advice}")
             again, _ = self.advanced(again, x, y, lr)
             again = again if again.step % self.feed.epoch else self._next_epoch(again)
         raise Diverged(
             f"a loss up to step {at.step} was not finite, but the replay did not reproduce it. "
-            f"{advice}"
+            f"{good} {LOWER_RATE}"
         )

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info
 import npdrt
 from npdrt.arrays import Device, describe_gpus
 from npdrt.blas import kernels_chosen_by
+from npdrt.plain import counted
 
 PACKAGES = (
     "numpy",
@@ -94,7 +95,7 @@ def same_blas(a: Sequence[Any], b: Sequence[Any]) -> bool:
 def blas_in_words(blas: Sequence[Mapping[str, Any]]) -> str:
     """The BLAS libraries of a process, for a message."""
     parts = (
-        f"{b['library']} {b['version']} ({b['kernel']} kernels, {b['threads']} threads)"
+        f"{b['library']} {b['version']} ({b['kernel']} kernels, {counted(b['threads'], 'thread')})"
         for b in blas
     )
     return ", ".join(parts) or "no BLAS library that is known"

@@ -12,10 +12,12 @@ from typing import Any
 from npdrt import arrays, data, store
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
+from npdrt.regular import require
 from npdrt.store import Checkpoint
 from npdrt.store.lock import exclusive
+from npdrt.train.cautions import require_learning
 from npdrt.train.config import Config, stored
-from npdrt.train.files import not_begun, remove_files, require_empty, rewound_log
+from npdrt.train.files import not_begun, remove_files, require_empty, require_run, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
 
 
@@ -75,9 +77,10 @@ def resume(
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
-    if not out.is_dir() and (begin is None or out.exists()):
-        raise Error(f"{out} holds no checkpoint.h5; start a new run without --resume")
+    if begin is None:
+        require(out)
     with exclusive(out, make=begin is not None):
+        require_run(out)
         if begin is not None and not_begun(out):
             return start(begin(), out, data_dir, reporter or Reporter(), stop)
         return go_on(out, changes, code, data_dir, reporter or Reporter(), stop, accept)
@@ -91,6 +94,7 @@ def start(
     stop: Callable[[], int],
 ) -> Summary:
     """Train from the start into `out`, which is empty and held by this process."""
+    require_learning(config)
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config), _undone(trainer):

@@ -15,6 +15,7 @@ import click
 
 from npdrt import __version__, blas
 from npdrt.errors import WRONG_PATH, DiskError, Error, Unavailable
+from npdrt.regular import missing
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
@@ -103,6 +104,8 @@ def of_the_system(error: OSError) -> Error:
         return Unavailable(f"the system is out of something: {text}")
     if error.filename is None:
         return DiskError(f"reading or writing failed: {text}; check where the output goes")
+    if isinstance(error, FileNotFoundError):
+        return Error(missing(os.fsdecode(error.filename)))
     kind = Error if isinstance(error, WRONG_PATH) else DiskError
     return kind(f"{os.fsdecode(error.filename)}: {text}")
 

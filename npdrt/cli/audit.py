@@ -29,6 +29,7 @@ from npdrt.conform.formats import FORMATS
 from npdrt.conform.rules import KNOWN, RULES, UNKNOWN
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES as OPTIMIZERS
+from npdrt.regular import require
 
 RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")
@@ -157,8 +158,7 @@ def _recorded(
     """The audit of a recording."""
     if rule is None:
         raise click.UsageError("A recording needs --rule.")
-    if not path.is_file():
-        raise Error(f"{path}: there is no such file")
+    require(path, "file")
     settings = settings_of(rule, given)
     answered: list[Any] = []
     for recording in recorded.load(path, lr=lr, parameter=parameter):

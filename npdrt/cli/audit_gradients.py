@@ -10,7 +10,7 @@ import click
 
 from npdrt import data
 from npdrt.cli.common import Name, answer, json_option, table
-from npdrt.cli.options import config_options, settings_of
+from npdrt.cli.options import config_options, configuration, settings_of
 from npdrt.conform.gradients import ORACLES, TOLERANCES, Comparison, GradientAudit, Problem, audit
 from npdrt.data import text
 from npdrt.data.text import Text
@@ -91,7 +91,7 @@ def command(
 
 def _described(given: dict[str, Any], data_dir: Path | None) -> tuple[Config, data.Dataset, Any]:
     """The configuration with every default filled in, the data set and the model."""
-    config = Config(**settings_of(given))
+    config = configuration(settings_of(given))
     dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
     config = resolve(config, dataset)
     return config, dataset, build_model(config, dataset)

@@ -9,6 +9,7 @@ import click
 
 from npdrt import optim
 from npdrt.cli.common import Name, answer, json_option, notice, on_terminal, table
+from npdrt.plain import counted
 from npdrt.train.bench import QUICK, Case, measure
 
 DEFAULTS = Case()
@@ -73,7 +74,7 @@ def _text(found: dict[str, Any]) -> str:
     """The report for a person."""
     case, limits, step = found["case"], found["limits"], found["step"]
     blas = ", ".join(
-        f"{b['library']} {b['version']} ({b['kernel']}, {b['threads']} threads)"
+        f"{b['library']} {b['version']} ({b['kernel']}, {counted(b['threads'], 'thread')})"
         for b in found["blas"]
     )
     sizes = f"depth {case['depth']}, width {case['width']}, batch {case['batch_size']}"
@@ -81,7 +82,7 @@ def _text(found: dict[str, Any]) -> str:
         ("cpu", f"{found['cpu']}; {blas}"),
         ("SGEMM", f"{limits['sgemm']:.0f} GFLOP/s at the step's shapes"),
         *(("", f"{rate:.0f} {name}") for name, rate in limits["products"].items()),
-        ("triad", f"{limits['triad']:.1f} GB/s on {limits['triad_threads']} threads"),
+        ("triad", f"{limits['triad']:.1f} GB/s on {counted(limits['triad_threads'], 'thread')}"),
         ("step", f"{case['model']}, {sizes}, {case['optimizer']}, {case['dtype']}"),
         ("", f"{case['parameters']:,} parameters, {step['calls']} calls"),
         ("", f"{step['gflop']:.3g} GFLOP of products, {step['update_gb']:.3g} GB of the update"),

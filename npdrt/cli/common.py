@@ -18,6 +18,7 @@ import click
 from npdrt.errors import Error
 from npdrt.plain import printable as printable
 from npdrt.plain import table as table
+from npdrt.regular import missing
 from npdrt.store.log import finite
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,7 +112,7 @@ def check_outputs(force: bool, *paths: Path | None) -> None:
         if path.exists() and not force:
             raise Error(f"{path} already exists; give --force to replace it, or another name")
         if not path.absolute().parent.is_dir():
-            raise Error(f"{path.parent}: no such folder")
+            raise Error(missing(path.parent))
 
 
 def answer(as_json: bool, value: Any, text: Callable[[], object]) -> None:

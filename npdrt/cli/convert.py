@@ -24,8 +24,7 @@ def command(old: Path, new: Path) -> None:
     """
     if new.exists() or new.is_symlink():
         raise Error(f"{new} already exists; give a name that is free")
-    if not old.exists():
-        raise Error(f"{old} does not exist")
+    regular.require(old)
     count = _directory(old, new) if old.is_dir() else _file(old, new)
     click.echo(f"{new}: {count} converted")
 

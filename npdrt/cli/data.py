@@ -11,6 +11,7 @@ import click
 from npdrt import data
 from npdrt.cli.common import answer, data_dir_option, echo, json_option, table
 from npdrt.errors import Diverged
+from npdrt.plain import several
 
 
 @click.group("data")
@@ -58,13 +59,7 @@ def verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     bad = [c.file for c in checks if c.status not in ("ok", "unpacked")]
     if bad:
         cure = "" if name.startswith("folder") else f"; run npdrt data fetch {name}"
-        raise Diverged(f"{name}: {_several(bad)} missing or wrong{cure}")
-
-
-def _several(names: list[str], most: int = 10) -> str:
-    """Names for a message; only the first ones if there are many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        raise Diverged(f"{name}: {several(bad, 10)} missing or wrong{cure}")
 
 
 def _plain(entry: Any) -> dict[str, Any]:

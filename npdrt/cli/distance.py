@@ -66,8 +66,8 @@ def command(
         raise click.UsageError(
             "--samples measures against the bounds, which --no-bounds leaves out."
         )
-    files = [container.within(path, "checkpoint.h5") for path in (a, b)]
-    before, after = (_load(file) for file in files)
+    files = [_file(path) for path in (a, b)]
+    before, after = map(store.load, files)
     report = {
         "a": _about(files[0], before),
         "b": _about(files[1], after),
@@ -83,10 +83,11 @@ def command(
         echo(_text(report))
 
 
-def _load(file: Path) -> Checkpoint:
+def _file(path: Path) -> Path:
+    file = container.within(path, "checkpoint.h5")
     if not file.exists():
-        raise Error(f"{file} does not exist")
-    return store.load(file)
+        raise Error(container.missing(path))
+    return file
 
 
 def _about(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from npdrt import __version__, arrays, data
 from npdrt.blas import AVX2_KERNELS, AVX512_KERNELS, VARIABLE, suited_here
 from npdrt.cli.common import answer, data_dir_option, json_option, table
 from npdrt.errors import Unavailable
+from npdrt.plain import counted
 from npdrt.train import provenance
 
 EXTRAS = {  # extra -> the package it brings
@@ -141,4 +142,5 @@ def _text(found: dict[str, Any]) -> str:
 def _blas(b: dict[str, Any], found: dict[str, Any]) -> str:
     who = found["blas_kernel_chosen_by"]
     chosen = "" if who == "library" else f" (chosen by {who})"
-    return f"{b['library']} {b['version']}, {b['kernel']} kernels{chosen}, {b['threads']} threads"
+    threads = counted(b["threads"], "thread")
+    return f"{b['library']} {b['version']}, {b['kernel']} kernels{chosen}, {threads}"

@@ -9,10 +9,12 @@ import click
 
 from npdrt import store
 from npdrt.cli.common import Name, answer, code_option, echo, print_json
-from npdrt.cli.options import config_options, option_of, settings_of
-from npdrt.errors import Error
+from npdrt.cli.options import config_options, configuration, option_of, settings_of
+from npdrt.errors import FileRefused
 from npdrt.program import Program, compare, listing, load
-from npdrt.train.config import Config, stored
+from npdrt.regular import require
+from npdrt.store import container
+from npdrt.train.config import stored
 from npdrt.train.record import record_step
 
 # The fields of `Config` that decide which calls a step makes.
@@ -104,11 +106,12 @@ def _compare(a: Program, b: Program, json_wanted: bool) -> None:
 
 def _program(path: Path, given: dict[str, Any]) -> Program:
     """The program of a run directory or file."""
-    if not path.exists():
-        raise Error(f"{path} does not exist")
+    require(path)
     if not path.is_dir():
         return load(path)
     file = path / "checkpoint.h5"
+    if not file.exists():
+        raise FileRefused(container.missing(path))
     config = stored(store.load(file).meta, file, code=given.get("code", ()))
     return record_step(config, given.get("data_dir"))
 
@@ -117,4 +120,4 @@ def _described(given: dict[str, Any]) -> Program:
     """The program that options describe."""
     data_dir = given.pop("data_dir", None)
     given.pop("code", None)
-    return record_step(Config(**settings_of(given)), data_dir)
+    return record_step(configuration(settings_of(given)), data_dir)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
-from npdrt import atomic, store
+from npdrt import atomic, regular, store
 from npdrt.cli.common import Name, check_outputs, echo
 from npdrt.errors import Error
 from npdrt.store import container, foreign, log
@@ -73,8 +73,9 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 def _history(run: Path) -> bytes:
     path = run / "log.jsonl"
+    regular.require(run, "directory")
     if not path.exists():
-        raise Error(f"{run} is not a run directory with a log.jsonl")
+        raise Error(container.missing(run, path.name))
     epochs = [r for r in log.read(path) if r["event"] == "epoch"]
     text = io.StringIO()
     writer = csv.writer(text)

@@ -1,19 +1,21 @@
 """Options from descriptions that stand elsewhere: fields of `Config`, settings of update rules.
 
 Decorate a command with `config_options("model", "lr", "optimizer_options")`, names of fields of
-`Config`; `Config(**settings_of(given))` is the configuration that its options describe.
+`Config`; `configuration(settings_of(given))` is the configuration that its options describe.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
 from npdrt import optim
 from npdrt.cli.common import F, Name, combined, data_dir_option, toml_values
+from npdrt.errors import Error
 from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.train import Config
@@ -41,7 +43,7 @@ MORE = click.option(
     "fields",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A field of the model without an option of its own, as TOML.",
+    help="A field of the model, as TOML; any, also one with an option of its own.",
 )
 
 
@@ -151,6 +153,40 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = {name: given.pop(name) for name in SETTINGS if name in given}
     grouped = {"model_options": model | fields, "optimizer_options": optimizer}
     return {**given, **{name: options for name, options in grouped.items() if options}}
+
+
+def configuration(settings: Mapping[str, Any]) -> Config:
+    """The configuration of a new run with these settings, as far as they can be checked without
+    the data; `Error` names the option of a wrong one."""
+    with naming_options():
+        config = Config(**settings)
+        optim.schedule(config.schedule, lr=1.0, steps_per_epoch=1, steps=1)
+        rule, given = optim.RULES[config.optimizer], config.optimizer_options
+        for name in given.keys() - rule.settings.keys():
+            takes = ", ".join(map(option_of, rule.settings)) or "no settings"
+            raise Error(f"{rule.name} takes no {option_of(name)}; it takes {takes}")
+        rule(lr=rule.default_rate if isinstance(config.lr, str) else config.lr, **given)
+    return config
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Let an `Error` that begins with the name of a setting begin with its option."""
+    try:
+        yield
+    except Error as error:
+        name, space, rest = str(error).partition(" ")
+        if name not in (*TYPES, *SETTINGS) or not space:
+            raise
+        raise type(error)(f"{option_of(name)} {rest}") from error
+
+
+def as_given(name: str, value: Any) -> str:
+    """An option and its value, as on the command line."""
+    if isinstance(value, bool):
+        return option_of(name) if value else option_of(f"no_{name}")
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([option_of(name), *map(str, values)])
 
 
 def option_of(name: str) -> str:

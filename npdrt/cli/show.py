@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,30 @@ from npdrt import schema
 from npdrt.arrays import quiet
 from npdrt.cli.common import answer, echo, json_option, table
 from npdrt.errors import Error
+from npdrt.plain import counted
 from npdrt.store import container, trace
+
+
+class Digest(click.ParamType[str]):
+    """A SHA-256 in hex."""
+
+    name = "hex"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The text, if it is one."""
+        if not re.fullmatch("[0-9A-Fa-f]{64}", value):
+            self.fail(f"{value!r} is not a SHA-256, 64 hex digits.", param, ctx)
+        return str(value)
+
 
 RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 
 
 @click.command("show")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--sha256", help="Refuse the file unless its HDF5 image has this digest.")
+@click.option(
+    "--sha256", type=Digest(), help="Refuse the file unless its HDF5 image has this digest."
+)
 @json_option
 def command(path: Path, sha256: str | None, as_json: bool) -> None:
     """What is in a checkpoint, trace or run directory, and how it was made.
@@ -30,7 +47,7 @@ def command(path: Path, sha256: str | None, as_json: bool) -> None:
     """
     file = container.within(path, "checkpoint.h5", "study.h5")
     if not file.exists():
-        raise Error(f"{file} does not exist")
+        raise Error(container.missing(path))
     arrays, meta = container.read(file, expect_sha256=sha256)
     _check(arrays, meta, file)
     stored = meta
@@ -118,7 +135,8 @@ def _run(user: dict[str, Any]) -> list[str]:
 
 
 def _blas(b: dict[str, Any]) -> str:
-    return f"{b['library']} {b['version']}, {b['kernel']} kernels, {b['threads']} thread(s)"
+    threads = counted(b["threads"], "thread")
+    return f"{b['library']} {b['version']}, {b['kernel']} kernels, {threads}"
 
 
 def _short(value: Any) -> str:

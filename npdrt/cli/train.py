@@ -24,7 +24,15 @@ from npdrt.cli.common import (
     warn,
     working,
 )
-from npdrt.cli.options import RESUMABLE, config_options, option_of, settings_of
+from npdrt.cli.options import (
+    RESUMABLE,
+    as_given,
+    config_options,
+    configuration,
+    naming_options,
+    option_of,
+    settings_of,
+)
 from npdrt.errors import Error
 from npdrt.store.lock import numbered
 from npdrt.train import Config, Reporter, Summary, resume, train
@@ -35,11 +43,13 @@ class Progress(Reporter):
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
+        self.moved = False
+        """Whether a step was made."""
         self._record: dict[str, Any] = {}
 
     def progress(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
         """Move the bar; the newest record gives the numbers next to it."""
-        self._record = record or self._record
+        self._record, self.moved = record or self._record, True
         self._bars.progress("training", step, steps, partial(_numbers, self._record))
 
     def warning(self, text: str) -> None:
@@ -66,7 +76,12 @@ def _numbers(record: dict[str, Any]) -> str:
     type=click.Path(path_type=Path),
     help="Run directory, to be made.  [default: runs/MODEL-N]",
 )
-@click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--resume",
+    "resuming",
+    is_flag=True,
+    help="Go on with the run in --out. If it holds none, start one there, with a warning.",
+)
 @code_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notices.")
 @json_option
@@ -85,8 +100,9 @@ def command(**given: Any) -> None:
     code += tuple(map(Path, _model_file(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
-    with working(quiet=quiet) as (bars, stop):
-        common = {"data_dir": data_dir, "reporter": Progress(bars), "stop": stop}
+    with naming_options(), working(quiet=quiet) as (bars, stop):
+        progress = Progress(bars)
+        common = {"data_dir": data_dir, "reporter": progress, "stop": stop}
         if resuming:
             summary = _resume(out, settings, code, quiet, common)
         else:
@@ -95,7 +111,8 @@ def command(**given: Any) -> None:
         if as_json:
             print_json(dataclasses.asdict(summary))
         else:
-            head, *lines = _text(summary, code)
+            made = progress.moved or not resuming
+            head, *lines = _text(summary, code, "done" if made else "already finished")
             echo(head, bold=not summary.stopped)
             echo("\n".join(lines))
 
@@ -109,7 +126,8 @@ def _start(
 
 
 def _configuration(settings: dict[str, Any], quiet: bool) -> Config:
-    return Config(**{**settings, "device": _device(settings.get("device", "auto"), quiet)})
+    config = configuration(settings)  # before a word on the device
+    return dataclasses.replace(config, device=_device(settings.get("device", "auto"), quiet))
 
 
 def _model_file(settings: dict[str, Any]) -> list[str]:
@@ -126,8 +144,7 @@ def _resume(
     common: dict[str, Any],
 ) -> Summary:
     def begin() -> Config:
-        if not quiet:
-            notice(f"{out} holds no run yet; starting it")
+        warn(f"{out} holds no run yet; starting a new one there")
         return _configuration(settings, quiet)
 
     other = {name: settings[name] for name in RESUMABLE if name in settings}
@@ -142,11 +159,11 @@ def _check_settings(out: Path, settings: dict[str, Any], stored: Mapping[str, An
     own = _flat(stored)
     for name, value in _flat(settings).items():
         if name not in RESUMABLE and not _same(value, own.get(name)):
-            option = option_of(name.rpartition(".")[2])
-            raise Error(
-                f"{out} was started with {option} {own.get(name)!r}, not {value!r}; "
-                "leave the option out, or start a new run"
-            )
+            option, started = name.rpartition(".")[2], own.get(name)
+            without = started in (None, [], ())
+            how = f"without {option_of(option)}" if without else f"with {as_given(option, started)}"
+            other = "" if without else f", not {as_given(option, value)}"
+            raise Error(f"{out} was started {how}{other}; leave the option out, or start a new run")
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,13 +197,13 @@ def _stem(config: Config) -> str:
     return f"{stem}-{depth}" if depth else stem
 
 
-def _text(s: Summary, code: tuple[Path, ...]) -> list[str]:
-    """The summary for a person, in lines."""
+def _text(s: Summary, code: tuple[Path, ...], done: str) -> list[str]:
+    """The summary for a person, in lines; `done` is the first word of a finished run's."""
     if s.stopped:
         lines = [f"stopped by signal {s.stopped} at step {s.step} of {s.steps}; saved in {s.run}"]
         again = "".join(f" --code {shlex.quote(str(file))}" for file in code)
         return [*lines, f"next: npdrt train --out {s.run} --resume{again}"]
-    head = f"done: {s.step} steps in {s.seconds:.1f} s"
+    head = f"{done}: {s.step} steps in {s.seconds:.1f} s"
     lines = [f"{head}, {s.parameters:,} parameters, {s.optimizer} lr {s.lr:g}"]
     if s.train_accuracy is None:
         lines.append("y holds floats: regression on the mean squared error")

@@ -135,8 +135,9 @@ class Audit:
             settings = dict(valid[0].test.case.settings) if valid else {}
             shown = ", ".join(f"{k} = {v}" for k, v in settings.items()) or "no settings"
             return (
-                f"{self.recorded_until(valid)}; it was held to {self.rule} with {shown}: were "
-                "these the run's, and its learning rates, and was it recorded from the first step?"
+                f"{self.recorded_until(valid)}; it was held to {self.rule} with {shown}: check "
+                "that these, and the learning rates, were the run's, and that it was recorded "
+                "from the first step"
             )
         layouts = sorted({j.test.case.layout for j in valid if not j.accurate})
         if layouts and "C" not in layouts:
@@ -146,7 +147,7 @@ class Audit:
         if (begin := self.first_step_off(valid)) and begin > 2:
             longest = max(len(j.test.case.steps) for j in valid if j.test.case.state is None)
             if not all(fresh) or begin > longest:
-                return f"the earliest step that is off is step {begin}: what changes there?"
+                return f"the earliest step that is off is step {begin}: look at what changes there"
         if all(fresh) and given and 2 * sum(given) < len(given):
             slots = sorted({n for j in valid for n in j.test.case.state or ()})
             return (

@@ -28,6 +28,7 @@ from npdrt.conform.formats import FORMATS
 from npdrt.conform.rules import KNOWN
 from npdrt.errors import Error, Unavailable
 from npdrt.optim import RULES
+from npdrt.regular import require
 from npdrt.workers import Worker
 
 START = 120.0  # seconds to import a target
@@ -135,8 +136,7 @@ def _file(spec: str, rule: str | None) -> Target:
         raise Error(
             f"{spec!r} is not a target; use one of {', '.join(KNOWN)}, or path/to/file.py:callable"
         )
-    if not Path(path).is_file():
-        raise Error(f"{path}: there is no such file")
+    require(Path(path), "file")
     versions = {"python": sys.version.split()[0], "numpy": metadata.version("numpy")}
     source = f"{Path(path).resolve()}:{name}"
     shown = f"{Path(path).name}:{name}"

@@ -28,8 +28,8 @@ from npdrt.conform.encoding import (
 )
 from npdrt.conform.formats import FORMATS, Values
 from npdrt.conform.rules import SLOTS
-from npdrt.errors import Error, FileRefused
-from npdrt.regular import contents
+from npdrt.errors import FileRefused
+from npdrt.regular import contents, require
 
 VERSION = 1  # of the format
 FOLDER = Path(str(files("npdrt.conform"))) / "vectors"
@@ -260,8 +260,7 @@ def read_response(path: Path) -> tuple[str, dict[int, Any]]:
 
     Raises `FileRefused` where the file is not of that form, or answers a test twice.
     """
-    if not path.exists():
-        raise Error(f"{path}: no such file")
+    require(path)
     found = schema.parse(contents(path, follow=True, limit=LIMIT), schema.Response, path)
     if found["npdrtVectors"] != VERSION:
         raise FileRefused(f'{path}: expected "npdrtVectors": {VERSION}')

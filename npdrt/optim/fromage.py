@@ -56,8 +56,8 @@ def update(w: Array, g: Array, slots: Slots, shared: Slots, lr: Array) -> tuple[
 def relative_rate(w: Array, g: Array, lr: Array) -> Array:
     """lr * |w| / |g|; lr where either norm is not > 0 or the rate overflows; 0-d float64.
 
-    `lars_lesion` uses it too; `page_rate` in conform/rules/fromage.py says the same. LARS has its own,
-    `trust_ratio`.
+    `lars_lesion` uses it too; `page_rate` in conform/rules/fromage.py says the same. LARS has its
+    own, `trust_ratio`.
     """
     xp, w_norm, g_norm = namespace(w, g), norm(w), norm(g)
     usable = label((w_norm > 0) & (g_norm > 0), "usable")

@@ -12,6 +12,7 @@ import numpy as np
 
 from npdrt.arrays import Array, Params, to_host
 from npdrt.errors import Error, FileRefused
+from npdrt.plain import several
 from npdrt.store import container
 
 GROUPS = ("params", "buffers", "state")
@@ -40,7 +41,7 @@ class Checkpoint:
         names = self.params.keys() ^ shapes.keys()
         if names:
             raise FileRefused(
-                f"{path}: parameters do not fit the model: {', '.join(sorted(names)[:5])} "
+                f"{path}: parameters do not fit the model: {several(sorted(names))} "
                 "in one of the two only; use the model the file was made with"
             )
         for name, shape in shapes.items():
@@ -127,10 +128,11 @@ def load_newest(directory: Path) -> tuple[Checkpoint, Path, str]:
     """
     newest, previous = directory / "checkpoint.h5", directory / "checkpoint.prev.h5"
     if not newest.exists() and not previous.exists():
-        raise Error(f"{directory} holds no checkpoint.h5; start a new run without --resume")
+        raise Error(container.missing(directory))
     try:
         return load(newest), newest, ""
     except FileRefused as error:
         if not previous.exists():
             raise
-        return load(previous), previous, f"{error}. Resuming from the previous checkpoint instead."
+        why = str(error).rpartition("; ")[0] or str(error)  # without advice: npdrt follows it
+        return load(previous), previous, f"{why}. Resuming from the previous checkpoint instead."

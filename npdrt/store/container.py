@@ -197,6 +197,13 @@ def within(path: Path, *names: str) -> Path:
     return next(filter(Path.exists, files), files[0])
 
 
+def missing(path: Path, name: str = "checkpoint.h5") -> str:
+    """What npdrt says of a path in which `within` found no file of that name."""
+    if path.is_dir():
+        return f"{path} holds no run: it has no {name}"
+    return regular.missing(path)
+
+
 # What may be stored
 
 

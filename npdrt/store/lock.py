@@ -118,10 +118,22 @@ def _make(directory: Path) -> list[Path]:
     with atomic.reporting(directory):
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process made it
-                path.mkdir()
-                made.insert(0, path)
+            with contextlib.suppress(FileExistsError):  # another process made it
+                if _made(path):
+                    made.insert(0, path)
     return made
+
+
+def _made(path: Path) -> bool:
+    """Make a directory; False if another process removed its parent. Some file systems, such as
+    /proc, answer in the same words that they make none: then `Error`."""
+    try:
+        path.mkdir()
+    except FileNotFoundError as error:
+        if path.parent.exists():
+            raise Error(f"{path} cannot be made there; give another place") from error
+        return False
+    return True
 
 
 def _remove_empty(directories: list[Path]) -> None:

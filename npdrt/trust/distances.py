@@ -21,6 +21,7 @@ import numpy as np
 from npdrt.arrays import Array, Params, namespace, quiet, to_host
 from npdrt.errors import Error
 from npdrt.optim.norm import norm
+from npdrt.plain import several
 
 
 def weights(params: Params) -> Params:
@@ -42,7 +43,7 @@ def check_same_shapes(before: Params, after: Params) -> None:
     if not before:
         raise Error("distance: got no layers; pass at least one array")
     if list(before) != list(after):
-        names = ", ".join(sorted(set(before) ^ set(after))) or "the order of their names"
+        names = several(sorted(set(before) ^ set(after))) or "the order of their names"
         raise Error(
             f"distance: the layers before and after differ in {names}; both must be of one model"
         )

@@ -23,7 +23,8 @@ def load(path: Path) -> Figure:
     """
     file = container.within(path, "trace.h5", "study.h5")
     if not file.exists():
-        raise Error(f"{file} does not exist; give a run directory, a trace, a study or slices")
+        told = container.missing(path, file.name)
+        raise Error(f"{told}; give a run directory, a trace, a study or slices")
     arrays, meta = container.read(file)
     if meta.get("kind") == "slices":
         return slices.as_figure(slices.read(file))

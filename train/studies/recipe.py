@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from npdrt import schema
 from npdrt.errors import Error, FileRefused
-from npdrt.regular import contents
+from npdrt.regular import contents, require
 from npdrt.train.config import Config, check_names
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -127,8 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
-        if not path.exists():
-            raise Error(f"recipe {name} does not exist, seen from {Path.cwd()}")
+        require(path)
         return path
     if name not in names():
         close = get_close_matches(name, names(), 1)

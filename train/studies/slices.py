@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from npdrt.arrays import Array, Params, cast, namespace, quiet, to_device, to_ho
 from npdrt.errors import Error, FileRefused
 from npdrt.optim import norm
 from npdrt.program import Program, memory_on, record
+from npdrt.regular import require
 from npdrt.store import container
 from npdrt.store.lock import exclusive
+from npdrt.train.cautions import of_threads
 from npdrt.train.config import build_model, stored
 from npdrt.train.feed import Feed
 from npdrt.train.step import Task
@@ -118,8 +121,7 @@ def slices(
     eta = tuple(float(value) for value in eta)
     if eta[:1] != (0.0,) or list(eta) != sorted(set(eta)):
         raise Error(f"eta must increase from 0; got {', '.join(f'{e:g}' for e in eta[:5])} ...")
-    if not run.is_dir():
-        raise Error(f"{run} is not a run directory")
+    require(run, "directory")
     with exclusive(run):
         chosen = _snapshots(run, steps)
         slicer = Slicer(run, chosen, eta, examples, fast, device, data_dir, code)
@@ -133,6 +135,8 @@ def slices(
                 raise _Stopped
 
         with threadpool_limits(threads, user_api="blas"), suppress(_Stopped):
+            for caution in of_threads(threads):
+                warnings.warn(caution, stacklevel=2)
             for step, path in todo.items():
                 rows[step] = slicer.slice(path, tick)
                 _write(run / name, _gather(rows, slicer.settings))

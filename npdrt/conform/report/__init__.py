@@ -9,8 +9,9 @@ from __future__ import annotations
 from npdrt.conform.report import document, page
 from npdrt.conform.report.contents import report
 from npdrt.conform.report.data import as_json
-from npdrt.conform.report.verdict import Found, counted, passes, sentence
+from npdrt.conform.report.verdict import Found, passes, sentence
 from npdrt.conform.report.xml import junit
+from npdrt.plain import counted
 
 
 def text(found: Found, dialect: str | None = None) -> str:

@@ -19,7 +19,6 @@ from npdrt.conform.report.document import Block, Code, Document, Mark, Plot, Row
 from npdrt.conform.report.verdict import (
     Found,
     clauses,
-    counted,
     environment,
     number,
     passes,
@@ -28,6 +27,7 @@ from npdrt.conform.report.verdict import (
     title,
 )
 from npdrt.conform.verify import LEVELS, Checked, Verification
+from npdrt.plain import counted
 
 LEGEND = (
     "C0: the bits of docs/updates.md. C1: one step, within a few ulps of the exact answer. "

@@ -14,7 +14,7 @@ from npdrt.conform.case import Case
 from npdrt.conform.judge import Judged
 from npdrt.conform.rules.rule import PROFILES
 from npdrt.conform.verify import LEVELS, Verification
-from npdrt.plain import line
+from npdrt.plain import counted, line
 
 DOES = {  # kind of failure -> what a target does
     "raised": "raises",
@@ -22,7 +22,7 @@ DOES = {  # kind of failure -> what a target does
     "died": "dies",
     "mutated": "changes its arguments",
     "nondeterministic": "gives two answers",
-    "shape": "returns another shape",
+    "shape": "returns no (w, state), or a w of another shape,",
     "dtype": "returns another dtype",
 }
 Found = Audit | Verification
@@ -36,11 +36,6 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
     return f"{value:.1e}" if value >= 1e5 else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def counted(n: int, what: str) -> str:
-    """ "1 test", "2 tests"."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def title(case: Case) -> str:
