@@ -140,7 +140,7 @@ def test_help_of_train_in_full() -> None:
         ": share of the velocity that is kept. [default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",
         "--dtype [float32|float64] [default: float32]",
-        "--resume Go on with the run in --out.",
+        "--resume Go on with the run in --out. If it holds none, start one there, with a warning.",
     ):
         assert expected.replace("; x>=1]", "") in text.replace("; x>=1]", ""), expected
 
@@ -167,25 +167,47 @@ def test_version() -> None:
         ("train --set dpeth=3", "unknown option of model mlp: 'dpeth'; did you mean 'depth'?"),
         ("train --set depth", "'depth' is not NAME=VALUE."),
         ("train --set depth=deep", "option depth of model mlp: expected int; got 'deep'"),
-        ("train --momentum 0.9", "unknown setting of fromage: 'momentum'; known: norm_bound"),
+        ("train --momentum 0.9", "fromage takes no --momentum; it takes --norm-bound"),
         ("train --lr fast", "'fast' is neither a number nor auto."),
-        ("train --lr nan", "lr must be a finite number >= 0; got nan"),
+        ("train --lr nan", "Error: --lr must be a finite number >= 0; got nan"),
+        ("train --clip 0", "Error: --clip must be a finite norm above 0; got 0.0"),
+        ("train --eps -1 --optimizer adam", "Error: --eps must be a finite number >= 0"),
+        ("train --norm-bound 0 --epochs 1", "--norm-bound must be above 0 in a run"),
+        ("explain --momentum 0.9", "fromage takes no --momentum; it takes --norm-bound"),
         ("train --depth 0", "0 is not in the range x>=1"),
         ("train --depth two", "'two' is not a valid integer"),
         ("train --device tpu", "unknown device 'tpu'; use auto, cpu, cuda or cuda:N"),
-        ("train --label-smoothing 1", "label_smoothing must lie in [0, 1); got 1.0"),
+        ("train --label-smoothing 1", "Error: --label-smoothing must lie in [0, 1); got 1.0"),
         ("train --set width=4 --width 6", "--set width and --width name the same field"),
         ("train --resume", "--resume needs --out, the directory of the run."),
-        ("train --model x.py:Net", "model file x.py does not exist"),
+        ("train --model x.py:Net", "x.py does not exist"),
         ("train extra", "Got unexpected extra argument (extra)"),
         ("train --out run", "run already exists; give --resume to go on with it, or another"),
         ("train --out blobs.npz/run", "blobs.npz/run"),
-        ("train --resume --out blobs.npz", "holds no checkpoint.h5"),
+        ("train --out blobs.npz", "blobs.npz is not a directory; give another --out"),
+        ("train --resume --out blobs.npz", "blobs.npz is not a directory"),
+        ("train --out /proc/x", "/proc/x cannot be made there; give another place"),
         ("show", "Missing argument 'PATH'."),
-        ("show nowhere", "nowhere does not exist"),
+        ("show nowhere", "Error: nowhere does not exist\n"),
+        ("show run --sha256 abc", "'abc' is not a SHA-256, 64 hex digits."),
+        ("perturb nowhere", "Error: nowhere does not exist\n"),
+        ("plot nowhere", "nowhere does not exist"),
+        ("distance run nowhere", "Error: nowhere does not exist\n"),
+        ("explain nowhere", "Error: nowhere does not exist\n"),
+        ("convert nowhere new", "Error: nowhere does not exist\n"),
+        ("audit nowhere.npz --rule sgd", "Error: nowhere.npz does not exist\n"),
+        ("audit nowhere.py:update", "Error: nowhere.py does not exist\n"),
+        ("vectors verify nowhere", "Error: nowhere does not exist\n"),
+        ("sweep nowhere.toml", "Error: nowhere.toml does not exist\n"),
+        ("reproduce nowhere.toml", "Error: nowhere.toml does not exist\n"),
+        ("train --data nowhere.npz", "Error: nowhere.npz does not exist\n"),
+        ("train --data folder:nowhere", "Error: nowhere does not exist\n"),
+        ("train --data text:nowhere", "Error: nowhere does not exist\n"),
+        ("export nowhere --to csv", "Error: nowhere does not exist\n"),
+        ("export run --to npz --output no/x", "Error: no does not exist\n"),
         ("export run", "Missing option '--to'"),
         ("export run --to nzp", "'nzp' is unknown. Did you mean 'npz'?"),
-        ("export blobs.npz --to csv", "blobs.npz is not a run directory with a log.jsonl"),
+        ("export blobs.npz --to csv", "blobs.npz is not a directory"),
         ("data verify mnits", "unknown data set 'mnits'; did you mean 'mnist'?"),
         ("data lst", "No such command 'lst'."),
         ("completion bsh", "'bsh' is unknown. Did you mean 'bash'?"),
@@ -500,7 +522,7 @@ def test_show_nonsense(here: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     result = call("show", tmp_path / "folder")
     assert result.exit_code == 2
-    assert "folder/checkpoint.h5 does not exist" in result.stderr
+    assert "folder holds no run: it has no checkpoint.h5" in result.stderr
     shown = json.loads(call("show", "run", "--json").stdout)
     assert call("show", "run", "--sha256", shown["sha256"]).exit_code == 0
     result = call("show", "run", "--sha256", "0" * 64)

@@ -206,8 +206,8 @@ def test_a_recording_that_cannot_be_read(here: Path, tmp_path: Path) -> None:
         ("torch.optim.SDG", "did you mean torch.optim.SGD?"),
         ("mine.py", "name the callable in it too"),
         ("mine.py:nothing --rule sgd", "nothing"),
-        ("nowhere.py:update", "there is no such file"),
-        ("nowhere.npz --rule sgd", "there is no such file"),
+        ("nowhere.py:update", "nowhere.py does not exist"),
+        ("nowhere.npz --rule sgd", "nowhere.npz does not exist"),
         ("fromage.npz", "A recording needs --rule."),
         ("fromage.npz --rule fromage", "has no lr"),
         ("fromage.npz --rule fromage --lr 0.1 --format float32", "--format is not for recordings"),
@@ -222,7 +222,7 @@ def test_a_recording_that_cannot_be_read(here: Path, tmp_path: Path) -> None:
         ("mine.py:fromage --rule sgd --dialect optax", "unknown dialect 'optax' of sgd"),
         ("mine.py:fromage --limit 0", "0.0 is not in the range x>0"),
         ("mine.py:fromage --html mine.py", "mine.py already exists; give --force to replace it"),
-        ("mine.py:fromage --junit no/x.xml", "no: no such folder"),
+        ("mine.py:fromage --junit no/x.xml", "no does not exist"),
     ],
 )
 def test_usage_errors(words: str, expected: str, here: Path) -> None:

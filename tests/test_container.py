@@ -431,7 +431,7 @@ def test_directory_that_cannot_be_synced(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_folder_that_is_missing_or_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(Error, match=r"missing/c.h5: No such file or directory; give another path"):
+    with pytest.raises(Error, match=r"missing does not exist; give another path"):
         container.write(tmp_path / "missing" / "c.h5", ARRAYS, META)
     (tmp_path / "c.h5").mkdir()
     with pytest.raises(Error, match=r"c.h5: .*[Dd]irectory; give another path"):
@@ -570,7 +570,7 @@ def test_every_flipped_header_bit_and_random_damage_are_refused(path: Path, tmp_
 
 
 def test_path_that_is_no_regular_file(path: Path, tmp_path: Path) -> None:
-    assert re.match("cannot be read: No such file", refusal(path))
+    assert refusal(path) == f"{path} does not exist"
     container.write(path, ARRAYS, META)
     link, fifo = tmp_path / "link.h5", tmp_path / "fifo.h5"
     link.symlink_to(path)

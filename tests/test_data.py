@@ -245,7 +245,7 @@ def test_a_flipped_bit_never_passes(place: int, flip: int, packed: bool) -> None
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(FileRefused, match=r"labels: cannot be read: No such file"):
+    with pytest.raises(FileRefused, match="labels does not exist"):
         idx.read_idx(tmp_path / "labels", axes=1)
 
 
@@ -489,7 +489,7 @@ def test_not_an_npz(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(npy(X))
     with pytest.raises(FileRefused, match=r"a.npz: damaged .npz file: File is not a zip file"):
         data.load(tmp_path / "a.npz")
-    with pytest.raises(Error, match=r"data file .*b.npz does not exist"):
+    with pytest.raises(Error, match=r"b.npz does not exist"):
         data.load(tmp_path / "b.npz")
 
 

@@ -273,7 +273,7 @@ def test_errors(tall: Path, tmp_path: Path) -> None:
     cases: list[tuple[list[Any], int, str]] = [
         ([tall], 2, "Missing argument 'B'"),
         ([tall, tmp_path / "gone"], 2, f"{tmp_path / 'gone'} does not exist"),
-        ([tall, tmp_path], 2, f"{tmp_path / 'checkpoint.h5'} does not exist"),
+        ([tall, tmp_path], 2, f"{tmp_path} holds no run"),
         ([tall, good], 2, "the layers before and after differ in"),
         ([tall, tall / "trace.h5"], 3, "expected a checkpoint; it holds 'trace'"),
         ([tall, tall, "--samples", 1, "--no-bounds"], 2, "which --no-bounds leaves out"),

@@ -654,7 +654,7 @@ def test_ranges_that_are_none_are_refused(args: list[int], tmp_path: Path) -> No
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path, reason in {
         tmp_path: "not a regular file",
-        tmp_path / "missing": "No such file",
+        tmp_path / "missing": "does not exist",
     }.items():
         with pytest.raises(FileRefused, match=reason):
             load(path)

@@ -197,7 +197,7 @@ def test_labels_of_cifar_100_are_both_checked(tmp_path: Path) -> None:
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     for read in (cifar.read_binary, cifar.read_python):
-        with pytest.raises(FileRefused, match="cannot be read: No such file"):
+        with pytest.raises(FileRefused, match="does not exist"):
             read(tmp_path / "gone", FILE, 10)
         with pytest.raises(FileRefused, match="is not a regular file"):
             read(tmp_path, FILE, 10)
@@ -1040,7 +1040,7 @@ def test_bad_images_are_refused_when_they_are_read(what: str, pictures: Path) ->
 def test_an_image_that_is_gone_or_giant(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = data.load(f"folder-16:{pictures}")
     (pictures / "train" / "cat" / "cat_1.JPEG").unlink()
-    with pytest.raises(FileRefused, match=r"cat_1.JPEG: .*No such file"):
+    with pytest.raises(FileRefused, match=r"cat_1.JPEG does not exist"):
         found.x[1]
     monkeypatch.setattr(folder, "_MOST_PIXELS", 1000)
     with pytest.raises(FileRefused, match=r"cat_0.JPEG: .*40x30 pixels; at most 1000"):
@@ -1105,7 +1105,7 @@ def dangling(root: Path) -> None:
         (other_class, "val/fox: expected a class of train; it has no such folder"),
         (empty_val, "val/cat: expected images"),
         (no_classes_in_val, "val: expected class folders with images; found none"),
-        (dangling, "x.jpg: cannot be read: No such file"),
+        (dangling, "x.jpg does not exist"),
     ],
 )
 def test_bad_folders_are_refused(

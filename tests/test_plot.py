@@ -197,7 +197,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name, says in expected.items():
         with pytest.raises(FileRefused, match=f"{name}.*{says}"):
             load(tmp_path / name)
-    with pytest.raises(Error, match=r"trace.h5 does not exist; give a run directory"):
+    with pytest.raises(Error, match=r"holds no run: it has no trace.h5; give a run directory"):
         load(tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("{", "not JSON in UTF-8"),
         ("[" * 100_000, "not JSON in UTF-8"),
         ([], r"bad\.json: Expected `object`, got `array`"),
-        ({}, r"bad\.json: Object missing required field `data`"),
+        ({}, r"bad\.json: the key data is missing"),
         ({"data": [3]}, r"Expected `object`, got `int` - at `\$\.data\[0\]`"),
         ({"data": []}, "no questions"),
         (
@@ -387,7 +387,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Error, match=r"data folder .* does not exist"):
+    with pytest.raises(Error, match=r" does not exist"):
         data.load(f"squad:{tmp_path}/none")
     monkeypatch.setenv("NPDRT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -104,7 +104,7 @@ def test_overflow_comes_for_real(made: dict[str, Any]) -> None:
     _, steps, squared, single, failed = rows["LARS (no prefactor), float32, eta 1"]
     assert squared < single < steps
     assert 0.8 * squared < failed <= squared
-    assert rows["LARS (no prefactor), float32, eta 0.01"][4] == "within no step"
+    assert rows["LARS (no prefactor), float32, eta 0.01"][4] == "not in this run"
 
 
 def test_growth_of_the_authors_log() -> None:

@@ -721,7 +721,8 @@ def test_damaged_newest_checkpoint(
     assert result.exit_code == 0, result.output
     assert "Warning: " in result.stderr
     assert "checkpoint.h5: " in result.stderr
-    assert "Resuming from the previous checkpoint instead" in result.stderr
+    assert ". Resuming from the previous checkpoint instead." in result.stderr
+    assert "use the previous checkpoint" not in result.stderr
     assert "Warning" not in result.stdout
     assert_same(contents(run), contents(tmp_path / "whole"))
 
@@ -755,7 +756,7 @@ def test_both_checkpoints_damaged(blobs: Path, tmp_path: Path) -> None:
         path.unlink()
     result = npdrt_cli("train", "--out", run, "--resume")
     assert result.exit_code == 2
-    assert "holds no checkpoint.h5" in result.stderr
+    assert "holds no run: it has no checkpoint.h5" in result.stderr
     assert names(run) == {"log.jsonl", "trace.h5"}  # the history is not thrown away
 
 
@@ -1127,7 +1128,7 @@ def test_lr_auto_elsewhere() -> None:
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"data": "digit"}, "unknown data set 'digit'; did you mean 'digits'?"),
-        ({"model": "nowhere.py:Net"}, "model file nowhere.py does not exist"),
+        ({"model": "nowhere.py:Net"}, "nowhere.py does not exist"),
     ],
     ids=str,
 )
@@ -1144,20 +1145,32 @@ def test_unknown_setting_in_a_checkpoint() -> None:
         Config.from_dict({"epoch": 3})
 
 
-@pytest.mark.parametrize("leftover", ["a file", "checkpoint.h5"])
-def test_a_folder_with_something_in_it(leftover: str, blobs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("leftover", "message"),
+    [
+        ("a file", "holds files that are not of a run; give another --out"),
+        ("checkpoint.h5", "already exists; give --resume to go on with it"),
+    ],
+)
+def test_a_folder_with_something_in_it(
+    leftover: str, message: str, blobs: Path, tmp_path: Path
+) -> None:
     (tmp_path / leftover).write_text("")
-    with pytest.raises(Error, match="already exists; give --resume to go on with it"):
+    with pytest.raises(Error, match=message):
         train(settings(blobs), tmp_path)
-    with pytest.raises(Error, match="already exists"):
+    with pytest.raises(Error, match="is not a directory; give another --out"):
         train(settings(blobs), tmp_path / leftover)
     assert names(tmp_path) == {leftover}
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(Error, match=r"holds no checkpoint.h5; start a new run"):
-            resume(folder)
+    with pytest.raises(Error, match="nowhere does not exist"):
+        resume(tmp_path / "nowhere")
+    with pytest.raises(Error, match=r"holds no run: it has no checkpoint.h5"):
+        resume(tmp_path)
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(Error, match="holds files that are not of a run; give another --out"):
+        resume(tmp_path)
 
 
 BROKEN = {
@@ -1205,7 +1218,7 @@ def test_changed_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"noisy.py:Noisy has changed since the run was started"):
         resume(run, code=[model])
     model.unlink()
-    with pytest.raises(Error, match=r"model file .*noisy.py does not exist"):
+    with pytest.raises(Error, match=r"noisy.py does not exist"):
         resume(run, code=[model])
     model.write_text(NOISY)
     write_blobs(data, y=np.zeros(SAMPLES, int))
@@ -1236,15 +1249,17 @@ def test_model_file_changed_during_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--depth 4", "was started with --depth 3, not 4"),
-        ("--width 6", "was started with --width 5, not 6"),
-        ("--no-standardise", "was started with --standardise True, not False"),
-        ("--optimizer sgd", "was started with --optimizer 'adam', not 'sgd'"),
-        ("--betas 0.9 0.99", "was started with --betas"),
-        ("--eps 1e-4", "was started with --eps None, not 0.0001"),
-        ("--lr 0.5", "was started with --lr 0.001, not 0.5"),
-        ("--seed 1", "was started with --seed 0, not 1"),
-        ("--checkpoint-every 2", "was started with --checkpoint-every 5, not 2"),
+        ("--depth 4", "was started with --depth 3, not --depth 4"),
+        ("--width 6", "was started with --width 5, not --width 6"),
+        ("--no-standardise", "was started with --standardise, not --no-standardise"),
+        ("--optimizer sgd", "was started with --optimizer adam, not --optimizer sgd"),
+        ("--betas 0.9 0.99", "was started with --betas 0.8 0.9, not --betas 0.9 0.99"),
+        ("--eps 1e-4", "was started without --eps; leave the option out"),
+        ("--threads 1", "was started without --threads; leave the option out"),
+        ("--snapshot 2", "was started without --snapshot; leave the option out"),
+        ("--lr 0.5", "was started with --lr 0.001, not --lr 0.5"),
+        ("--seed 1", "was started with --seed 0, not --seed 1"),
+        ("--checkpoint-every 2", "was started with --checkpoint-every 5, not --checkpoint-every 2"),
         ("--epochs 4", "a linear schedule falls over the run's 3 epochs"),
     ],
 )

@@ -31,9 +31,9 @@ LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo
 
 def report(work: Work) -> Report:
     """Measured growth next to the closed form, and the overflow that it leads to."""
-    failed = {run: step for run in work.runs if (step := _failed_at(run))}
-    sound = [run for run in work.runs if run not in failed]
-    tables = [_growth(sound), _drift(sound), _overflow(work.runs, failed)]
+    stopped = {run: step for run in work.runs if (step := _stopped_at(run))}
+    sound = [run for run in work.runs if run not in stopped]
+    tables = [_growth(sound), _drift(sound), _overflow(work.runs, stopped)]
     if work.recipe.reference:
         tables.append(_authors(work))
     panels = tuple(map(_panel, work.runs))
@@ -94,8 +94,8 @@ def _drift(runs: list[Run]) -> Table:
     return Table("Growth a step under Fromage", columns, tuple(rows))
 
 
-def _overflow(runs: Sequence[Run], failed: Mapping[Run, int]) -> Table:
-    """Where norms without the prefactor would overflow, and where a run did for real."""
+def _overflow(runs: Sequence[Run], stopped: Mapping[Run, int]) -> Table:
+    """Where norms without the prefactor would overflow, and where growth stopped in a run."""
     rows = []
     for run in runs:
         if run.config.optimizer == "lars_lesion":
@@ -104,12 +104,12 @@ def _overflow(runs: Sequence[Run], failed: Mapping[Run, int]) -> Table:
             steps = (
                 steps_to_overflow(first, eta, limit) for limit in (math.sqrt(largest), largest)
             )
-            rows.append((name(run), run.steps, *steps, failed.get(run, "within no step")))
-    columns = ("run", "steps", "|w|^2 overflows at", "|w| overflows at", "failed at")
+            rows.append((name(run), run.steps, *steps, stopped.get(run, "not in this run")))
+    columns = ("run", "steps", "|w|^2 overflows at", "|w| overflows at", "growth stopped at")
     return Table("Overflow, by extrapolation and for real", columns, tuple(rows))
 
 
-def _failed_at(run: Run) -> int | None:
+def _stopped_at(run: Run) -> int | None:
     """The first traced step in which a layer did not change by eta any more."""
     arrays, _ = trace.read(run.path / "trace.h5")
     changes = arrays["layers/relative_update"]
