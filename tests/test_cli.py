@@ -223,6 +223,41 @@ def test_usage_errors(words: str, expected: str, here: Path) -> None:
     assert sorted(here.rglob("*")) == before
 
 
+def test_data_that_cannot_be_fetched() -> None:
+    """Only what `fetch` takes is offered."""
+    result = call("data", "fetch", "mnits")
+    assert result.exit_code == 2
+    assert "unknown data set 'mnits'; did you mean 'mnist'? known: " in result.stderr
+    assert "FILE.npz" not in result.stderr
+    assert "wikitext-2" not in result.stderr
+
+
+def test_resume_without_a_run_and_of_a_finished_one(here: Path, tmp_path: Path) -> None:
+    """A new run is a warning that -q keeps: a misspelt --out starts one too."""
+    run = tmp_path / "run"
+    started, again = (call(*SHORT, run, "--resume", "-q") for _ in range(2))
+    assert started.stderr == f"Warning: {run} holds no run yet; starting a new one there\n"
+    assert started.stdout.startswith("done: 10 steps in ")
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert again.stdout.startswith("already finished: 10 steps in ")
+
+
+def test_settings_that_hardly_anybody_means(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npdrt.train.cautions.cores", lambda: 1)
+    odd = ["--epochs", "1", "--threads", "2", "--schedule", "exponential:2", "-q"]
+    result = call(*SHORT, tmp_path / "run", *odd)
+    assert result.exit_code == 0
+    threads, schedule = result.stderr.splitlines()
+    assert re.match(
+        r"Warning: threads 2: this machine has 1 core, and BLAS runs \d+ threads?; more", threads
+    )
+    assert schedule.startswith("Warning: schedule exponential:2: the factor is above 1")
+    usual = ["--epochs", "1", "--threads", "1", "--schedule", "exponential:0.5", "-q"]
+    assert call(*SHORT, tmp_path / "usual", *usual).stderr == ""
+
+
 # --- exit codes, by real processes ----------------------------------------------------------
 
 
