@@ -56,6 +56,7 @@ def check(value: Any, kind: Any, where: object) -> Any:
 
 def _shown(error: Exception) -> str:
     text = re.sub(r"^Object missing required field `(.*?)`", r"the key \1 is missing", str(error))
+    text = re.sub(r"^Object contains unknown field `(.*?)`", r"the key \1 is unknown", text)
     return text[:SHOWN]
 
 

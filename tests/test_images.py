@@ -1197,7 +1197,7 @@ def test_bad_names_of_folders(name: str) -> None:
 
 
 def test_no_such_folder(tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(Error, match="expected a folder with train/<class>"):
+    with pytest.raises(Error, match="gone does not exist"):
         data.load(f"folder:{tmp_path / 'gone'}")
     with pytest.raises(Error, match="a folder has no standardisation 'fromage'"):
         data.load(f"folder:{pictures}", standardise="fromage")

@@ -85,7 +85,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             changed(*QUESTION[:4], "context", value=1),
             r"`str`, .*paragraphs\[0\]\.context`",
         ),
-        (changed(*QUESTION, "question", value=...), r"field `question` - at .*qas\[1\]`"),
+        (
+            changed(*QUESTION, "question", value=...),
+            r"question is missing - at .*qas\[1\]`",
+        ),
         (
             changed(*QUESTION, "question", value="\ud83d"),
             r"qas\[1\]: expected Unicode text: .*surr",

@@ -149,7 +149,7 @@ def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
 def test_unknown_recipes_and_files() -> None:
     with pytest.raises(Error, match="did you mean 'fromage/figure-1'"):
         recipe.load("fromage/figure1")
-    with pytest.raises(Error, match=r"recipe none\.toml does not exist"):
+    with pytest.raises(Error, match=r"none\.toml does not exist"):
         recipe.load("none.toml")
 
 
