@@ -535,6 +535,11 @@ def test_errors_of_the_system(error: OSError, kind: type[Error]) -> None:
     assert error.filename is None or kind is Unavailable or str(found).startswith("a: ")
 
 
+def test_a_missing_file_of_the_system() -> None:
+    found = of_the_system(FileNotFoundError(2, "No such file", "a"))
+    assert (type(found), str(found)) == (Error, "a does not exist")
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
     """It trains; and what is meant for a stream does not end in a file of the run."""

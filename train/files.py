@@ -165,7 +165,7 @@ class RunFiles:
             f"the steps so far were computed by {blas_in_words(self._earlier[-1])}, the next ones "
             f"will be by {blas_in_words(now)}: the result will differ in its last bits from that "
             "of a run that never stopped; the checkpoint records both. OPENBLAS_CORETYPE chooses "
-            "the kernels, --threads the threads"
+            "the kernels, OPENBLAS_NUM_THREADS the threads"
         )
 
 
