@@ -7,6 +7,7 @@ library, every device and every transfer is here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import sys
@@ -343,6 +344,38 @@ def write_result(target: Array, function: str, a: Array, b: Array) -> None:
         getattr(xp, function)(a, b, out=target)
     else:
         target[...] = getattr(xp, function)(a, b)
+
+
+def shifted_sum(target: Array, x: Array, weight: Array, steps: tuple[int, int]) -> None:
+    """target[c, i] = sum over k, m of weight[k, m, c] x[c, i + k steps[0] + m steps[1]].
+
+    target: (C, n). x: (C, more). weight: (kh, kw, C). The terms are added in the order of the
+    kernel's rows; if steps[1] is 1, those of each column first, and then the columns.
+    """
+    columns = weight.shape[1]
+    if steps[1] > 1 or columns == 1:
+        _sum_taps(target, x, weight, steps)
+        return
+    part = namespace(target).empty_like(target)
+    target[...] = 0
+    for m in range(columns):
+        _sum_taps(part, x[:, m:], weight[:, m : m + 1, :], steps)
+        target += part
+
+
+def _sum_taps(target: Array, x: Array, weight: Array, steps: tuple[int, int]) -> None:
+    """`shifted_sum` in the order of the kernel's rows. NumPy's `einsum` makes one pass for each tap
+    if its longest axis alone has a stride of one element."""
+    (rows, columns, _), (channels, n) = weight.shape, target.shape
+    if namespace(target) is np:
+        strides = x.strides[0], *(step * x.itemsize for step in (*steps, 1))
+        taps = np.lib.stride_tricks.as_strided(x, (channels, rows, columns, n), strides)
+        np.einsum("kmc,ckmi->ci", weight, taps, out=target)
+        return
+    target[...] = 0
+    for k, m in itertools.product(range(rows), range(columns)):
+        start = k * steps[0] + m * steps[1]
+        target += x[:, start : start + n] * weight[k, m, :, None]
 
 
 # --- a kernel: the sum of rows in row order ------------------------------------------------

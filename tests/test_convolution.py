@@ -31,7 +31,7 @@ from npdrt import arrays, ops, optim, record, value_and_grad
 from npdrt.autodiff import Tensor, backward
 from npdrt.check import check_gradients
 from npdrt.errors import Error, FileRefused
-from npdrt.ops import blocked, convolution, direct, parallel, window, winograd
+from npdrt.ops import blocked, convolution, depthwise, direct, parallel, window, winograd
 from npdrt.program.calls import flops
 
 try:
@@ -104,13 +104,15 @@ STRIDES = (1, 2, 3, (2, 1))
 
 
 @needs_torch
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 3)], ids=str)
 @pytest.mark.parametrize("stride", STRIDES, ids=str)
 def test_convolution_against_torch(stride: Any, padding: Any, kernel: Shape, groups: int) -> None:
     for count, height, width in ((3, 9, 8), (1, 7, 11), (5, 7, 7)):
-        given = locked(normal(4, count, height, width), normal(8, 4 // groups, *kernel), normal(8))
+        channels = max(4, groups)  # 8 groups: depthwise
+        shape = 8, channels // groups, *kernel
+        given = locked(normal(channels, count, height, width), normal(*shape), normal(8))
         chosen = {"stride": stride, "padding": padding, "groups": groups}
         g, expected = by_torch(partial(F.conv2d, **chosen), given, lambda shape: normal(*shape))
         found = differentiated(ops.conv2d, given, g, **chosen)
@@ -281,6 +283,11 @@ TWINS = [
     *(((64, 3, 32, 32), 1, (3, 3), 1, 1), ((64, 2, 50, 40), 2, (3, 3), 1, 1)),
     *(((16, 7, 30, 20), 1, (1, 1), 0, 1), ((160, 70, 4, 4), 1, (3, 3), 1, 1)),
 ]  # fmt: skip
+DEPTHWISE = [  # several blocks of images, of rows of one image, of channels
+    *(((12, 5, 9, 8), stride, (3, 3), 1, 12) for stride in (1, 2, 3)),
+    *(((3, 1, 300, 260), 2, (5, 5), 2, 3), ((2, 40, 33, 32), 1, (3, 3), 0, 2)),
+    *(((70, 90, 7, 7), 1, (5, 5), 2, 70), ((6, 3, 20, 11), 1, (1, 1), 0, 6)),
+]  # fmt: skip
 TILED = [  # in Winograd's form: odd sizes, ragged blocks, parts of the batch, every offset of 2
     *itertools.product([(64, 21, 8, 8), (70, 3, 7, 34)], [1], [(3, 3)], [0, 1, 2], [1]),
     *(((128, 5, 8, 8), 1, (3, 3), 1, 2), ((64, 2, 52, 56), 1, (3, 3), 3, 1)),
@@ -309,7 +316,13 @@ def twins(shape: Shape, stride: Any, kernel: Shape, padding: int, groups: int, d
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("case", "outputs"), [*((case, 4) for case in TWINS), *((case, 66) for case in TILED)], ids=str
+    ("case", "outputs"),
+    [
+        *((case, 4) for case in TWINS),
+        *((case, 66) for case in TILED),
+        *((case, 1) for case in DEPTHWISE),
+    ],
+    ids=str,
 )
 def test_the_fast_twin_has_the_bits_of_the_definition(case: Any, outputs: int, dtype: str) -> None:
     """On one thread of the BLAS and on several; into `out` too, whatever is in it."""
@@ -336,6 +349,40 @@ def test_complex_arguments_too() -> None:
     x, w = normal(3, 2, 5, 6) + 1j * normal(3, 2, 5, 6), normal(2, 3, 3, 3)
     for a, b in ((x, w), (x.real, w + 1j * normal(*w.shape)), (x, w + 0j)):
         assert error(ops.conv2d(a, b, padding=1), images.convolved(a, b, padding=1)) <= 1e-14
+
+
+# --- the depthwise form -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_depthwise_against_the_groups_one_by_one(case: Any) -> None:
+    """The same sums in another order; the form is taken, and only for one output a channel."""
+    for definition, fast, (a, b), chosen in twins(*case, "float64", 1):
+        groups = chosen["groups"]
+        pairs = zip(np.split(a, groups), np.split(b, groups), strict=True)
+        each = [definition(*pair, **{**chosen, "groups": 1}) for pair in pairs]
+        found = fast(a, b, **chosen)
+        assert error(found, np.concatenate(each)) <= 1e-14
+    assert depthwise.suits((case[-1], 1, 3, 3), case[-1])
+    assert not depthwise.suits((2 * case[-1], 1, 3, 3), case[-1])
+    assert not depthwise.suits((1, 1, 3, 3), 1)
+
+
+def test_depthwise_keeps_signs_masks_and_infinities() -> None:
+    """Columns that nobody reads change no result, in any block."""
+    x, w = np.abs(normal(6, 5, 7, 8)), np.abs(normal(6, 1, 3, 3)) + 1
+    x[2, 1, 3, 7] = np.inf  # the last column: its neighbour in memory is in the next row
+    chosen: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "groups": 6}
+    y = blocked.convolve(x, w, **chosen)
+    assert np.array_equal(np.argwhere(np.isinf(y)),
+                          [(2, 1, i, j) for i in (2, 3, 4) for j in (6, 7)])  # fmt: skip
+    assert np.isfinite(y).sum() == y.size - 6
+    g = np.ones_like(y)
+    g[:, :, :, 6:] = 0
+    with np.errstate(invalid="ignore"):
+        gw = blocked.convolve_weight(g, x, size=(3, 3), **chosen)
+    assert np.isfinite(np.delete(gw, 2, axis=0)).all()
+    assert np.isfinite(gw[2, 0, :, :1]).all()
 
 
 # --- Winograd's form ----------------------------------------------------------------------------

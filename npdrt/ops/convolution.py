@@ -10,9 +10,9 @@ everything else is direct.
 All three products of a step (value, derivative by the input, derivative by the weight) are
 correlations (`npdrt.ops.correlation`), which take the images in blocks of about
 `npdrt.arrays.block_columns` output positions, so that the arrays of a block stay in cache. The
-blocks are made by `npdrt.ops.direct` or `npdrt.ops.winograd`. On NumPy they run on several threads
-(`npdrt.ops.blocked`); they and the order of every addition depend on the shapes alone, and so do
-the bits.
+blocks are made by `npdrt.ops.direct`, `npdrt.ops.winograd` or `npdrt.ops.depthwise`. On NumPy they
+run on several threads (`npdrt.ops.blocked`); they and the order of every addition depend on the
+shapes alone, and so do the bits.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def conv2d(
 
     x: (C, N, H, W), channel-major. weight: (O, C / groups, kh, kw). bias: (O,) or None. stride s
     and padding p: a number, or a pair for height and width. groups: the channels of input and
-    output are cut into so many equal parts, and part g of the output sees part g of the input (a
-    loop over the groups: right, but slow for depthwise convolutions).
+    output are cut into so many equal parts, and part g of the output sees part g of the input: a
+    loop over the groups, but a depthwise convolution with one output for each channel, groups = C =
+    O, is made of multiplications and additions (`npdrt.ops.depthwise`).
     Returns (O, N, oh, ow) with oh = (H + 2 p - kh) // s + 1.
 
     gx is the correlation of g with the flipped weight, one for every offset of the stride; gweight

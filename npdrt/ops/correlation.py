@@ -1,16 +1,18 @@
 """A convolution and its derivatives as correlations: their arrays, windows and forms.
 
 `npdrt.ops.convolution` computes them one after another, `npdrt.ops.blocked` on several threads of
-NumPy. The form of each is a module, `npdrt.ops.direct` or `npdrt.ops.winograd`.
+NumPy. The form of each is a module: `npdrt.ops.direct`, `npdrt.ops.winograd` or
+`npdrt.ops.depthwise`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from npdrt.arrays import Array, namespace
-from npdrt.ops import direct, winograd
+from npdrt.ops import depthwise, direct, winograd
 from npdrt.ops.window import Pair, Place, Window, backward_windows, flat
 
 
@@ -36,6 +38,8 @@ def _correlation(
 
 def form_of(window: Window, images: int, channels: int, outputs: int) -> Any:
     """The module that makes such a correlation."""
+    if window.form == "depthwise":
+        return depthwise
     return winograd if winograd.suits(window, images, channels, outputs) else direct
 
 
@@ -43,9 +47,10 @@ def forward(
     y: Array, x: Array, weight: Array, window: Window, groups: int
 ) -> Iterator[Correlation]:
     """The correlations that fill y (O, N, oh, ow), the value for x (C, N, H, W), an OIHW weight."""
-    for y_group, x_group, w_group in by_group(groups, y, x, weight):
-        taps = namespace(weight).permute_dims(w_group, (2, 3, 0, 1))  # (kh, kw, O, C)
-        yield _correlation(y_group, taps, x_group, window)
+    window = _depthwise(window, weight, groups)
+    for y_part, x_part, w_part in _parts(window, groups, y, x, weight):
+        taps = namespace(weight).permute_dims(w_part, (2, 3, 0, 1))  # (kh, kw, O, C)
+        yield _correlation(y_part, taps, x_part, window)
 
 
 def backward(
@@ -58,11 +63,12 @@ def backward(
         if 0 in window.taps:
             gx[:, :, *pixels] = 0
             continue
-        for gx_group, g_group, w_group in by_group(groups, gx, g, weight):
-            flipped = w_group[:, :, *taps][:, :, ::-1, ::-1]  # (O, C, taps)
+        window = _depthwise(window, weight, groups)
+        for gx_part, g_part, w_part in _parts(window, groups, gx, g, weight):
+            flipped = w_part[:, :, *taps][:, :, ::-1, ::-1]  # (O, C, taps)
             flipped = namespace(weight).permute_dims(flipped, (2, 3, 0, 1))  # (taps, O, C)
-            target = gx_group[:, :, *pixels]
-            yield _correlation(target, flipped, g_group, window, transposed=True)
+            target = gx_part[:, :, *pixels]
+            yield _correlation(target, flipped, g_part, window, transposed=True)
 
 
 class KernelDerivative(NamedTuple):
@@ -80,18 +86,28 @@ def kernel_derivatives(
     gw: Array, g: Array, x: Array, window: Window, groups: int
 ) -> Iterator[KernelDerivative]:
     """The derivatives that fill gw (O, C / groups, kh, kw), for the cotangent g (O, N, oh, ow)."""
-    channels, outputs = gw.shape[1], gw.shape[0] // groups
-    form = form_of(window, x.shape[1], channels, outputs)
-    window, (g, x) = flat(window, g, x)
-    parts = form.parts(form.places(x, window), outputs, channels)
-    for gw_group, g_group, x_group in by_group(groups, gw, g, x):
-        blocks = [[(place, form.cotangent(g_group, place)) for place in part] for part in parts]
+    window, (g, x) = flat(_depthwise(window, gw, groups), g, x)
+    for gw_part, g_part, x_part in _parts(window, groups, gw, g, x):
+        outputs, channels = gw_part.shape[:2]
+        form = form_of(window, x.shape[1], channels, outputs)
+        parts = form.parts(form.places(x_part, window), outputs, channels)
+        blocks = [[(place, form.cotangent(g_part, place)) for place in part] for part in parts]
         for some in form.channels_at_a_time(channels):
-            yield KernelDerivative(form, gw_group[:, some, ...], x_group[some, ...], window, blocks)
+            yield KernelDerivative(form, gw_part[:, some, ...], x_part[some, ...], window, blocks)
 
 
-def by_group(groups: int, *arrays: Array) -> Iterator[list[Array]]:
-    """Each group's part of the first axis of every array."""
+def _depthwise(window: Window, weight: Array, groups: int) -> Window:
+    """The window, with the depthwise form if the weight (O, C / groups, kh, kw) is depthwise."""
+    return replace(window, form="depthwise") if depthwise.suits(weight.shape, groups) else window
+
+
+def _parts(window: Window, groups: int, *arrays: Array) -> Iterator[list[Array]]:
+    """The first axis of every array, cut at the same places: into the groups, or for a depthwise
+    convolution into pieces of a few channels."""
+    if window.form == "depthwise":
+        pieces = depthwise.some_channels(arrays[1], window)
+        yield from ([a[some, ...] for a in arrays] for some in pieces)
+        return
     for k in range(groups):
         lengths = (a.shape[0] // groups for a in arrays)
         yield [a[k * n : (k + 1) * n, ...] for a, n in zip(arrays, lengths, strict=True)]

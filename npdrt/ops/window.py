@@ -82,7 +82,7 @@ class Window:
     size: Pair  # of the output
     image: Pair  # the size of the input
     whole: bool = True  # the output is an array of its own, not every second pixel of one, say
-    form: str = "direct"  # or "winograd", where that suits
+    form: str = "direct"  # or "winograd", where that suits, or "depthwise"
 
     @property
     def pointwise(self) -> bool:
