@@ -1,4 +1,4 @@
-"""Read arrays from files of other programs: npz, safetensors, HDF5. npdrt has no other reader.
+"""Read arrays from files of other programs: npz, safetensors, HDF5 (and `npdrt.store.torch_file`).
 
 The memory for them is bounded, whatever a file declares: a compressed file of a few kilobytes could
 fill the machine. npz and safetensors are read here, without pickles; only plain and deflated
@@ -44,7 +44,7 @@ Numbers = tuple[str, Array]  # the type in the file; bfloat16 as float32
 _CHILD = Path(__file__).with_name("child.py")
 _PIECE = 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_DAMAGED_ZIP = (
+DAMAGED_ZIP = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, EOFError, MemoryError,
     NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, SyntaxError,
     UnicodeError, ValueError,
@@ -100,7 +100,7 @@ def read_npz(
     Raises FileRefused if the file is damaged or has anything else; `choose` may raise it too.
     """
     try:
-        with zipfile.ZipFile(_InPieces(stream)) as archive:
+        with zipfile.ZipFile(InPieces(stream)) as archive:
             infos = archive.infolist()
             chosen = choose([info.filename.removesuffix(".npy") for info in infos])
             members = {info.filename.removesuffix(".npy"): info for info in infos}
@@ -109,7 +109,7 @@ def read_npz(
                 found[name] = _member(archive, members[name], f"array {name}", limit)
                 limit -= found[name].size
             return found
-    except _DAMAGED_ZIP as error:
+    except DAMAGED_ZIP as error:
         raise FileRefused(f"damaged .npz file: {_line(error)}") from error
 
 
@@ -118,7 +118,7 @@ def _npz(handle: BinaryIO, fields: Collection[str] | None, limit: int) -> dict[s
     return {name: (value.dtype.name, value) for name, value in found.items()}
 
 
-class _InPieces:
+class InPieces:
     """A stream that reads at most MAX_DIRECTORY bytes at once.
 
     zipfile reads the list of members in one piece and makes an object for every entry. Members are
@@ -152,7 +152,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: 
                 f"{where}: declares the shape {shape}; at most {limit} numbers are read"
             )
         values = np.empty(count, dtype)
-        filled = _fill(values, start, stream)
+        filled = fill(values, start, stream)
         if filled != values.nbytes or start.read(1) or stream.read(1):
             raise FileRefused(
                 f"{where}: expected {values.nbytes} bytes for {dtype} of shape {shape}; found "
@@ -171,7 +171,7 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]
     raise ValueError(f"expected .npy format 1.0 or 2.0; found {version[0]}.{version[1]}")
 
 
-def _fill(values: Array, *streams: IO[bytes]) -> int:
+def fill(values: Array, *streams: IO[bytes]) -> int:
     """Fill an array with the bytes of the streams, one after another; return the bytes used."""
     target, filled = values.view(np.uint8).data, 0
     for stream in streams:
@@ -307,7 +307,7 @@ def _answer(stream: Any, limit: int) -> tuple[dict[str, Array], Any] | None:
                 return None
             limit -= size
             found[name] = np.empty(math.prod(shape), dtype)
-            if _fill(found[name], stream) != size:
+            if fill(found[name], stream) != size:
                 return None
             found[name] = found[name].reshape(shape)
         return found, answer.meta
