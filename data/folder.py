@@ -93,7 +93,7 @@ def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
     labels: list[int] = []
     digest = hashlib.sha256()
     for name in names:
-        files = _files(root / name)
+        files = files_in(root / name)
         paths += files
         labels += [numbers[name]] * len(files)
         for path in files:
@@ -110,8 +110,8 @@ def _classes(root: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
 
 
-def _files(folder: Path) -> list[str]:
-    """The images of a class and of the folders in it, without hidden ones.
+def files_in(folder: Path) -> list[str]:
+    """The images of a folder, a class, and of the folders in it, without hidden ones.
 
     They are sorted by folder, then by name. A folder that several links lead to is read once.
     """

@@ -18,6 +18,7 @@ from npdrt.errors import Error
 from npdrt.models import initialisation
 from npdrt.models.initialisation import Initialiser
 from npdrt.ops.normalisation import batch_statistics, running_statistics
+from npdrt.ops.window import Pair, pair
 from npdrt.random import Random
 
 Shapes = dict[str, tuple[int, ...]]
@@ -96,21 +97,23 @@ class Linear(Affine):
 
 @dataclass(frozen=True)
 class Convolution(Affine):
-    """Cross-correlation with kernels (outputs, inputs, size, size), on (inputs, N, H, W).
+    """Cross-correlation with kernels (outputs, inputs, size, size), on (inputs groups, N, H, W).
 
-    form: see `npdrt.ops.conv2d`.
+    inputs: those of one group. size, padding: a number, or a pair for height and width. form,
+    groups: see `npdrt.ops.conv2d`.
     """
 
-    size: int = 3
+    size: int | Pair = 3
     stride: int = 1
-    padding: int = 0
+    padding: int | Pair = 0
     bias: bool = False
     form: str = "direct"
+    groups: int = 1
 
     @property
     def kernel(self) -> tuple[int, ...]:
         """The axes of a weight after the first two."""
-        return (self.size, self.size)
+        return pair("size", self.size, 1)
 
     @property
     def has_bias(self) -> bool:
@@ -120,13 +123,14 @@ class Convolution(Affine):
     def __call__(self, run: Pass, x: Any) -> Any:
         weight, bias = run.params[f"{self.name}/weight"], run.params.get(f"{self.name}/bias")
         setting = {"stride": self.stride, "padding": self.padding, "form": self.form}
-        y = ops.conv2d(x, weight, bias, **setting)
+        y = ops.conv2d(x, weight, bias, groups=self.groups, **setting)
         return label(y, f"{self.name}/output")
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of every channel, the first axis; eps 1e-5 and momentum 0.1, PyTorch's.
+    """Batch normalisation of every channel, the first axis; momentum 0.1 and, unless given, eps
+    1e-5, PyTorch's.
 
     Parameters: "weight", the gain, 1 at first, and "bias", 0. Buffers: "running_mean", 0 at first,
     and "running_var", 1, which evaluation mode normalises with and training mode moves.
@@ -134,6 +138,7 @@ class BatchNorm:
 
     name: str
     channels: int
+    eps: float = 1e-5
 
     def shapes(self) -> Shapes:
         """The name and shape of every parameter."""
@@ -157,9 +162,10 @@ class BatchNorm:
             moved = running_statistics(mean, variance, found)
             run.buffers[f"{self.name}/running_mean"] = moved[0]
             run.buffers[f"{self.name}/running_var"] = moved[1]
-            y = ops.batch_norm(x, gain, bias, found, channel_axis=0)
+            y = ops.batch_norm(x, gain, bias, found, channel_axis=0, eps=self.eps)
         else:
-            y = ops.batch_norm_inference(x, mean, variance, gain, bias, channel_axis=0)
+            given = mean, variance, gain, bias
+            y = ops.batch_norm_inference(x, *given, channel_axis=0, eps=self.eps)
         return label(y, f"{self.name}/output")
 
     def _buffer(self, run: Pass, name: str) -> Array:
@@ -169,6 +175,31 @@ class BatchNorm:
                 "model.buffers(seed) and pass buffers= to the model"
             )
         return run.buffers[f"{self.name}/{name}"]
+
+
+class Unit:
+    """A convolution without bias, "NAME/conv", and its batch normalisation, "NAME/norm", of eps
+    1e-3 as in TensorFlow's networks; then `activation`, if one is given.
+
+    inputs: the channels of one group. The other settings are those of `Convolution`.
+    """
+
+    def __init__(
+        self, name: str, inputs: int, outputs: int, size: int | Pair, stride: int = 1,
+        padding: int | Pair = 0, *, groups: int = 1, activation: Any = None,
+    ):  # fmt: skip
+        self.convolution = Convolution(
+            *(f"{name}/conv", inputs, outputs, size, stride, padding),
+            form="winograd",
+            groups=groups,
+        )
+        self.norm = BatchNorm(f"{name}/norm", outputs, eps=1e-3)
+        self.activation = activation
+        self.layers: Sequence[Layer] = (self.convolution, self.norm)
+
+    def __call__(self, run: Pass, x: Any) -> Any:
+        y = self.norm(run, self.convolution(run, x))
+        return y if self.activation is None else self.activation(y)
 
 
 class Network:

@@ -1,12 +1,12 @@
 """Parameters under the names of other frameworks, in safetensors files, both ways.
 
 A model that has `pytorch_names()`, ours -> theirs, can be read and written. The shapes are the
-same on both sides, so the bits are too. Pickles (.bin, .pt) are not read: they run code.
+same on both sides, so the bits are too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,9 +49,25 @@ def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
     found = _our_spelling(read(path))
     if getattr(model, "tied", False):
         found = _once(found)
-    names, shapes = model.pytorch_names(), model.shapes()
+    return fit(path, found, model.pytorch_names(), model.shapes(), _passed_over, optional)
+
+
+def fit(
+    path: Path,
+    found: Mapping[str, Any],
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    passed_over: Callable[[str], bool],
+    optional: Collection[str] = (),
+) -> Arrays:
+    """Of the arrays found in a file those with `names`, ours -> theirs, under our names.
+
+    passed_over: whether another array, by its name, may be there too. Raises FileRefused, which
+    lists all names, if arrays are missing, unknown, of another shape than ours, not floats, or not
+    finite.
+    """
     missing = [t for ours, t in names.items() if t not in found and ours not in optional]
-    extra = [t for t in found if t not in set(names.values()) and not _passed_over(t)]
+    extra = [t for t in found if t not in set(names.values()) and not passed_over(t)]
     if missing or extra:
         said = [_list("missing", missing), _list("unknown", extra)]
         raise FileRefused(
@@ -66,7 +82,9 @@ def load(path: Path, model: Named, *, optional: Collection[str] = ()) -> Params:
     ]
     if wrong:
         raise FileRefused(f"{path} does not fit the model: {_list('shapes', wrong)}")
-    return dict(held)
+    if bad := [names[n] for n, v in held.items() if not np.isfinite(v).all()]:
+        raise FileRefused(f"{path}: {_list('not finite', bad)}")
+    return held
 
 
 def save(path: Path, model: Named, params: Params) -> None:
@@ -78,11 +96,8 @@ def save(path: Path, model: Named, params: Params) -> None:
 
 
 def read(path: Path) -> Arrays:
-    """Every array of a safetensors file, all floats in it finite."""
+    """Every array of a safetensors file; bfloat16 is refused."""
     found = foreign.read_safetensors(path)
-    bad = [n for n, (_, v) in found.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
-    if bad:
-        raise FileRefused(f"{path}: {_list('not finite', bad)}")
     if half := [name for name, (kind, _) in found.items() if kind == "bfloat16"]:
         raise FileRefused(f"{path}: {_list('bfloat16', half)}; save them in float32")
     return {name: value for name, (_, value) in found.items()}

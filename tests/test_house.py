@@ -52,7 +52,7 @@ LAYERS = (  # from the ground up; a module imports from its own layer and from t
     ("autodiff",),
     ("check", "ops", "optim", "program"),
     ("data", "models", "store", "trust"),
-    ("conform", "train"),
+    ("conform", "frechet", "train"),
     ("cli",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -22,6 +22,7 @@ COMMANDS = {
     "reproduce": "A figure of the papers: their numbers next to ours.",
     "perturb": "Loss and gradient along a run's layerwise gradient.",
     "sweep": "Every run of a recipe, resumable.",
+    "fid": "How far generated images are from real ones.",
     "distance": "Deep relative trust and bounds between two checkpoints.",
     "audit": "Check an implementation of an update rule; name its dialect.",
     "audit-gradients": "Our gradients against autograd, PyTorch and JAX.",
