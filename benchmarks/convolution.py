@@ -1,12 +1,14 @@
 """GFLOP/s of the convolutions of a ResNet, beside PyTorch's in both of its layouts.
 
+The last three layers are depthwise convolutions of EfficientNet-Lite0.
+
 The three products of a convolution in a training step, float32: its value ("forward"), the
 derivative by its input and that by its weight. npdrt's are those that a program replays, into
-memory that is there; PyTorch's are called without its autograd. 2 O C kh kw N oh ow operations
-each, for all libraries, however they go about it. All take turns, one call each, so that a slow
-moment of the machine meets them all; the table has the operations over the median time, npdrt's
-share of PyTorch's better rate in brackets, and the rate of a plain product of 2048 x 2048 in the
-same turns. The target is 0.65 of PyTorch's.
+memory that is there; PyTorch's are called without its autograd. 2 O (C / groups) kh kw N oh ow
+operations each, for all libraries, however they go about it. All take turns, one call each, so that
+a slow moment of the machine meets them all; the table has the operations over the median time,
+npdrt's share of PyTorch's better rate in brackets, and the rate of a plain product of 2048 x 2048
+in the same turns. The target is 0.65 of PyTorch's.
 
 --errors measures no time, but the float32 results: max|difference| / max|reference| to float64's.
 
@@ -46,12 +48,13 @@ class Layer(NamedTuple):
     size: int
     kernel: int = 3
     stride: int = 1
+    groups: int = 1
 
     @property
     def settings(self) -> dict[str, Any]:
         """Those of the convolution."""
         padding = self.kernel // 2
-        return {"stride": (self.stride,) * 2, "padding": (padding, padding), "groups": 1}
+        return {"stride": (self.stride,) * 2, "padding": (padding, padding), "groups": self.groups}
 
     @property
     def made(self) -> tuple[int, int]:
@@ -62,18 +65,21 @@ class Layer(NamedTuple):
     def operations(self, batch: int) -> int:
         """Of each of the three products."""
         area = self.made[0] * self.made[1]
-        return 2 * self.out * self.channels * self.kernel**2 * batch * area
+        return 2 * self.out * self.channels // self.groups * self.kernel**2 * batch * area
 
     def __str__(self) -> str:
         step = f" / {self.stride}" if self.stride > 1 else ""
         kernel = f"{self.kernel}x{self.kernel}{step}"
-        return f"{self.channels} -> {self.out}, {kernel}, {self.size}x{self.size}"
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.channels} -> {self.out}, {kernel}, {self.size}x{self.size}{groups}"
 
 
-LAYERS = (  # those of ResNet-18 for CIFAR, and a bottleneck's 1x1
+LAYERS = (  # those of ResNet-18 for CIFAR, a bottleneck's 1x1, and depthwise ones
     *(Layer(3, 64, 32), Layer(64, 64, 32), Layer(64, 128, 32, 3, 2), Layer(64, 128, 32, 1, 2)),
     *(Layer(128, 128, 16), Layer(128, 256, 16, 3, 2), Layer(256, 256, 8)),
     *(Layer(256, 512, 8, 3, 2), Layer(512, 512, 4), Layer(256, 64, 32, 1)),
+    *(Layer(144, 144, 56, 3, 1, 144), Layer(144, 144, 56, 5, 2, 144)),
+    Layer(672, 672, 14, 5, 1, 672),
 )
 
 
@@ -81,7 +87,7 @@ def arrays(layer: Layer, batch: int) -> tuple[Any, Any, Any]:
     """Images, weight and cotangent, channel-major."""
     source = Random(0, "benchmark/convolution")
     x = source.of("x").normal((layer.channels, batch, layer.size, layer.size))
-    w = source.of("w").normal((layer.out, layer.channels, layer.kernel, layer.kernel))
+    w = source.of("w").normal((layer.out, layer.channels // layer.groups, *(layer.kernel,) * 2))
     g = source.of("g").normal((layer.out, batch, *layer.made))
     return tuple(a.astype(np.float32) for a in (x, w, g))  # type: ignore[return-value]
 
@@ -108,12 +114,12 @@ def torchs(layer: Layer, x: Any, w: Any, g: Any, layout: str) -> Calls:
     def backward(*wanted: bool) -> Any:
         return torch.ops.aten.convolution_backward(
             cotangent, images, weight, None, same["stride"], same["padding"], (1, 1), False, (0, 0),
-            1, wanted,
+            layer.groups, wanted,
         )  # fmt: skip
 
     return {
         "forward": lambda: torch.nn.functional.conv2d(
-            images, weight, stride=same["stride"], padding=same["padding"]
+            images, weight, None, same["stride"], same["padding"], groups=layer.groups
         ),
         "d input": partial(backward, True, False, False),
         "d weight": partial(backward, False, True, False),

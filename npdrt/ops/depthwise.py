@@ -30,7 +30,7 @@ from npdrt.ops.window import (
     unfolded_shape,
 )
 
-ELEMENTS = 64  # of a block, times `block_columns`: on NumPy 256 KiB of float32
+ELEMENTS = 128  # of a block, times `block_columns`: on NumPy 512 KiB of float32
 
 
 def suits(weight: Shape, groups: int) -> bool:
