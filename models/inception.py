@@ -13,6 +13,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from npdrt import ops
+from npdrt.arrays import namespace
+from npdrt.autodiff import detach
 from npdrt.models.layers import Layer, Network, Pass, Unit
 
 FEATURES = 2048
@@ -45,8 +47,8 @@ class Split(Chain):
 def average(run: Pass, x: Any) -> Any:
     """Means of 3x3 pixels, of those that are inside the image."""
     pixels = ops.average_pool(x, size=3, stride=1, padding=1)
-    inside = ops.average_pool(x[:1, :1] * 0.0 + 1.0, size=3, stride=1, padding=1)  # (1, 1, H, W)
-    return pixels / inside
+    ones = namespace(detach(x)).ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+    return pixels / ops.average_pool(ones, size=3, stride=1, padding=1)
 
 
 def maximum(run: Pass, x: Any) -> Any:

