@@ -152,11 +152,11 @@ def test_counts_and_names() -> None:
 
 def test_gradients_of_the_parts() -> None:
     """Padding that is longer on one side, and means that leave out what is beyond the image."""
-    same = Same("same", 1, 4, 5, 2, groups=4)
+    same = Same("same", 1, 2, 5, 2, groups=2)
     params = {n: RNG.standard_normal(s) for n, s in same.convolution.shapes().items()}
     params |= {n: RNG.uniform(0.5, 1, s) for n, s in same.norm.shapes().items()}
     buffers = {n: v + 0.5 for n, v in same.norm.buffers().items()}
-    x = RNG.standard_normal((4, 2, 6, 7))
+    x = RNG.standard_normal((2, 1, 6, 5))
 
     def loss(p: Any) -> Any:
         run = Pass(p, dict(buffers), False)
@@ -229,6 +229,11 @@ def test_only_the_published_weights_make_it_the_fid(lite0: Path) -> None:
     assert ours.distance == f"Frechet distance, features EfficientNet-Lite0, weights {other}"
     published = networks.Extractor(networks.KINDS[0], networks.INCEPTION, {}, {}, ours.device)
     assert published.distance == "FID"
+    another = networks.Extractor(networks.KINDS[0], "0" * 64, {}, {}, ours.device)
+    assert (
+        another.distance
+        == "Frechet distance, features Inception 2015-12-05, weights 0000" + "0" * 8
+    )
     package = networks.Extractor(networks.KINDS[1], networks.LITE0, {}, {}, ours.device)
     assert package.distance == "Frechet distance, features EfficientNet-Lite0"
 

@@ -21,7 +21,7 @@ from npdrt.store import torch_file
 
 RNG = np.random.default_rng(1945)
 scratch = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
