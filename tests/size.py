@@ -14,6 +14,7 @@ GUIDE = {
     "trust": (1200, ["npdrt/trust/*.py"]),
     "conform": (3400, ["npdrt/conform/*.py", "npdrt/conform/*/*.py"]),
     "store": (850, ["npdrt/store/*.py"]),
+    "frechet": (400, ["npdrt/frechet/*.py"]),
     "cli": (1750, ["npdrt/cli/*.py"]),
     "models": (1050, ["models/*.py"]),
     "train": (1150, ["train/*.py"]),

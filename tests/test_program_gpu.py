@@ -404,10 +404,10 @@ def test_out_is_given_only_where_its_strides_stay(function: str, device: StandIn
 
 
 @pytest.mark.parametrize(("channels", "groups", "form"), [
-    (520, 1, "direct"), (18, 9, "direct"), (64, 1, "winograd"),
+    (520, 1, "direct"), (18, 9, "direct"), (64, 1, "winograd"), (20, 20, "direct"),
 ])  # fmt: skip
 def test_convolutions_are_captured(channels: int, groups: int, form: str, device: StandIn) -> None:
-    """Many channels and groups too: nothing in the definition copies from the host."""
+    """Many channels and groups, and depthwise: nothing in the definition copies from the host."""
 
     def step(x: Any, w: Any) -> Any:
         convolved = value_and_grad(
