@@ -24,7 +24,7 @@ from npdrt.frechet.networks import BATCH
 
 
 @click.command("fid")
-@click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--data",
     "real",
@@ -61,7 +61,7 @@ from npdrt.frechet.networks import BATCH
 @quiet_option
 @json_option
 def command(
-    path: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
+    folder: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
     batch: int, device: str, data_dir: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """How far the images in FOLDER (PNG, JPEG or npz; or one .npz file) are from real ones: the
@@ -72,7 +72,7 @@ def command(
     distance has that name. Two distances can be compared if they have the same name, numbers of
     images and stretch: docs/frechet.md.
     """
-    made = images.of_path(path).first(count)
+    made = images.of_path(folder).first(count)
     reals = images.of_name(real, part, data_dir).first(count)
     for note in reals.notes:
         warn(note)
