@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Protocol
 
 from npdrt.arrays import Array, Device, Params
 from npdrt.models.bert import BERT
+from npdrt.models.gan import GAN
 from npdrt.models.mlp import MLP
 from npdrt.models.mnist_resnet import MNISTResNet
 from npdrt.models.resnet import ResNet18, ResNet50
@@ -52,10 +53,12 @@ MODELS: dict[str, type[Model]] = {
     "skipnet": SkipNet,
     "transformer": Transformer,
     "bert": BERT,
+    "gan": GAN,
 }
 
 __all__ = [
     "BERT",
+    "GAN",
     "MLP",
     "MODELS",
     "MNISTResNet",

@@ -26,13 +26,14 @@ from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint
 from npdrt.store.log import Record, Tally
+from npdrt.train.adversarial import make_task
 from npdrt.train.cautions import cautions
 from npdrt.train.config import Config, build_model, build_optimizer, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.feed import Feed
 from npdrt.train.files import RunFiles
 from npdrt.train.history import History
-from npdrt.train.step import Position, State, Step, Steps, Task, epoch_sums
+from npdrt.train.step import Position, State, Step, Steps, epoch_sums
 
 LOWER_RATE = "Try a lower --lr."
 LOOK_AT_DATA = "No rate was used yet: look at the data and the initial weights."
@@ -97,7 +98,7 @@ class Trainer:
         self.device = arrays.device(config.device)
         self.model = build_model(config, dataset)
         self.optimizer = build_optimizer(config)
-        self.task = Task(self.model, dataset.classes, config.label_smoothing, config.clip)
+        self.task = make_task(config, self.model, dataset)
         self.stepped = False  # whether this process finished a step
         if config.fast:
             require_compiler()  # now, before a run directory is made
@@ -263,7 +264,8 @@ class Trainer:
         x, y = self.feed.train
         random = Random(self.config.seed, "train/last-batch")
         try:
-            self.task.forward(state.params, state.buffers, x[:1, ...], y[:1, ...], random)
+            for turn in self.task.turns:
+                turn.loss(state.params, state.buffers, x[:1, ...], y[:1, ...], random)
         except Error as error:
             raise Error(
                 f"the last batch of an epoch has 1 of the {n} examples, since the batch size is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from npdrt.arrays import Array, namespace, total
-from npdrt.autodiff import ALL, once, primitive
+from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.normalisation import Statistics, batch_statistics, summed_products
 
