@@ -14,7 +14,8 @@ from npdrt.errors import Error
 from npdrt.models import Model
 from npdrt.random import Random
 from npdrt.train.config import Config
-from npdrt.train.step import Task, Turn
+from npdrt.train.pictures import COLUMNS, ROWS, grid
+from npdrt.train.step import State, Task, Turn
 
 
 def make_task(config: Config, model: Model, dataset: Dataset) -> Task:
@@ -43,7 +44,7 @@ class Adversarial(Task):
     def __post_init__(self) -> None:
         if self.classes is None:
             raise Error(
-                "a conditional adversarial network needs labels; the examples have targets instead; "
+                "a conditional adversarial network needs labels, and the examples have targets; "
                 "use data whose y are integers from 0, such as cifar-10"
             )
         if self.label_smoothing:
@@ -85,7 +86,9 @@ class Adversarial(Task):
 
     def loss(self, output: Any, y: Array, *, smoothed: bool) -> Any:
         """The discriminator's loss for scores (2N,); 0-d."""
-        return 2.0 * ops.hinge(output, _signs(detach(output)))  # a mean over 2N: twice it is the sum
+        return 2.0 * ops.hinge(
+            output, _signs(detach(output))
+        )  # a mean over 2N: twice it is the sum
 
     def count(self, y: Array) -> int:
         """Two predictions an image."""
@@ -95,6 +98,12 @@ class Adversarial(Task):
         """How many of the scores (2N,) have the right sign; 0-d int64."""
         xp = namespace(output)
         return xp.sum(output * _signs(output) > 0, dtype=xp.int64)
+
+    def picture(self, state: State, seed: int) -> Any:
+        """The first ten images of the first ten classes."""
+        model: Any = self.model
+        classes = range(min(ROWS, model.outputs))
+        return grid(model, state.params, state.buffers, classes, COLUMNS, seed)
 
     def predict(self, params: Params, buffers: Params, x: Array, y: Array) -> Array:
         """Scores (2N,) in evaluation mode, with the same noise at every evaluation."""

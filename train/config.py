@@ -51,8 +51,8 @@ class Config:
     too, and images (batch, channels, height, width); others are given rows (batch, inputs).
     data: a data set's name, FILE.npz or folder:PATH. standardise: true, false, or the name of
     another standardisation (`npdrt.data.load`). augment: none; flip, a random mirror image;
-    crop-flip, also a random crop after a border of 4 pixels; or imagenet, a random part resized and a random
-    mirror image, of a folder of images (`npdrt.data.augment`).
+    crop-flip, also a random crop after a border of 4 pixels; or imagenet, a random part resized and
+    a random mirror image, of a folder of images (`npdrt.data.augment`).
     optimizer_options: settings of the rule (`npdrt.optim.RULES`). lr: a rate or "auto". schedule:
     see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data. batch_size: examples
     of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
@@ -294,6 +294,14 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         return model
     except (TypeError, ValueError) as error:
         raise Error(f"model {config.model}: {error}") from error
+
+
+def stored_model(config: Config) -> Any:
+    """The model of a resolved configuration, without its data."""
+    options = dict(config.model_options)
+    if isinstance(options.get("image_shape"), list):
+        options["image_shape"] = tuple(options["image_shape"])
+    return _model_class(config.model)(**options)
 
 
 def _sizes(dataset: Dataset) -> dict[str, Any]:

@@ -145,6 +145,7 @@ class Trainer:
             self._log_conditioning(at)
             self._checkpoint(at)
         self.files.snapshot(at)
+        self._picture(at)
 
     def advanced(self, at: Position, x: Array, y: Array, lr: float) -> tuple[Position, Step]:
         """The position after one step, and the results of the step."""
@@ -178,9 +179,17 @@ class Trainer:
             self._require_finite(at)
             record = self.history.epoch(at, lr, start_time)
             self.files.write(record)
+            self._picture(at)
             self._log_conditioning(at)
             at = self._next_epoch(at)
         return at, record
+
+    def _picture(self, at: Position) -> None:
+        """Write what the model makes between two epochs, if it makes pictures."""
+        if at.step % self.feed.epoch == 0:
+            pixels = self.task.picture(at.state, self.config.seed)
+            if pixels is not None:
+                self.files.picture(at, pixels)
 
     def _log_conditioning(self, at: Position) -> None:
         if self.config.conditioning:

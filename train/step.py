@@ -84,9 +84,9 @@ class Turn:
     """A part of a step: the loss of one network, after which its parameters are updated.
 
     network: the parameters are those below "NETWORK/"; "" stands for all of them. The turns of
-    several networks come in the order of their names, as the columns of a trace do. loss: a function
-    `(params, buffers, x, y, random) -> (loss, (output, buffers))` of all parameters, in training
-    mode.
+    several networks come in the order of their names, as the columns of a trace do. loss: a
+    function `(params, buffers, x, y, random) -> (loss, (output, buffers))` of all parameters, in
+    training mode.
     """
 
     network: str
@@ -143,6 +143,10 @@ class Task:
         """The number of predictions in the mean loss of a batch: one an example, or one a label if
         an example has several (the next word of every token, both ends of an answer)."""
         return int(y.shape[0]) if self.classes is None else math.prod(y.shape)
+
+    def picture(self, state: State, seed: int) -> Any:
+        """Pixels that show what the model makes, (height, width, channels); None for most tasks."""
+        return None
 
     def clipped(self, grads: Params) -> Params:
         """The gradients as the rule is given them."""

@@ -22,7 +22,8 @@ def power_iteration(weight: Any, u: Array, *, iterate: bool) -> tuple[Array, Arr
     singular vector so far. iterate: False keeps u' = u, for evaluation. Returns u' (out,) and
     v (in,), constants in any derivative. One call costs two matrix-vector products (one without
     `iterate`); over many calls with slowly changing weights u converges to the singular vector, at
-    the rate (s2 / s1)^2 of the two largest singular values. Where a product is zero, v is zero and u' is u.
+    the rate (s2 / s1)^2 of the two largest singular values. Where a product is zero, v is zero and
+    u' is u.
 
     Source: Miyato, Kataoka, Koyama and Yoshida 2018, "Spectral Normalization for Generative
     Adversarial Networks", Algorithm 1.

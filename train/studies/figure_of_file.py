@@ -56,7 +56,10 @@ def from_trace(arrays: Mapping[str, Any], meta: Mapping[str, Any], *, name: str 
     of the network against the step; condition numbers and Jacobian norms if they were taken."""
     try:
         panels = [*_history_panels(arrays), *_layer_panels(arrays, meta["parameters"])]
-        panels += [*_network_panels(arrays, meta.get("networks")), *_conditioning_panels(arrays, meta.get("weights"))]
+        panels += [
+            *_network_panels(arrays, meta.get("networks")),
+            *_conditioning_panels(arrays, meta.get("weights")),
+        ]
     except (Error, KeyError, TypeError, ValueError, IndexError) as error:
         raise FileRefused(
             f"the trace is not of the form that npdrt writes ({type(error).__name__}: {error})"

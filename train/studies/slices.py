@@ -258,7 +258,7 @@ class Slicer:
         return self._programs[key](*args)
 
     def _loss(self, params: Params, buffers: Params, x: Array, y: Array) -> Any:
-        output = self._task.predict(params, buffers, x)
+        output = self._task.predict(params, buffers, x, y)
         return self._task.loss(output, y, smoothed=True)
 
     def _add(
