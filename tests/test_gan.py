@@ -95,12 +95,13 @@ def test_two_steps_equal_pytorch() -> None:
     for number in range(2):
         random = Random(7, "train", number)
         done = step(state, IMAGES, LABELS, rate, random)
-        losses, grads = twin.step(IMAGES, LABELS, noises(random), rate)
+        given = [torch.from_numpy(a) for a in (IMAGES, LABELS, *noises(random))]
+        losses, grads = twin.step(*given[:2], given[2:], rate)
         assert float(done.loss) - 2.0 == pytest.approx(losses[0], abs=1e-12)
         assert float(done.others["generator"]) == pytest.approx(losses[1], abs=1e-12)
         for name, after in done.state.params.items():
             ours = (state.params[name] - after) / rate
-            np.testing.assert_allclose(ours, grads[name], rtol=0, atol=1e-11, err_msg=name)
+            np.testing.assert_allclose(ours, grads[name].numpy(), rtol=0, atol=1e-11, err_msg=name)
         for name, value in done.state.buffers.items():
             theirs = twin.buffers[name].numpy()
             np.testing.assert_allclose(value, theirs, rtol=0, atol=1e-12, err_msg=name)
@@ -242,16 +243,17 @@ def stopped(images: Path, whole: Path) -> Path:
     return images.parent / "stopped"
 
 
-@pytest.mark.parametrize(("array", "eager"), [(10, True), (60, False)], ids=MODEL.networks)
+@pytest.mark.parametrize("array", [10, 60], ids=MODEL.networks)
 def test_a_kill_in_the_middle_of_an_update(
-    array: int, eager: bool, stopped: Path, whole: Path, tmp_path: Path
+    array: int, stopped: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """At an array of the second step: 34 of the discriminator are updated, then 57 of the other."""
+    """At an array of the second step: 34 of the discriminator are updated, then 57 of the other.
+    The run goes on eagerly, and has the bits of the one that ran a program."""
     run = shutil.copytree(stopped, tmp_path / "run")
     command = [sys.executable, "-c", KILLED, str(run), str(array)]
     killed = subprocess.run(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
-    resume(run, eager=eager)
+    resume(run, eager=True)
     found, expected = contents(run), contents(whole)
     for part in (found, expected):
         part["meta"]["config"].pop("eager")
@@ -339,14 +341,11 @@ def test_sample_refuses(whole: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.png").exists()
 
 
-def test_commands_for_one_loss_refuse_two_networks(whole: Path, images: Path) -> None:
-    words = ["audit-gradients", "--model", "gan", "--width", "4", "--data", str(images),
-             "--batch-size", "2"]  # fmt: skip
-    assert "has two networks with a loss each" in CliRunner().invoke(cli, words).output
-    explained = CliRunner().invoke(cli, ["explain", "--model", "gan", "--width", "4", "--data",
-                                         str(images), "--batch-size", "2"])  # fmt: skip
-    assert explained.exit_code == 0, explained.output
-    assert "generator/blocks/02/conv2/output" in explained.output
+def test_a_command_for_one_loss_refuses_two_networks(images: Path) -> None:
+    words = ["audit-gradients", "--model", "gan", "--width", "4", "--data", str(images)]
+    found = CliRunner().invoke(cli, [*words, "--batch-size", "2"])
+    assert found.exit_code == 2
+    assert "has two networks with a loss each" in found.output
 
 
 # --- data ------------------------------------------------------------------------------------

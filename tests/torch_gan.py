@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -107,7 +106,9 @@ class Twin:
 
     def discriminator_loss(self, images: Any, labels: Any, noise: Any) -> Any:
         """The authors' loss; npdrt's is larger by the constant 2."""
-        fake = self.discriminate(self.generate(noise, labels), labels)
+        with torch.no_grad():  # the authors do not, and clear the generator's gradients instead
+            images_made = self.generate(noise, labels)
+        fake = self.discriminate(images_made, labels)
         real = self.discriminate(images, labels)
         return fake.clamp(min=-1).mean() - real.clamp(max=1).mean()
 
@@ -131,16 +132,17 @@ class Twin:
 
     def step(self, images: Any, labels: Any, noises: Any, lr: float) -> tuple[list[float], Any]:
         """One update of each network; the two losses, and all gradients by name."""
-        x, z0, z1 = (torch.from_numpy(np.array(a)).to(self.dtype) for a in (images, *noises))
-        y = torch.from_numpy(np.array(labels))
-        judged = self.discriminator_loss(x, y, z0)
+        judged = self.discriminator_loss(images, labels, noises[0])
         grads = self.gradients("discriminator/", judged)
         self.descend(grads, lr)
-        fooled = self.generator_loss(y, z1)
+        fooled = self.generator_loss(labels, noises[1])
         made = self.gradients("generator/", fooled)
         self.descend(made, lr)
-        return [judged.item(), fooled.item()], {n: g.numpy() for n, g in {**grads, **made}.items()}
+        return [judged.item(), fooled.item()], {**grads, **made}
 
-    @property
-    def dtype(self) -> Any:
-        return next(iter(self.params.values())).dtype
+    def lay_out(self, form: Any) -> None:
+        """Keep kernels in a memory format of PyTorch."""
+        for name, value in self.params.items():
+            if value.ndim == 4:
+                laid_out = value.detach().to(memory_format=form)
+                self.params[name] = laid_out.requires_grad_(True)
