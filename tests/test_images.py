@@ -1569,7 +1569,7 @@ def test_evaluation_takes_fewer_of_large_images(monkeypatch: pytest.MonkeyPatch)
     sizes: list[int] = []
 
     class Task(step.Task):
-        def predict(self, params: Any, buffers: Any, x: Any) -> Any:
+        def predict(self, params: Any, buffers: Any, x: Any, y: Any) -> Any:
             sizes.append(len(x))
             return np.zeros((len(x), 2))
 
