@@ -7,10 +7,10 @@ gradient is not quite 0, and after k steps of the lesion
 
     log |w_k| / |w_0| - k/2 log(1 + lr^2) = -lr (sum of the cosines)
 
-up to terms of lr^3 and the rounding of the update. Where the hinge loss is flat the gradient is 0: such a
-step does not count for the lesion, and in Fromage it shrinks the weight by the prefactor. The table
-has the largest of both sides over the weights, of their difference, and the mean difference from
-the closed form a step. The images are CIFAR-10's (`npdrt data fetch cifar-10`).
+up to terms of lr^3 and the rounding of the update. Where the hinge loss is flat the gradient is 0:
+such a step does not count for the lesion, and in Fromage it shrinks the weight by the prefactor.
+The table has the largest of both sides over the weights, of their difference, and the mean
+difference from the closed form a step. The images are CIFAR-10's (`npdrt data fetch cifar-10`).
 """
 
 from __future__ import annotations
