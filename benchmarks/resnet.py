@@ -35,6 +35,7 @@ from npdrt.random import Random
 LR = 1e-3  # so small that rounding does not part the libraries in a few steps
 EPS, MOMENTUM = 1e-5, 0.1  # of batch normalisation
 Step = Callable[[], float]
+Clock = Callable[[], float]
 Libraries = dict[str, Callable[[int], Step]]  # by name: from a batch size to a step
 
 
@@ -187,7 +188,9 @@ LIBRARIES: Libraries = {
 }
 
 
-def times(libraries: Libraries, batch: int, steps: int, warm_up: int = 2) -> dict[str, Any]:
+def times(
+    libraries: Libraries, batch: int, steps: int, warm_up: int = 2, clock: Clock = time.perf_counter
+) -> dict[str, Any]:
     """Seconds of every step and the last loss, by library."""
     ready = [(name, make(batch)) for name, make in libraries.items()]
     seconds: dict[str, list[float]] = {name: [] for name in libraries}
@@ -195,10 +198,10 @@ def times(libraries: Libraries, batch: int, steps: int, warm_up: int = 2) -> dic
     for turn in range(warm_up + steps):
         first = turn % len(ready)
         for name, step in [*ready[first:], *ready[:first]]:
-            start = time.perf_counter()
+            start = clock()
             losses[name] = step()
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     if max(losses.values()) - min(losses.values()) > 1e-2 * max(losses.values()):
         warnings.warn(f"the losses differ: {losses}", stacklevel=1)
     return {"seconds": seconds, "loss": losses}
@@ -242,6 +245,8 @@ def arguments(description: str | None, batch: int) -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after 2 untimed ones")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--processor", action="store_true",
+                        help="processor time, for a machine that others use too")  # fmt: skip
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write PREFIX.md and PREFIX.json too")
     return parser
@@ -257,7 +262,8 @@ def measure(libraries: Libraries, given: argparse.Namespace) -> None:
         return
     libraries = available(libraries)
     memory = {name: peak_of(name, given.batch, 3) for name in libraries} if given.memory else {}
-    found = times(libraries, given.batch, given.steps)
+    clock = time.process_time if given.processor else time.perf_counter
+    found = times(libraries, given.batch, given.steps, clock=clock)
     text = table(found, memory)
     print(text)
     if given.output:

@@ -16,7 +16,7 @@ import numpy as np
 from npdrt.data.scale import Array
 from npdrt.random import Random
 
-AUGMENTS = ("none", "crop-flip", "imagenet")
+AUGMENTS = ("none", "flip", "crop-flip", "imagenet")
 PAD = 4
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -56,6 +56,22 @@ def crop_flip(images: Array, keys: Words, fill: float = 0.0) -> Array:
     out: Array = windows[np.arange(n), :, down, right]  # (n, channels, height, width)
     mirrored = flip.astype(bool)
     out[mirrored] = out[mirrored, :, :, ::-1]
+    return out
+
+
+def augmented(images: Array, augment: str, keys: Words | None, fill: float = 0.0) -> Array:
+    """Images as flip or crop-flip changes them; as they are without keys, or by another name."""
+    if keys is None or augment not in ("flip", "crop-flip"):
+        return images
+    return flip(images, keys) if augment == "flip" else crop_flip(images, keys, fill)
+
+
+def flip(images: Array, keys: Words) -> Array:
+    """Images (N, C, H, W), each mirrored with probability 1/2: where the highest bit of its random
+    word is set. The same as torchvision's RandomHorizontalFlip, with other random numbers."""
+    mirrored = (keys >> np.uint64(63)).astype(bool)  # (N,)
+    out = images.copy()
+    out[mirrored] = images[mirrored, :, :, ::-1]
     return out
 
 

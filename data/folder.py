@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from npdrt import regular
-from npdrt.data.augment import AUGMENTS, Words, crop_flip, random_resized_crop
+from npdrt.data.augment import AUGMENTS, Words, augmented, random_resized_crop
 from npdrt.data.bounded import opened
 from npdrt.data.dataset import Dataset
 from npdrt.data.images import Images, Scaling
@@ -243,9 +243,7 @@ class Files(Images):
             else:
                 image = middle(image, self.size)
             raw[row] = np.asarray(image).transpose(2, 0, 1)
-        if augment == "crop-flip" and keys is not None:
-            raw = crop_flip(raw, keys)
-        return self.scale(raw)
+        return self.scale(augmented(raw, augment, keys))
 
 
 # The data set

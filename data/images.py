@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from npdrt.data.augment import Words, crop_flip
+from npdrt.data.augment import Words, augmented
 from npdrt.data.scale import Array, Floats
 from npdrt.errors import Error
 
@@ -24,7 +24,7 @@ class Images(ABC):
     """
 
     shape: tuple[int, int, int, int]
-    augments: ClassVar[tuple[str, ...]] = ("none", "crop-flip")
+    augments: ClassVar[tuple[str, ...]] = ("none", "flip", "crop-flip")
     dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
@@ -66,12 +66,9 @@ class Stored(Images):
         return n, channels, height, width
 
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
-        """Images `indices`, standardised; augment: none or crop-flip."""
+        """Images `indices`, standardised; augment: none, flip or crop-flip."""
         self.check(augment)
-        raw = self.raw[indices]
-        if augment == "crop-flip" and keys is not None:
-            raw = crop_flip(raw, keys, self.fill)
-        return self.scale(raw)
+        return self.scale(augmented(self.raw[indices], augment, keys, self.fill))
 
 
 def unscaled(x: Array) -> Floats:

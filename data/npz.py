@@ -19,7 +19,7 @@ from npdrt.data.bounded import FREE, RATIO, reading
 from npdrt.data.catalogue import Form, Source, package_file
 from npdrt.data.dataset import Dataset
 from npdrt.data.raw import Raw, check, make_dataset
-from npdrt.data.scale import Array, measure
+from npdrt.data.scale import Array, Channels, Scale, choose, measure, usual_names
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
 
@@ -34,16 +34,26 @@ def named(name: str) -> bool:
 
 def load(path: Path, standardise: bool | str) -> Dataset:
     """The user's data set in a .npz file; see `npdrt.data.load`."""
-    if isinstance(standardise, str):
-        raise Error(f"{path} is standardised by its own mean or not at all; got {standardise!r}")
     regular.require(path)
     with reading(path) as stream:
         raw = _raw(stream, path.name, str(path))
     classes, x = check(raw, None), raw.arrays["x"]
-    scale = measure(x) if standardise else None
-    if scale and not np.isfinite([scale.mean, scale.std]).all():
+    scale = _pixels(x, standardise, path) if isinstance(standardise, str) else None
+    scale = measure(x) if standardise is True else scale
+    if isinstance(scale, Scale) and not np.isfinite([scale.mean, scale.std]).all():
         raise FileRefused(f"{raw.names['x']}: values too large to standardise")
     return make_dataset(path.stem, raw, classes, _image_shape(x), scale)
+
+
+def _pixels(x: Array, name: str, path: Path) -> Scale | Channels | None:
+    """The scale of that name for pixels: bytes, or floats from 0 to 1."""
+    byte = x.dtype == np.uint8
+    if not byte and not (x.dtype.kind == "f" and x.min() >= 0 and x.max() <= 1):
+        raise Error(
+            f"{path}: the standardisation {name!r} is for pixels, bytes or floats from 0 to 1; "
+            f"found {x.dtype} from {x.min()} to {x.max()}"
+        )
+    return choose(name, Scale(), usual_names(255.0 if byte else 1.0), str(path))
 
 
 def read(_: Path, form: Form, source: Source) -> Raw:

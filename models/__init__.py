@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Protocol
 
 from npdrt.arrays import Array, Device, Params
 from npdrt.models.bert import BERT
+from npdrt.models.gan import GAN
 from npdrt.models.mlp import MLP
 from npdrt.models.mnist_resnet import MNISTResNet
 from npdrt.models.resnet import ResNet18, ResNet50
@@ -28,6 +29,12 @@ class Model(Protocol):
             the parameters in definition order, for what needs no values (`npdrt explain`)
         defaults: {field: value}
             a class variable: values of fields that the dataclass leaves without a default
+        generate, discriminate, noise: as `npdrt.models.GAN` has them
+            the model is trained as two networks against each other, whose parameters are below
+            generator/ and discriminator/
+        standardise: str
+            a class variable: the standardisation of data that is used unless the configuration
+            names another (`npdrt.data.load`)
         first_values: str
             a class variable: the field that names a file of initial values; a run that is resumed
             does not read it, because the checkpoint has newer ones
@@ -52,10 +59,12 @@ MODELS: dict[str, type[Model]] = {
     "skipnet": SkipNet,
     "transformer": Transformer,
     "bert": BERT,
+    "gan": GAN,
 }
 
 __all__ = [
     "BERT",
+    "GAN",
     "MLP",
     "MODELS",
     "MNISTResNet",

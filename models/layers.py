@@ -17,7 +17,7 @@ from npdrt.arrays import Array, Device, Params, label, to_device
 from npdrt.errors import Error
 from npdrt.models import initialisation
 from npdrt.models.initialisation import Initialiser
-from npdrt.ops.normalisation import batch_statistics, running_statistics
+from npdrt.ops.normalisation import Statistics, batch_statistics, running_statistics
 from npdrt.ops.window import Pair, pair
 from npdrt.random import Random
 
@@ -129,8 +129,8 @@ class Convolution(Affine):
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of every channel, the first axis; momentum 0.1 and, unless given, eps
-    1e-5, PyTorch's.
+    """Batch normalisation of every channel, the first axis; unless given, eps is 1e-5 and momentum
+    0.1, PyTorch's.
 
     Parameters: "weight", the gain, 1 at first, and "bias", 0. Buffers: "running_mean", 0 at first,
     and "running_var", 1, which evaluation mode normalises with and training mode moves.
@@ -139,6 +139,7 @@ class BatchNorm:
     name: str
     channels: int
     eps: float = 1e-5
+    momentum: float = 0.1
 
     def shapes(self) -> Shapes:
         """The name and shape of every parameter."""
@@ -156,17 +157,26 @@ class BatchNorm:
 
     def __call__(self, run: Pass, x: Any) -> Any:
         gain, bias = run.params[f"{self.name}/weight"], run.params[f"{self.name}/bias"]
-        mean, variance = (self._buffer(run, name) for name in ("running_mean", "running_var"))
         if run.train:
-            found = batch_statistics(x, channel_axis=0)
-            moved = running_statistics(mean, variance, found)
-            run.buffers[f"{self.name}/running_mean"] = moved[0]
-            run.buffers[f"{self.name}/running_var"] = moved[1]
+            found = self.moved(run, x)
             y = ops.batch_norm(x, gain, bias, found, channel_axis=0, eps=self.eps)
         else:
-            given = mean, variance, gain, bias
+            given = *self.running(run), gain, bias
             y = ops.batch_norm_inference(x, *given, channel_axis=0, eps=self.eps)
         return label(y, f"{self.name}/output")
+
+    def running(self, run: Pass) -> tuple[Array, Array]:
+        """The running mean and variance."""
+        return self._buffer(run, "running_mean"), self._buffer(run, "running_var")
+
+    def moved(self, run: Pass, x: Any) -> Statistics:
+        """The statistics of a batch, which move the running ones."""
+        mean, variance = self.running(run)
+        found = batch_statistics(x, channel_axis=0)
+        moved = running_statistics(mean, variance, found, momentum=self.momentum)
+        run.buffers[f"{self.name}/running_mean"] = moved[0]
+        run.buffers[f"{self.name}/running_var"] = moved[1]
+        return found
 
     def _buffer(self, run: Pass, name: str) -> Array:
         if f"{self.name}/{name}" not in run.buffers:

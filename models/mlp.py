@@ -12,8 +12,7 @@ from npdrt.arrays import Array, Device, Params, label
 from npdrt.errors import Error
 from npdrt.models import initialisation
 from npdrt.models.initialisation import Initialiser
-from npdrt.ops.spectral import power_iteration
-from npdrt.optim import norm
+from npdrt.models.spectral import first_vector, normalised, vector_of
 from npdrt.random import Random
 
 NONLINEARITIES: dict[str, Callable[[Any], Any]] = {
@@ -109,11 +108,9 @@ class MLP:
         return Initialiser(self.init, self._draw_buffers)(seed, device, dtype)
 
     def _draw_buffers(self, stream: Random) -> Iterator[tuple[str, Any]]:
-        shapes = self.shapes()
-        for layer in range(self.depth):
-            name, (n_out, _) = self._name(layer, "u"), shapes[self._name(layer, "weight")]
-            u = stream.of(name).normal(n_out)
-            yield name, u / norm(u)
+        for name, shape in self.shapes().items():
+            if name.endswith("weight"):
+                yield vector_of(name), first_vector(stream, name, shape[0])
 
     def __call__(self, params: Params, x: Array, *, buffers: Params | None = None) -> Array:
         """Logits (batch, outputs) for x (batch, inputs), in evaluation mode.
@@ -145,7 +142,7 @@ class MLP:
             bias = params[self._name(layer, "bias")] if self.bias else None
             weight = params[self._name(layer, "weight")]  # (out, in)
             if self.normalisation == "spectral":
-                weight = self._normalised(layer, weight, moved, train)
+                weight = normalised(self._name(layer, "weight"), weight, moved, train=train)
             z = ops.linear(h, weight, bias)  # (batch, in) -> (batch, out)
             label(z, self._name(layer, "linear"))
             last = layer == self.depth - 1
@@ -153,15 +150,3 @@ class MLP:
             h = h + out if self.residual and not last and h.shape == z.shape else out
             label(h, self._name(layer, "output"))
         return h, moved
-
-    def _normalised(self, layer: int, weight: Any, buffers: Params, train: bool) -> Any:
-        """weight / sigma; in training mode the layer's vector u in `buffers` is replaced."""
-        name = self._name(layer, "u")
-        if name not in buffers:
-            raise Error(
-                f"spectral normalisation needs the buffer {name}; start from model.buffers(seed) "
-                "and pass buffers= to the model"
-            )
-        u, v = power_iteration(weight, buffers[name], iterate=train)  # (out,), (in,)
-        buffers[name] = label(u, name)
-        return label(ops.spectral_normalise(weight, u, v), self._name(layer, "normalised"))

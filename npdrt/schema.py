@@ -97,17 +97,18 @@ class Loss(Event):
 
 
 class Trace(Event):
-    """Measurements of a step: one number a parameter, and numbers of the network."""
+    """Measurements of a step: one number a parameter, and numbers of the network, or of each of
+    several."""
 
     weight_norm: Numbers
     gradient_norm: Numbers
     relative_update: Numbers
     cosine: Numbers
-    deep_relative_trust: Number | None = None
-    log_deep_relative_trust: Number | None = None
-    squared_deep_relative_trust: Number | None = None
-    euclidean_trust: Number | None = None
-    descent_threshold: Number | None = None
+    deep_relative_trust: Number | Numbers | None = None
+    log_deep_relative_trust: Number | Numbers | None = None
+    squared_deep_relative_trust: Number | Numbers | None = None
+    euclidean_trust: Number | Numbers | None = None
+    descent_threshold: Number | Numbers | None = None
 
 
 class Conditioning(Event):
@@ -241,6 +242,7 @@ class TraceMeta(Struct):
 
     parameters: list[str]
     weights: list[str] = []
+    networks: list[str] = []
     records: Count = 0
 
 

@@ -199,6 +199,9 @@ LINEAR = [
     case("spectral_normalise", lambda w, u, v: w / np.einsum("i,ij,j", u, w, v),
          lambda w, u, v: w / (u @ w @ v), normal(3, 4), positive(3), positive(4),
          constant=(1, 2)),
+    case("spectral_normalise", lambda w, u, v: w / np.einsum("i,ij,j", u, w.reshape(3, -1), v),
+         lambda w, u, v: w / (u @ w.flatten(1) @ v), normal(3, 2, 2, 1), positive(3), positive(4),
+         constant=(1, 2)),
 ]  # fmt: skip
 
 
@@ -216,6 +219,16 @@ def per_channel(x: Any, gain: Any, bias: Any, eps: float) -> Any:
 def torch_per_channel(x: Any, gain: Any, bias: Any, eps: float) -> Any:
     y = F.batch_norm(x.movedim(0, 1), None, None, gain, bias, training=True, eps=eps)
     return y.movedim(1, 0)
+
+
+def per_example(x: Any, gain: Any, bias: Any, eps: float) -> Any:
+    """Batch normalisation of (C, N, H, W) with a gain and a bias (C, N)."""
+    return standard(x, (1, 2, 3), eps) * gain[:, :, None, None] + bias[:, :, None, None]
+
+
+def torch_per_example(x: Any, gain: Any, bias: Any, eps: float) -> Any:
+    y = F.batch_norm(x.movedim(0, 1), None, None, training=True, eps=eps).movedim(1, 0)
+    return y * gain[:, :, None, None] + bias[:, :, None, None]
 
 
 def per_channel_with(x: Any, mean: Any, var: Any, gain: Any, bias: Any, eps: float) -> Any:
@@ -240,6 +253,12 @@ NORMALISATIONS = [
          positive(4), normal(4), channel_axis=-1, eps=0.1),
     case("batch_norm", lambda x: standard(x, (1,), 0.01),
          lambda x: torch_per_channel(x, None, None, 0.01), normal(4, 5), channel_axis=0, eps=0.01),
+    case("conditional_batch_norm", lambda x, a, b: per_example(x, a, b, 1e-5),
+         lambda x, a, b: torch_per_example(x, a, b, 1e-5), 2 * normal(3, 4, 2, 3) + 1,
+         normal(3, 4), normal(3, 4)),
+    case("conditional_batch_norm", lambda x, a, b: per_example(x, a, b, 0.1),
+         lambda x, a, b: torch_per_example(x, a, b, 0.1), normal(2, 3, 1, 5), normal(2, 3),
+         normal(2, 3), eps=0.1),
     case("batch_norm_inference",
          lambda x, m, v, a, b: per_channel_with(x, m, v, a, b, 1e-3),
          lambda x, m, v, a, b: F.batch_norm(x, m, v, a, b, eps=1e-3), normal(5, 3, 2, 2),
@@ -476,6 +495,12 @@ def convolutions() -> list[Case]:
                  images.turned(lambda x, c=chosen: F.max_pool2d(x, *c.values())),
                  apart(2, 2, 5, 6), **chosen),
         ]  # fmt: skip
+    rows += [
+        case("upsample", lambda x, f=factor: x.repeat(f, 2).repeat(f, 3),
+             images.turned(lambda x, f=factor: F.interpolate(x, scale_factor=f, mode="nearest")),
+             normal(2, 3, 2, 4), factor=factor)
+        for factor in (2, 3)
+    ]  # fmt: skip
     rows.append(case("global_average_pool", lambda x: x.mean((2, 3)), lambda x: x.mean((2, 3)),
                      normal(3, 2, 4, 3)))  # fmt: skip
     return rows

@@ -483,8 +483,24 @@ def test_standardisations(standardise: Any, low: float, high: float, small: Path
 def test_unknown_standardisation(small: Path, tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"cifar-10 has no standardisation 'x'; use .* unit, symmetric"):
         load(small, standardise="x")
-    np.savez(tmp_path / "a.npz", x=np.eye(3), y=np.arange(3))
-    with pytest.raises(Error, match=r"a.npz is standardised by its own mean or not at all"):
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("float32", 1.0)])
+def test_pixels_of_a_file_have_named_standardisations(
+    dtype: str, most: float, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([[0, most]], dtype), y=np.zeros(1, np.int64))
+    for name, expected in (("unit", [0.0, 1.0]), ("symmetric", [-1.0, 1.0])):
+        x = data.load(tmp_path / "a.npz", standardise=name).x
+        np.testing.assert_array_equal(x[0], np.array(expected, np.float32))
+    with pytest.raises(Error, match=r"a.npz has no standardisation 'x'; use .* unit, symmetric"):
+        data.load(tmp_path / "a.npz", standardise="x")
+
+
+@pytest.mark.parametrize("x", [np.array([[0, 9]]), np.array([[0.0, 1.5]]), np.array([[-0.5, 1.0]])])
+def test_other_numbers_are_not_pixels(x: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=x, y=np.zeros(1, np.int64))
+    with pytest.raises(Error, match="'unit' is for pixels, bytes or floats from 0 to 1; found"):
         data.load(tmp_path / "a.npz", standardise="unit")
 
 
@@ -847,7 +863,9 @@ def test_augment_needs_images(tmp_path: Path) -> None:
         points.images("crop-flip")
     with pytest.raises(Error, match="augment imagenet needs a folder of images; use crop-flip"):
         data.load("digits").images("imagenet")
-    with pytest.raises(Error, match="unknown augment 'crop'; use one of none, crop-flip, imagenet"):
+    with pytest.raises(
+        Error, match="unknown augment 'crop'; use one of none, flip, crop-flip, imagenet"
+    ):
         points.images("crop")
     with pytest.raises(Error, match="unknown augment 'cropflip'; did you mean 'crop-flip'"):
         Config(augment="cropflip")
@@ -1551,7 +1569,7 @@ def test_evaluation_takes_fewer_of_large_images(monkeypatch: pytest.MonkeyPatch)
     sizes: list[int] = []
 
     class Task(step.Task):
-        def predict(self, params: Any, buffers: Any, x: Any) -> Any:
+        def predict(self, params: Any, buffers: Any, x: Any, y: Any) -> Any:
             sizes.append(len(x))
             return np.zeros((len(x), 2))
 

@@ -380,6 +380,6 @@ def test_a_subclass_trains_with_its_own_forward_pass() -> None:
     model = Doubled(**SMALL)
     params, task = model.init(seed=0, dtype="float64"), Task(model, 4)
     expected = 2 * MLP(**SMALL)(params, X)
-    np.testing.assert_array_equal(task.predict(params, {}, X), expected)
+    np.testing.assert_array_equal(task.predict(params, {}, X, LABELS), expected)
     _, (logits, _) = task.forward(params, {}, X, LABELS, Random(0))
     np.testing.assert_array_equal(logits, expected)

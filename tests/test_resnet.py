@@ -389,7 +389,9 @@ def test_modes_and_rows(kind: str) -> None:
     assert all(kept[name] is buffers[name] for name in buffers)
     rows = x.reshape(len(x), -1)
     np.testing.assert_array_equal(model(params, rows, buffers=buffers), logits)
-    np.testing.assert_array_equal(Task(model, model.outputs).predict(params, buffers, x), logits)
+    np.testing.assert_array_equal(
+        Task(model, model.outputs).predict(params, buffers, x, None), logits
+    )
     trained, moved = model.apply(params, buffers, x, train=True)
     assert list(moved) == list(buffers)
     assert all((moved[name] != buffers[name]).any() for name in buffers)

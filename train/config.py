@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from npdrt import optim, schema
+from npdrt import data, optim, schema
 from npdrt.arrays import plain
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
@@ -50,9 +50,9 @@ class Config:
     the model; inputs and outputs come from the data. A model with a field image_shape is given it
     too, and images (batch, channels, height, width); others are given rows (batch, inputs).
     data: a data set's name, FILE.npz or folder:PATH. standardise: true, false, or the name of
-    another standardisation (`npdrt.data.load`). augment: none; crop-flip, a random crop after a
-    border of 4 pixels and a random mirror image; or imagenet, a random part resized and a random
-    mirror image, of a folder of images (`npdrt.data.augment`).
+    another standardisation (`npdrt.data.load`). augment: none; flip, a random mirror image;
+    crop-flip, also a random crop after a border of 4 pixels; or imagenet, a random part resized and
+    a random mirror image, of a folder of images (`npdrt.data.augment`).
     optimizer_options: settings of the rule (`npdrt.optim.RULES`). lr: a rate or "auto". schedule:
     see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data. batch_size: examples
     of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
@@ -72,7 +72,7 @@ class Config:
     standardise: bool | str = _setting(
         True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
     )
-    augment: str = _setting("none", "Random crops of images.", choices=tuple(AUGMENTS))
+    augment: str = _setting("none", "Random crops and mirror images.", choices=tuple(AUGMENTS))
     optimizer: str = _setting("fromage", " ".join(NOTES), choices=tuple(optim.RULES))
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | str = _setting("auto", "Learning rate, or auto.")
@@ -241,6 +241,15 @@ def learning_rate(config: Config, depth: Any) -> float:
     return min(rule.default_rate, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
 
 
+def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
+    """The data set that `config` names. Its usual standardisation gives way to the one that the
+    model's class names in `standardise`, if it names one."""
+    scale = config.standardise
+    if scale is True:
+        scale = getattr(_model_class(config.model), "standardise", True)
+    return data.load(config.data, data_dir=data_dir, standardise=scale)
+
+
 def build_optimizer(config: Config) -> optim.Optimizer:
     """The optimizer that a resolved `config` names, with its settings."""
     rule = optim.RULES[config.optimizer]
@@ -285,6 +294,14 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         return model
     except (TypeError, ValueError) as error:
         raise Error(f"model {config.model}: {error}") from error
+
+
+def stored_model(config: Config) -> Any:
+    """The model of a resolved configuration, without its data."""
+    options = dict(config.model_options)
+    if isinstance(options.get("image_shape"), list):
+        options["image_shape"] = tuple(options["image_shape"])
+    return _model_class(config.model)(**options)
 
 
 def _sizes(dataset: Dataset) -> dict[str, Any]:

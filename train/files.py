@@ -5,6 +5,7 @@
     checkpoint.prev.h5           the checkpoint before it
     trace.h5                     the log as tables
     snapshots/step-000240.h5     parameters after a step that the configuration names
+    images/step-000240.png       what a generator makes, before the first epoch and after every one
 
 A checkpoint holds parameters, buffers, optimizer state, schedule, the step number (which names the
 position in the data order and every random mask) and the sums of the unfinished epoch.
@@ -20,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from npdrt import schema, store
+from npdrt import atomic, schema, store
 from npdrt.arrays import to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim.schedules import Schedule
-from npdrt.store import Checkpoint, lock, log, trace
+from npdrt.store import Checkpoint, lock, log, png, trace
 from npdrt.store.log import Record, Tally
 from npdrt.train.config import RUN_FORMAT, Config, model_digest
 from npdrt.train.feed import Feed
@@ -88,10 +89,19 @@ class RunFiles:
         """Keep the parameters of a step that the configuration names, for `npdrt perturb`."""
         if at.step not in self._config.snapshots:
             return
-        path = self.out / "snapshots" / f"step-{at.step:06d}.h5"
-        path.parent.mkdir(exist_ok=True)
+        path = self._at_step("snapshots", at, "h5")
         meta = self._meta(self._progress(at))
         store.save(path, at.state.params, buffers=at.state.buffers, meta=meta)
+
+    def picture(self, at: Position, pixels: Any) -> None:
+        """Write the picture of a step."""
+        atomic.replace(self._at_step("images", at, "png"), png.encode(pixels))
+
+    def _at_step(self, folder: str, at: Position, kind: str) -> Path:
+        """The file of a step, in a folder that exists."""
+        path = self.out / folder / f"step-{at.step:06d}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def _progress(self, at: Position) -> dict[str, Any]:
         epoch = at.step / self._feed.epoch
@@ -262,7 +272,9 @@ def not_begun(out: Path) -> bool:
 
 def remove_files(out: Path) -> None:
     """Remove the files of a run without a step. After each removal it can still resume."""
-    for name in ("snapshots/step-000000.h5", "checkpoint.h5", "trace.h5", "log.jsonl"):
+    of_step = ("snapshots/step-000000.h5", "images/step-000000.png")
+    for name in (*of_step, "checkpoint.h5", "trace.h5", "log.jsonl"):
         (out / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        (out / "snapshots").rmdir()
+    for name in of_step:
+        with suppress(OSError):
+            (out / name).parent.rmdir()

@@ -39,6 +39,7 @@ class History:
         both = [xp.asarray(value, dtype=xp.float64) for value in (done.loss, done.correct)]
         loss, correct = to_host(xp.stack(both)).tolist()  # one wait for the device
         record: Record = {"event": "step", "step": at.step, "loss": loss, "lr": lr}
+        record |= {f"{name}_loss": float(to_host(value)) for name, value in done.others.items()}
         if self.feed.dataset.classes is not None:
             record["accuracy"] = correct / self.task.count(self.feed.labels(at.step - 1))
         return record | self._of_minibatches("perplexity", loss)

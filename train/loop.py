@@ -26,13 +26,14 @@ from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
 from npdrt.store import Checkpoint
 from npdrt.store.log import Record, Tally
+from npdrt.train.adversarial import make_task
 from npdrt.train.cautions import cautions
 from npdrt.train.config import Config, build_model, build_optimizer, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.feed import Feed
 from npdrt.train.files import RunFiles
 from npdrt.train.history import History
-from npdrt.train.step import Position, State, Step, Steps, Task, epoch_sums
+from npdrt.train.step import Position, State, Step, Steps, epoch_sums
 
 LOWER_RATE = "Try a lower --lr."
 LOOK_AT_DATA = "No rate was used yet: look at the data and the initial weights."
@@ -97,7 +98,7 @@ class Trainer:
         self.device = arrays.device(config.device)
         self.model = build_model(config, dataset)
         self.optimizer = build_optimizer(config)
-        self.task = Task(self.model, dataset.classes, config.label_smoothing, config.clip)
+        self.task = make_task(config, self.model, dataset)
         self.stepped = False  # whether this process finished a step
         if config.fast:
             require_compiler()  # now, before a run directory is made
@@ -144,6 +145,7 @@ class Trainer:
             self._log_conditioning(at)
             self._checkpoint(at)
         self.files.snapshot(at)
+        self._picture(at)
 
     def advanced(self, at: Position, x: Array, y: Array, lr: float) -> tuple[Position, Step]:
         """The position after one step, and the results of the step."""
@@ -177,9 +179,17 @@ class Trainer:
             self._require_finite(at)
             record = self.history.epoch(at, lr, start_time)
             self.files.write(record)
+            self._picture(at)
             self._log_conditioning(at)
             at = self._next_epoch(at)
         return at, record
+
+    def _picture(self, at: Position) -> None:
+        """Write what the model makes between two epochs, if it makes pictures."""
+        if at.step % self.feed.epoch == 0:
+            pixels = self.task.picture(at.state, self.config.seed)
+            if pixels is not None:
+                self.files.picture(at, pixels)
 
     def _log_conditioning(self, at: Position) -> None:
         if self.config.conditioning:
@@ -263,7 +273,8 @@ class Trainer:
         x, y = self.feed.train
         random = Random(self.config.seed, "train/last-batch")
         try:
-            self.task.forward(state.params, state.buffers, x[:1, ...], y[:1, ...], random)
+            for turn in self.task.turns:
+                turn.loss(state.params, state.buffers, x[:1, ...], y[:1, ...], random)
         except Error as error:
             raise Error(
                 f"the last batch of an epoch has 1 of the {n} examples, since the batch size is "

@@ -7,26 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import data
 from npdrt.data import Dataset
 from npdrt.models import Model
 from npdrt.program import Program, record
 from npdrt.random import Random
-from npdrt.train.config import Config, build_model, build_optimizer, example_shape, resolve
+from npdrt.train.adversarial import make_task
+from npdrt.train.config import (
+    Config,
+    build_model,
+    build_optimizer,
+    example_shape,
+    load_data,
+    resolve,
+)
 from npdrt.train.run import blame
-from npdrt.train.step import State, Task, make_step
+from npdrt.train.step import State, make_step
 
 
 def record_step(config: Config, data_dir: Path | None = None) -> Program:
     """One step of `npdrt train` with that configuration, recorded on arrays without values."""
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    dataset = load_data(config, data_dir)
     config = resolve(config, dataset)
     dataset = dataset.as_streams_for(config.batch_size)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
     x, y = _batch(config, dataset, model)
     with blame(config):
         params = _parameters(model, config)
-        task = Task(model, dataset.classes, config.label_smoothing, config.clip)
+        task = make_task(config, model, dataset)
         buffers = task.buffers(config.seed, "cpu", config.dtype)
         state = State(params, buffers, optimizer.init(params))
         step = make_step(task, optimizer)

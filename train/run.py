@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays, data, store
+from npdrt import arrays, store
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
 from npdrt.regular import require
 from npdrt.store import Checkpoint
 from npdrt.store.lock import exclusive
 from npdrt.train.cautions import require_learning
-from npdrt.train.config import Config, stored
+from npdrt.train.config import Config, load_data, stored
 from npdrt.train.files import not_begun, remove_files, require_empty, require_run, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
 
@@ -95,7 +95,7 @@ def start(
 ) -> Summary:
     """Train from the start into `out`, which is empty and held by this process."""
     require_learning(config)
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    dataset = load_data(config, data_dir)
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config), _undone(trainer):
         return trainer.run(trainer.fresh(), stop)
@@ -129,7 +129,7 @@ def go_on(
         reporter.warning(warning)
     config = _resumed_config(checkpoint, path, code, changes)
     accept(checkpoint.meta["config"])
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    dataset = load_data(config, data_dir)
     _check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter)
     with arrays.on(trainer.device), blame(config):

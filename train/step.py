@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +41,13 @@ class State:
 class Step:
     """The results of a step, on the device: the new state, the mean loss of the minibatch before
     the step, how many of its samples were classified correctly, and the results of `measure` if it
-    is traced."""
+    is traced. others: the losses of the networks after the first, by name."""
 
     state: State
     loss: Array
     correct: Array
     measured: dict[str, Array]
+    others: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,43 @@ def epoch_sums(like: Array, loss: float = 0.0, correct: int = 0) -> dict[str, Ar
     }
 
 
+Forward = Callable[[Params, Params, Array, Array, Random], tuple[Any, tuple[Any, Params]]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A part of a step: the loss of one network, after which its parameters are updated.
+
+    network: the parameters are those below "NETWORK/"; "" stands for all of them. The turns of
+    several networks come in the order of their names, as the columns of a trace do. loss: a
+    function `(params, buffers, x, y, random) -> (loss, (output, buffers))` of all parameters, in
+    training mode.
+    """
+
+    network: str
+    loss: Forward
+
+    def own(self, params: Params) -> Params:
+        """The parameters that the turn updates."""
+        return of_network(self.network, params)
+
+    def gradients(
+        self, params: Params, buffers: Params, x: Array, y: Array, random: Random
+    ) -> tuple[Any, Params]:
+        """`((loss, (output, buffers)), gradients)` by its own parameters; others are constants."""
+
+        def loss(own: Params) -> Any:
+            return self.loss({**params, **own}, buffers, x, y, random)
+
+        found: tuple[Any, Params] = value_and_grad(loss, has_aux=True)(self.own(params))
+        return found
+
+
+def of_network(network: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What is below "NETWORK/" by name; everything if `network` is ""."""
+    return {n: w for n, w in params.items() if not network or n.startswith(f"{network}/")}
+
+
 @dataclass(frozen=True)
 class Task:
     """A model and its loss: cross-entropy for integer labels, squared error for real targets.
@@ -86,6 +124,11 @@ class Task:
     classes: int | None
     label_smoothing: float = 0.0
     clip: float | None = None
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """The parts of a step, in order: one, of all parameters."""
+        return [Turn("", self.forward)]
 
     def loss(self, output: Any, y: Array, *, smoothed: bool) -> Any:
         """The mean loss of a batch; 0-d. smoothed: with label smoothing, as it is trained."""
@@ -100,6 +143,10 @@ class Task:
         """The number of predictions in the mean loss of a batch: one an example, or one a label if
         an example has several (the next word of every token, both ends of an answer)."""
         return int(y.shape[0]) if self.classes is None else math.prod(y.shape)
+
+    def picture(self, state: State, seed: int) -> Any:
+        """Pixels that show what the model makes, (height, width, channels); None for most tasks."""
+        return None
 
     def clipped(self, grads: Params) -> Params:
         """The gradients as the rule is given them."""
@@ -122,8 +169,9 @@ class Task:
             output = self.model(params, x)
         return self.loss(output, y, smoothed=True), (output, buffers)
 
-    def predict(self, params: Params, buffers: Params, x: Array) -> Array:
-        """The output in evaluation mode; a model that makes buffers is given them, if any."""
+    def predict(self, params: Params, buffers: Params, x: Array, y: Array) -> Array:
+        """The output in evaluation mode; a model that makes buffers is given them, if any. y: the
+        labels or targets, which this task does not need."""
         given = {"buffers": buffers} if buffers and self._make_buffers else {}
         return self.model(params, x, **given)
 
@@ -142,18 +190,30 @@ class Task:
 def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
     """The function `(state, x, y, lr, random) -> Step`; pure, no synchronisation, can be recorded.
 
-    traced: measure the step too.
+    traced: measure the step too. A turn sees the parameters and buffers that the turns before it
+    left. All start from the same optimizer state: it holds the slots of every parameter, and the
+    step count and powers, which are the same for all networks.
     """
-    differentiated = value_and_grad(task.forward, has_aux=True)
+    turns = task.turns
+    networks = [turn.network for turn in turns]
 
     def step(state: State, x: Array, y: Array, lr: Any, random: Random) -> Step:
-        (loss, (output, buffers)), grads = differentiated(state.params, state.buffers, x, y, random)
-        correct = task.correct(output, y)
-        given = task.clipped(grads)
-        params, slots = optimizer.update(state.params, given, state.optimizer, lr=lr)
+        params, buffers, slots = state.params, state.buffers, dict(state.optimizer)
+        grads: Params = {}
+        losses: list[Array] = []
+        correct: Array = None
+        for turn in turns:
+            (loss, (output, buffers)), found = turn.gradients(params, buffers, x, y, random)
+            correct = task.correct(output, y) if correct is None else correct
+            given = task.clipped(found)
+            new, made = optimizer.update(turn.own(params), given, state.optimizer, lr=lr)
+            params, grads = {**params, **new}, {**grads, **found}
+            slots.update(made)
+            losses.append(loss)
         with phase("measure"):
-            measured = measure(state.params, params, grads) if traced else {}
-        return Step(State(params, buffers, slots), loss, correct, measured)
+            measured = measure(state.params, params, grads, networks) if traced else {}
+        others = dict(zip(networks[1:], losses[1:], strict=True))
+        return Step(State(params, buffers, slots), losses[0], correct, measured, others)
 
     return step
 
@@ -240,20 +300,22 @@ def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) ->
     correct = xp.asarray(0, dtype=xp.int64)
     for start in range(0, x.shape[0], batch):
         part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
-        output = task.predict(state.params, state.buffers, part)
+        output = task.predict(state.params, state.buffers, part, labels)
         loss = xp.asarray(task.loss(output, labels, smoothed=False), dtype=xp.float64)
         total = total + loss * task.count(labels)
         correct = correct + task.correct(output, labels)
     return total / task.count(y), correct
 
 
-def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
+def measure(
+    before: Params, after: Params, grads: Params, networks: Sequence[str] = ("",)
+) -> dict[str, Array]:
     """The measurements of a step for a trace, float64, on the device.
 
     Per parameter, (parameters,): weight norm, gradient norm, relative update, and the cosine
-    between the update and the negative gradient; not finite if a divisor is 0. Over the weights,
-    0-d: see `network`. Every array is read once for each of its norms and once for the product;
-    the rest is arithmetic on the norms.
+    between the update and the negative gradient; not finite if a divisor is 0. Over the weights of
+    each network: see `network`; 0-d, or if there are several networks (networks,). Every array is
+    read once for each of its norms and once for the product; the rest is arithmetic on the norms.
     """
     found: list[tuple[Array, ...]] = []
     for name, w in before.items():
@@ -267,8 +329,14 @@ def measure(before: Params, after: Params, grads: Params) -> dict[str, Array]:
         "relative_update": size / w_norm,
         "cosine": xp.clip(-product / (size * g_norm), -1.0, 1.0),
     }
-    chosen = [i for i, name in enumerate(before) if name in weights(before)]
-    return layers | network(layers, size, chosen)
+    totals = []
+    for name in networks:
+        members = weights(of_network(name, before))
+        chosen = [i for i, parameter in enumerate(before) if parameter in members]
+        totals.append(network(layers, size, chosen))
+    if len(totals) == 1:
+        return layers | totals[0]
+    return layers | {name: xp.stack([t[name] for t in totals]) for name in totals[0]}
 
 
 def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[str, Array]:

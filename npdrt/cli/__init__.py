@@ -31,6 +31,7 @@ COMMANDS = {
     "show": "What is in a file or run, and how it was made.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
     "convert": "A file of format version 1 in today's format.",
+    "sample": "Images of a trained generator, as a grid.",
     "plot": "A picture of a run, a study or slices.",
     "data": "List, fetch and verify data sets.",
     "doctor": "What npdrt found on this machine, and what to change.",

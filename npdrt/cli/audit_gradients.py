@@ -16,7 +16,7 @@ from npdrt.data import text
 from npdrt.data.text import Text
 from npdrt.errors import Error
 from npdrt.models import Model
-from npdrt.train.config import Config, build_model, example_shape, resolve
+from npdrt.train.config import Config, build_model, example_shape, load_data, resolve
 from npdrt.train.step import Task
 
 # The fields of `Config` that decide the loss; batch size and dtype have other defaults here.
@@ -92,13 +92,15 @@ def command(
 def _described(given: dict[str, Any], data_dir: Path | None) -> tuple[Config, data.Dataset, Any]:
     """The configuration with every default filled in, the data set and the model."""
     config = configuration(settings_of(given))
-    dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+    dataset = load_data(config, data_dir)
     config = resolve(config, dataset)
     return config, dataset, build_model(config, dataset)
 
 
 def _problem(config: Config, dataset: data.Dataset, model: Model) -> Problem:
     """The loss of the model at its first weights, on the first examples."""
+    if hasattr(model, "discriminate"):
+        raise Error(f"model {config.model} has two networks with a loss each; audit one with one")
     x, y = _first(dataset, config.batch_size)
     if dataset.classes is None:
         raise Error(f"{config.data}: y holds targets; the audited loss needs integer labels")

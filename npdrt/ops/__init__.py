@@ -27,6 +27,7 @@ from types import FunctionType
 from npdrt.ops.activation import *
 from npdrt.ops.arithmetic import *
 from npdrt.ops.attention import *
+from npdrt.ops.conditional import *
 from npdrt.ops.convolution import *
 from npdrt.ops.dropout import *
 from npdrt.ops.elementary import *

@@ -58,7 +58,7 @@ def batch_statistics(x: Any, *, channel_axis: int) -> Statistics:
             "batch_norm_inference for evaluation"
         )
     mean, centred = _centre(rows, over, n)
-    variance = _dot(centred, centred, over) / n
+    variance = summed_products(centred, centred, over) / n
     flat = (x.shape[channel_axis],)
     centred = xp.reshape(centred, x.shape)
     return Statistics(xp.reshape(mean, flat), xp.reshape(variance, flat), centred, n)
@@ -129,7 +129,7 @@ def batch_norm(
     def sums(g: Array) -> tuple[Array, Array]:
         """sum g and sum(g (x - mean)) of every channel."""
         g = xp.reshape(g, centred.shape)
-        return total(g, over, keepdims=True), _dot(g, centred, over)
+        return total(g, over, keepdims=True), summed_products(g, centred, over)
 
     def gx(g: Array) -> Array:
         added, inner = sums(g)
@@ -171,7 +171,7 @@ def batch_norm_inference(
 
     def ggain(g: Array) -> Array:
         rows, over, _ = _rows(centred, axes)
-        products = _dot(xp.reshape(g, rows.shape), rows, over)
+        products = summed_products(xp.reshape(g, rows.shape), rows, over)
         return xp.reshape(products, (-1,)) * xp.reshape(inverse, (-1,))
 
     return y, (
@@ -211,7 +211,7 @@ def layer_norm(
         raise Error(f"layer_norm: no elements in axes {chosen} of x {tuple(x.shape)}")
     shape = tuple(length if a in over else 1 for a, length in enumerate(rows.shape))
     _, centred = _centre(rows, over, n)
-    inverse = 1.0 / xp.sqrt(_dot(centred, centred, over) / n + eps)
+    inverse = 1.0 / xp.sqrt(summed_products(centred, centred, over) / n + eps)
     normal = centred * inverse
     y = normal if gain is None else normal * xp.reshape(gain, shape)
     y = y if bias is None else y + xp.reshape(bias, shape)
@@ -220,7 +220,7 @@ def layer_norm(
         d = xp.reshape(g, rows.shape)
         d = d if gain is None else d * xp.reshape(gain, shape)
         mean = total(d, over, keepdims=True) / n
-        along = normal * (_dot(d, normal, over) / n)
+        along = normal * (summed_products(d, normal, over) / n)
         return xp.reshape((d - along - mean) * inverse, x.shape)
 
     def summed(part: Array) -> Array:
@@ -284,7 +284,7 @@ def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
         )
     xp = namespace(w, gain)
     rows, over, _ = _rows(w, tuple(range(1, w.ndim)))
-    inverse = 1.0 / xp.sqrt(_dot(rows, rows, over) + eps)
+    inverse = 1.0 / xp.sqrt(summed_products(rows, rows, over) + eps)
     unit = rows * inverse
     column = None if gain is None else xp.reshape(gain, (-1, 1))
     y = unit if column is None else unit * column
@@ -292,11 +292,11 @@ def weight_norm(w: Array, gain: Array = None, *, eps: float = 0.0) -> Any:
     def gw(g: Array) -> Array:
         d = xp.reshape(g, rows.shape)
         d = d if column is None else d * column
-        return xp.reshape((d - unit * _dot(d, unit, over)) * inverse, w.shape)
+        return xp.reshape((d - unit * summed_products(d, unit, over)) * inverse, w.shape)
 
     return xp.reshape(y, w.shape), (
         gw,
-        lambda g: xp.reshape(_dot(xp.reshape(g, rows.shape), unit, over), (-1,)),
+        lambda g: xp.reshape(summed_products(xp.reshape(g, rows.shape), unit, over), (-1,)),
     )
 
 
@@ -344,7 +344,7 @@ def _centre(x: Array, axes: tuple[int, ...], n: int) -> tuple[Array, Array]:
     return mean, x - mean
 
 
-def _dot(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
+def summed_products(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     """sum(a b) over `axes`, kept with length 1. Rows of matrices are dot products of pieces of DOT
     elements and the rest, which need no array of the size of a."""
     xp = namespace(a, b)

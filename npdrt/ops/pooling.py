@@ -1,4 +1,4 @@
-"""Pooling of channel-major images (C, N, H, W): see `npdrt.ops.convolution`.
+"""Pooling and upsampling of channel-major images (C, N, H, W): see `npdrt.ops.convolution`.
 
 One call handles one place of the window for all windows at once.
 """
@@ -12,9 +12,18 @@ from typing import Any
 from npdrt.arrays import Array, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
-from npdrt.ops.window import Pair, Place, check_fits, check_images, inside, output_size, pair
+from npdrt.ops.window import (
+    Pair,
+    Place,
+    check_fits,
+    check_images,
+    inside,
+    output_size,
+    pair,
+    whole,
+)
 
-__all__ = ["average_pool", "global_average_pool", "max_pool"]
+__all__ = ["average_pool", "global_average_pool", "max_pool", "upsample"]
 
 
 @primitive(computes=ALL)
@@ -91,6 +100,35 @@ def global_average_pool(x: Array) -> Any:
     xp, count = namespace(x), x.shape[2] * x.shape[3]
     y = total(x, (2, 3)) / count
     return y, lambda g: xp.broadcast_to((g / count)[:, :, None, None], x.shape)
+
+
+@primitive(computes=ALL)
+def upsample(x: Array, *, factor: int = 2) -> Any:
+    """Every pixel as a square of factor x factor equal pixels, the nearest-neighbour enlargement.
+
+    (C, N, H, W) -> (C, N, factor H, factor W); a pixel's derivative is the sum over its square.
+    """
+    check_images("upsample", x)
+    if not whole(factor) or factor < 1:
+        raise Error(f"upsample: factor must be an integer >= 1; got {factor!r}")
+    xp, (c, n, h, w) = namespace(x), x.shape
+    wide = xp.reshape(xp.stack([x] * factor, axis=4), (c, n, h, w * factor))
+    y = xp.reshape(xp.stack([wide] * factor, axis=3), (c, n, h * factor, w * factor))
+
+    def gx(g: Array) -> Array:
+        squares = xp.reshape(g, (c, n, h, factor, w, factor))
+        rows = _added([squares[:, :, :, i, :, :] for i in range(factor)])  # (C, N, H, W, factor)
+        return _added([rows[..., i] for i in range(factor)])
+
+    return y, gx
+
+
+def _added(parts: list[Array]) -> Array:
+    """The sum of arrays, in order."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    return whole
 
 
 def _settings(name: str, x: Any, size: Any, stride: Any, padding: Any) -> tuple[Pair, Pair, Pair]:

@@ -55,7 +55,8 @@ def tables(
     """The arrays and the metadata of a trace, from the records of a log.
 
     history/<column>: (epochs,). layers/step: (T,). layers/<quantity>: (T, parameters), columns in
-    the order of meta["parameters"]. network/<quantity>: (T,). If the log has such records,
+    the order of meta["parameters"]. network/<quantity>: (T,); of a model with several networks
+    (T, networks), columns in the order of meta["networks"]. If the log has such records,
     conditioning/step: (C,), conditioning/<quantity>: (C, weights), columns in the order of
     meta["weights"]. float64, NaN for missing values. /meta has the unit and meaning of every
     dataset, and the number of records.
@@ -66,9 +67,14 @@ def tables(
     arrays = {f"history/{name}": _column(epochs, name) for name in HISTORY}
     arrays["layers/step"] = _steps(traces)
     arrays |= {f"layers/{name}": _rows(traces, name, parameters) for name in LAYERS}
-    arrays |= {f"network/{name}": _column(traces, name) for name in NETWORK}
-    about = _about(bool(conditioning))
+    networks = _networks(traces, parameters)
+    for name in NETWORK:
+        found = _rows(traces, name, networks) if networks else _column(traces, name)
+        arrays[f"network/{name}"] = found
+    about = _about(bool(conditioning), bool(networks))
     meta: dict[str, Any] = {"kind": "trace", "parameters": list(parameters), "datasets": about}
+    if networks:
+        meta["networks"] = networks
     meta["records"] = len(records)
     if conditioning:
         weights = list(conditioning[0]["condition_number"])
@@ -80,14 +86,21 @@ def tables(
     return arrays, meta
 
 
-def _about(conditioning: bool) -> dict[str, dict[str, str]]:
+def _networks(traces: Sequence[Record], parameters: Sequence[str]) -> list[str]:
+    """The networks of a model that has several: the first parts of its parameters' names."""
+    if not traces or not isinstance(traces[0].get("deep_relative_trust"), list):
+        return []
+    return sorted({name.partition("/")[0] for name in parameters})
+
+
+def _about(conditioning: bool, networks: bool) -> dict[str, dict[str, str]]:
     """Shape and meaning of every dataset."""
     step, *measured = CONDITIONING.items()
     groups = [
         ("history", HISTORY, "(epochs,)"),
         ("layers", {"step": "the step measured, counting from 1"}, "(measurements,)"),
         ("layers", LAYERS, "(measurements, parameters)"),
-        ("network", NETWORK, "(measurements,)"),
+        ("network", NETWORK, "(measurements, networks)" if networks else "(measurements,)"),
     ]
     if conditioning:
         groups.append(("conditioning", dict([step]), "(checks,)"))
@@ -128,7 +141,9 @@ def check(arrays: Mapping[str, Any], meta: Mapping[str, Any], path: object) -> N
     """Raise `FileRefused` unless these are the tables that `write` makes, in matching shapes."""
     schema.check(meta, schema.TraceMeta, path)
     columns = {"layers": len(meta["parameters"]), "conditioning": len(meta.get("weights", ()))}
-    for name in _about("weights" in meta):
+    if networks := meta.get("networks"):
+        columns["network"] = len(networks)
+    for name in _about("weights" in meta, bool(networks)):
         group, _, column = name.partition("/")
         counted = "layers" if group == "network" else group  # the group whose steps count its rows
         found, first = arrays.get(name), arrays.get(f"{counted}/step")

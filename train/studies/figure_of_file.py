@@ -56,7 +56,10 @@ def from_trace(arrays: Mapping[str, Any], meta: Mapping[str, Any], *, name: str 
     of the network against the step; condition numbers and Jacobian norms if they were taken."""
     try:
         panels = [*_history_panels(arrays), *_layer_panels(arrays, meta["parameters"])]
-        panels += [*_network_panels(arrays), *_conditioning_panels(arrays, meta.get("weights"))]
+        panels += [
+            *_network_panels(arrays, meta.get("networks")),
+            *_conditioning_panels(arrays, meta.get("weights")),
+        ]
     except (Error, KeyError, TypeError, ValueError, IndexError) as error:
         raise FileRefused(
             f"the trace is not of the form that npdrt writes ({type(error).__name__}: {error})"
@@ -115,14 +118,16 @@ def _by_layer(
     )
 
 
-def _network_panels(arrays: Mapping[str, Any]) -> list[Panel]:
-    """The distance of each measured step; nothing if none was measured."""
+def _network_panels(arrays: Mapping[str, Any], networks: list[str] | None) -> list[Panel]:
+    """The distance of each measured step, a line a network; nothing if none was measured."""
     step, distance = arrays["layers/step"], arrays["network/log_deep_relative_trust"]
     if not np.isfinite(distance).any():
         return []
-    line = Line("", step, distance, "line" if len(step) > 1 else "points")
+    style, columns = "line" if len(step) > 1 else "points", distance.reshape(len(step), -1).T
+    names = networks or [""]
+    lines = tuple(Line(n, step, y, style) for n, y in zip(names, columns, strict=True))
     trust = "log prod(1 + r), r the relative updates"
-    return [Panel("Deep relative trust", "training step", trust, (line,), ylog=True)]
+    return [Panel("Deep relative trust", "training step", trust, lines, ylog=True)]
 
 
 def _conditioning_panels(arrays: Mapping[str, Any], weights: list[str] | None) -> list[Panel]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from npdrt import arrays, data, schema, store, value_and_grad
+from npdrt import arrays, schema, store, value_and_grad
 from npdrt.arrays import Array, Params, cast, namespace, quiet, to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim import norm
@@ -32,10 +32,10 @@ from npdrt.program import Program, memory_on, record
 from npdrt.regular import require
 from npdrt.store import container
 from npdrt.store.lock import exclusive
+from npdrt.train.adversarial import make_task
 from npdrt.train.cautions import of_threads
-from npdrt.train.config import build_model, stored
+from npdrt.train.config import build_model, load_data, stored
 from npdrt.train.feed import Feed
-from npdrt.train.step import Task
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.trust.descent import changes_of, layerwise_direction
 
@@ -165,14 +165,16 @@ class Slicer:
         meta = store.load(first).meta
         config = stored(meta, first, code=code)
         config = dataclasses.replace(config, device=device or config.device)
-        dataset = data.load(config.data, data_dir=data_dir, standardise=config.standardise)
+        dataset = load_data(config, data_dir)
         if dataset.digests != meta["provenance"]["data"]:
             raise Error(f"{run}: the data set {config.data} is not the one of the run")
         if dataset.perplexity:
             raise Error(f"{run}: slices are over examples, and {config.data} is a running text")
         dataset = dataset.as_streams_for(config.batch_size)
         self.device, model = arrays.device(config.device), build_model(config, dataset)
-        self._task = Task(model, dataset.classes, config.label_smoothing)
+        self._task = make_task(dataclasses.replace(config, clip=None), model, dataset)
+        if len(self._task.turns) > 1:
+            raise Error(f"{run}: slices are of one loss; its two networks have a loss each")
         n = len(dataset.x)
         if examples is not None and not 1 <= examples <= n:
             raise Error(
@@ -256,7 +258,7 @@ class Slicer:
         return self._programs[key](*args)
 
     def _loss(self, params: Params, buffers: Params, x: Array, y: Array) -> Any:
-        output = self._task.predict(params, buffers, x)
+        output = self._task.predict(params, buffers, x, y)
         return self._task.loss(output, y, smoothed=True)
 
     def _add(

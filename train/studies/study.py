@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from npdrt import data, store
+from npdrt import store
 from npdrt.data import Dataset
 from npdrt.store import Checkpoint
-from npdrt.train.config import build_model
+from npdrt.train.config import build_model, load_data
 from npdrt.train.studies.figure import Figure
 from npdrt.train.studies.recipe import Recipe
 from npdrt.train.studies.sweep import Options, Run
@@ -61,7 +61,7 @@ class Work:
     def data(self, run: Run) -> Dataset:
         """The data set of a run."""
         config, folder = run.config, self.options.data_dir
-        return data.load(config.data, data_dir=folder, standardise=config.standardise)
+        return load_data(config, folder)
 
     def trained(self, run: Run) -> tuple[Any, Checkpoint]:
         """The model of a run, and its last checkpoint."""
