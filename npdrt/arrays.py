@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import cublas
+from npdrt import cublas, philox
 from npdrt.errors import Error, Unavailable
 
 Array = Any  # an array of NumPy, CuPy or any library of the array API standard
@@ -376,6 +376,15 @@ def _sum_taps(target: Array, x: Array, weight: Array, steps: tuple[int, int]) ->
     for k, m in itertools.product(range(rows), range(columns)):
         start = k * steps[0] + m * steps[1]
         target += x[:, start : start + n] * weight[k, m, :, None]
+
+
+def bernoulli(random: Any, shape: tuple[int, ...], p: float, like: Array) -> Array:
+    """`random.bernoulli(shape, p)` of a `Random`, in the library and on the device of `like`; on
+    CuPy it is drawn there."""
+    xp = namespace(like)
+    if xp.__name__ == "cupy":
+        return philox.bernoulli(xp, random, shape, p)
+    return xp.asarray(random.bernoulli(shape, p))
 
 
 # --- a kernel: the sum of rows in row order ------------------------------------------------
