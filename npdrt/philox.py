@@ -71,15 +71,15 @@ def key_of(streams: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.array(rows, dtype=np.uint64).reshape(-1, KEY)
 
 
-def bernoulli(xp: Any, stream: Any, shape: tuple[int, ...], p: float) -> Array:
-    """`stream.bernoulli(shape, p)` as an array of CuPy, drawn on the current device."""
-    out = xp.empty(shape, dtype=np.bool_)
-    arguments = launch(xp.asarray(key_of([stream])[0]), p, out)
+def bernoulli(library: Any, stream: Any, shape: tuple[int, ...], p: float) -> Array:
+    """`stream.bernoulli(shape, p)` as an array of `library`, CuPy, drawn on the current device."""
+    out = library.empty(shape, dtype=np.bool_)
+    arguments = launch(library.asarray(key_of([stream])[0]), p, out)
     if out.size:
-        _kernel(xp)(*arguments)
+        _kernel(library)(*arguments)
     return out
 
 
 @cache
-def _kernel(xp: Any) -> Any:
-    return xp.RawKernel(SOURCE, NAME, options=("--fmad=false",))
+def _kernel(library: Any) -> Any:
+    return library.RawKernel(SOURCE, NAME, options=("--fmad=false",))

@@ -8,8 +8,8 @@ that two draws from one stream are equal:
     h = ops.dropout(h, keep, rate=0.2)
 
 When a step is recorded, the draw becomes an input of the program: every replay draws it again from
-the `Random` it gets. On a GPU a kernel draws it, without the host (`npdrt.philox`). The bits are the
-same on any device and after any resumption.
+the `Random` it gets; on a GPU by a kernel of its own (`npdrt.philox`). The bits are the same on any
+device and after any resumption.
 """
 
 from __future__ import annotations

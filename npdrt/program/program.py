@@ -245,9 +245,7 @@ class Program(Recording):
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
             persistent = self._persistent(memory)
-            self._bound = memory.bind(
-                self.values, self.plan, persistent, self.draws, self.fast
-            )
+            self._bound = memory.bind(self.values, self.plan, persistent, self.draws, self.fast)
             self._version = memory.version
         return self._bound
 

@@ -83,8 +83,9 @@ NUMPY: dict[str, Maker] = {
 class Binding:
     """A plan with an array for every value; `operations` replay it.
 
-    persistent: the arrays of inputs, outputs and constants by value index. draws: the inputs that are
-    drawn. fast: run chains and norms as compiled loops. scratch: the memory of all other values, the arena's when bound.
+    persistent: the arrays of inputs, outputs and constants by value index. draws: the inputs that
+    are drawn. fast: run chains and norms as compiled loops. scratch: the memory of all other
+    values, the arena's when bound.
     own: the calls that the array library makes in a way of its own. graph, graph_error: see
     `npdrt.program.cuda`; None on the CPU.
     """
