@@ -5,8 +5,9 @@ CUDA graph (cupy/cupy#6290). These can, and they do not copy a transposed matrix
 a stack whose matrices lie at equal distances; CuPy copies most of these.
 
 The compute types are `CUBLAS_COMPUTE_32F` and `64F`: no TF32, whatever `CUPY_TF32` says, unless you
-ask for it (`precision`). A product has the same bits in an eager step, call by call in a program, and in a graph: algorithm and size of
-the workspace are fixed, and the arguments depend on shapes and strides alone.
+ask for it (`precision`). A product has the same bits in an eager step, call by call in a program,
+and in a graph: algorithm and size of the workspace are fixed, and the arguments depend on shapes
+and strides alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ TYPES = {  # dtype: (cudaDataType, cublasComputeType_t, the type of the factors 
     "float32": (0, 68, ctypes.c_float),
     "float64": (1, 70, ctypes.c_double),
 }
-TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32: operands rounded to 10 bits after the point, sums in float32
+TF32 = (
+    77  # CUBLAS_COMPUTE_32F_FAST_TF32: operands rounded to 10 bits after the point, sums in float32
+)
 PRECISIONS = ("ieee", "tf32")
 
 
@@ -171,6 +174,15 @@ def load() -> Any:
             f'cuBLAS cannot be loaded ({error}); install it with pip install "npdrt[cuda12]" or '
             '"npdrt[cuda13]"'
         ) from error
+
+
+def version() -> str:
+    """The version of cuBLAS: "12.9.1"."""
+    library, part, parts = load(), ctypes.c_int(), []
+    for number in range(3):
+        library.cublasGetProperty(number, ctypes.byref(part))
+        parts.append(str(part.value))
+    return ".".join(parts)
 
 
 def declared(library: Any) -> Any:

@@ -864,6 +864,7 @@ def machine(
         "blas_kernel_chosen_by": chosen_by,
         "blas_kernel_by_itself": by_itself or kernel,
         "blas_kernel_suited": suited,
+        "gpu": {"devices": []},
     }
 
 

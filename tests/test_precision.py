@@ -109,7 +109,9 @@ def test_gpu_a_run_says_its_precision(
 
     monkeypatch.setattr(cublas.Cublas, "_call", noted)
     options = {"depth": 2, "width": 8}
-    config = Config(device="cuda", precision="tf32", epochs=1, batch_size=512, model_options=options)
+    config = Config(
+        device="cuda", precision="tf32", epochs=1, batch_size=512, model_options=options
+    )
     train(config, tmp_path / "run")
     meta = store.load(tmp_path / "run" / "checkpoint.h5").meta
     assert meta["config"]["precision"] == meta["provenance"]["precision"] == "tf32"

@@ -60,8 +60,9 @@ class Config:
     together, to which larger ones are scaled (`npdrt.optim.clip`); None for any. threads: of BLAS;
     None is 1 if the matrix products of a step are small (`npdrt.train.loop.SMALL_PRODUCT`), else
     as many as BLAS takes. precision: of float32 products on a GPU, "ieee" or the faster "tf32"
-    (`npdrt.cublas.precision`). eager: run every array call from Python instead of recording the step
-    once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same bits.
+    (`npdrt.cublas.precision`). eager: run every array call from Python instead of recording the
+    step once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same
+    bits.
     trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
     the end; None means once an epoch. snapshots: steps after which the parameters are kept in
     RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the

@@ -103,8 +103,8 @@ class Trainer:
             require_compiler()  # now, before a run directory is made
         if config.precision != "ieee" and self.device.kind == "cpu":
             raise Unavailable(
-                f"precision {config.precision} needs a GPU, and the device is cpu; leave it out, or "
-                "choose a GPU with --device cuda"
+                f"precision {config.precision} needs a GPU, and the device is cpu; leave it out, "
+                "or choose a GPU with --device cuda"
             )
         self.feed = Feed(config, dataset, self.model, self.device)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning)

@@ -46,6 +46,7 @@ from npdrt.program.kernels import (
 )
 from npdrt.program.masks import Masks
 from npdrt.program.memory import Memory
+from npdrt.program.nodes import count_nodes
 from npdrt.program.operations import Maker, Operation, allocating, copied, run
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
@@ -216,9 +217,9 @@ CUPY: dict[str, Maker] = {
 class CudaBinding(Binding):
     """A plan with a CuPy array for every value; `operations` replay it, or `graph` at once.
 
-    graph: the captured operations, None before. graph_error: why there is none; then every replay
-    runs the operations one by one. strides: of every array, as planned. launches: operations in a
-    replay without graph.
+    graph: the captured operations, None before; nodes: how many nodes it has, if that is known.
+    graph_error: why there is none; then every replay runs the operations one by one. strides: of
+    every array, as planned. launches: operations in a replay without graph.
     pool: what CuPy allocates for itself (workspaces of reductions, copies of odd layouts) comes
     from a pool of this program alone. A graph remembers addresses: in the common pool the blocks
     would be free after the capture, for any array, or handed back to the driver.
@@ -316,7 +317,7 @@ class CudaBinding(Binding):
                     run(self.operations)
                 finally:
                     graph = side.end_capture()
-            self.graph = graph
+            self.graph, self.nodes = graph, count_nodes(graph)
         except Exception as error:
             error.__context__ = None  # the frames of the traceback hold the caller's arrays
             self.graph_error = error.with_traceback(None)

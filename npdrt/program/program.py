@@ -200,6 +200,11 @@ class Program(Recording):
         slower; None while that is not known."""
         return self._bound.graph_error if self._bound is not None else None
 
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the CUDA graph; None without one, or if the driver does not say."""
+        return self._bound.nodes if self._bound is not None else None
+
     def copy_out(self) -> Any:
         """The result of the last call in arrays of its own."""
         bound = self._bound

@@ -86,13 +86,14 @@ class Binding:
     persistent: the arrays of inputs, outputs and constants by value index. draws: the inputs that
     are drawn. fast: run chains and norms as compiled loops. scratch: the memory of all other
     values, the arena's when bound.
-    own: the calls that the array library makes in a way of its own. graph, graph_error: see
-    `npdrt.program.cuda`; None on the CPU.
+    own: the calls that the array library makes in a way of its own. graph, graph_error, nodes:
+    see `npdrt.program.cuda`; None on the CPU.
     """
 
     own = NUMPY
     graph: Any = None
     graph_error: Exception | None = None
+    nodes: int | None = None
 
     def __init__(
         self,
