@@ -37,7 +37,7 @@ class Network:
     clip: float | None = None
 
     def step(self, device: str = "cuda") -> tuple[Callable[..., Any], list[Any]]:
-        """The step of `npdrt train`, and its first arguments without the `Random`, on the device."""
+        """The step of `npdrt train`, and its first arguments (no `Random`), on the device."""
         optimizer = optim.RULES[self.rule](lr=RATES[self.rule], **SETTINGS.get(self.rule, {}))
         task = Task(self.model, self.classes, clip=self.clip)
         params = self.model.init(seed=0, device=device)
