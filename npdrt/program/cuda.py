@@ -217,9 +217,9 @@ CUPY: dict[str, Maker] = {
 class CudaBinding(Binding):
     """A plan with a CuPy array for every value; `operations` replay it, or `graph` at once.
 
-    graph: the captured operations, None before; nodes: how many nodes it has, if that is known.
-    graph_error: why there is none; then every replay runs the operations one by one. strides: of
-    every array, as planned. launches: operations in a replay without graph.
+    graph: the captured operations, None before. graph_error: why there is none; then every replay
+    runs the operations one by one. strides: of every array, as planned. launches: operations in a
+    replay without graph.
     pool: what CuPy allocates for itself (workspaces of reductions, copies of odd layouts) comes
     from a pool of this program alone. A graph remembers addresses: in the common pool the blocks
     would be free after the capture, for any array, or handed back to the driver.
@@ -251,6 +251,11 @@ class CudaBinding(Binding):
     def launches(self) -> int:
         """Operations in a replay without graph: one kernel, copy or library call each, or a few."""
         return len(self.operations)
+
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the graph; None without one, or if the driver does not say."""
+        return None if self.graph is None else count_nodes(self.graph)
 
     # --- running ---------------------------------------------------------------------------
 
@@ -317,7 +322,7 @@ class CudaBinding(Binding):
                     run(self.operations)
                 finally:
                     graph = side.end_capture()
-            self.graph, self.nodes = graph, count_nodes(graph)
+            self.graph = graph
         except Exception as error:
             error.__context__ = None  # the frames of the traceback hold the caller's arrays
             self.graph_error = error.with_traceback(None)

@@ -86,14 +86,13 @@ class Binding:
     persistent: the arrays of inputs, outputs and constants by value index. draws: the inputs that
     are drawn. fast: run chains and norms as compiled loops. scratch: the memory of all other
     values, the arena's when bound.
-    own: the calls that the array library makes in a way of its own. graph, graph_error, nodes:
-    see `npdrt.program.cuda`; None on the CPU.
+    own: the calls that the array library makes in a way of its own. graph, graph_error: see
+    `npdrt.program.cuda`; None on the CPU.
     """
 
     own = NUMPY
     graph: Any = None
     graph_error: Exception | None = None
-    nodes: int | None = None
 
     def __init__(
         self,
@@ -116,6 +115,11 @@ class Binding:
             self.arrays[call.result] = memory.new(values[call.result])
             run(self.single(call))
         self.operations = [o for group in plan.groups for o in self._group(group)]
+
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the CUDA graph; on the CPU None."""
+        return None
 
     def draw(self, streams: dict[int, Any]) -> None:
         """Before a replay: the inputs that are drawn, from streams (`Random`) by value index."""
