@@ -140,7 +140,7 @@ def measure(network: Network, turns: int) -> dict[str, Any]:
             found["graph_error"] = None if why is None else f"{type(why).__name__}: {why}"
             found["nodes"], found["calls"] = program.nodes, len(program.calls)
     runs = {name: partial(burst, step, device) for name, step in steps.items()}
-    seconds = take_turns(runs, turns, warm_up=1)
+    seconds = take_turns(runs, turns, warm_up=1) if runs else {}
     found["ms"] = {name: [1e3 * s / BURST for s in taken] for name, taken in seconds.items()}
     found["host_us"] = {name: host_microseconds(step, device) for name, step in steps.items()}
     found["loss"] = {name: float(step()) for name, step in steps.items()}
