@@ -125,6 +125,7 @@ def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]
 
 
 def step_of(case: Case) -> Callable[..., Any]:
+    """The step that is measured."""
     model: Any = MODELS[case.model]
     task = Task(model(case.depth, case.width, case.width, CLASSES), CLASSES)
     return make_step(task, _optimizer(case))
