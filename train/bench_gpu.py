@@ -47,22 +47,21 @@ def measure(case: Case, device: Device, tell: Tell = lambda _: None) -> dict[str
         tell("recording and compiling")
         memory, start = memory_on(device), time.perf_counter()
         replay = record(bench.step_of(case), *args, memory=memory)
-        len(replay.plan.groups)  # makes the plan
+        work = bench.work(replay, args[0].params, args[0].optimizer)  # makes the plan
         recorded = time.perf_counter() - start
         ways = {
             "eager": bench.going_on(bench.step_of(case), args),
             "replay": bench.going_on(replay, args),
         }
         seconds = {name: _seconds(run, device, case.steps) for name, run in ways.items()}
+        parameters = sum(math.prod(w.shape) for w in args[0].params.values())
         tell("the limits")
         found = limits(case, device)
-        params, slots = args[0].params, args[0].optimizer
-        work = bench.work(replay, params, slots)
         floor = work["gflop"] / found["sgemm"] + work["update_gb"] / found["add"]
         return {
             "gpu": describe_gpus()[device.index],
             "software": gpu_software(),
-            "case": asdict(case) | {"parameters": sum(math.prod(w.shape) for w in params.values())},
+            "case": asdict(case) | {"parameters": parameters},
             "limits": found,
             "step": work | {"floor_ms": 1e3 * floor} | graph(replay),
             "ways": {n: bench.way(s, work["gflop"], found, floor) for n, s in seconds.items()},
