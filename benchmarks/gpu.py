@@ -1,113 +1,70 @@
-"""Time of one training step of the perceptron on a GPU: npdrt in three ways, beside PyTorch.
+"""Time of one training step on a GPU: npdrt beside PyTorch, each in two ways, in one run.
 
-Forward, backward and update of an MLP of width 784 (784 inputs, 10 outputs, ReLU, no bias, softmax
-cross-entropy) on one batch of 250 in float32, TF32 off, all from the same weights, which lie on
-the device with the data. The medians of the steps in milliseconds, each from an event before it to
-an event after it on an idle device, so that what the host takes to ask for the work counts. Exit
-code 4 without a GPU.
+Perceptrons of width 784 on a batch of 250, ResNet-18 on 128 images of CIFAR's sizes, and the
+WikiText-2 transformer with dropout, in float32, all from the same weights, which lie on the device
+with the batch. npdrt runs the step of `npdrt train`, call by call and as one CUDA graph; PyTorch
+runs eagerly, and with loss and update under torch.compile(mode="reduce-overhead").
 
-Launches: a replay without graph makes so many calls; times the cost of one, measured by asking for
-a kernel on one number, it is what the host spends on them. The graph is asked for once.
+The ways take turns. A turn asks for 10 steps and then waits for the device, so that the time of a
+step is the longer of the host's and the device's; the table has the medians in milliseconds. TF32
+is off unless --precision tf32 asks for it, in both libraries. What fails is left out and says why.
+Without a GPU the exit code is 4.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from gpu_networks import RATES, Network, language_model, perceptron, resnet18, torch_update
+from report import parser, table
 
-from npdrt import arrays, ops, optim, record, value_and_grad
+from npdrt import arrays, cublas, record
 from npdrt.errors import Error, Unavailable
-from npdrt.models import MLP
 from npdrt.random import Random
+from npdrt.train.bench import take_turns
 
-WIDTH, BATCH = 784, 250
-# So small that rounding does not part the libraries in a few steps; sgd has momentum 0.9.
-RATES = {"fromage": 1e-5, "sgd": 1e-5, "adam": 1e-7}
-WARM_UP = 5  # untimed steps: compilation, and the capture in the third of a program
+BURST = 10  # steps of a turn
+CAPTURED = 4  # steps after which a program is a graph, and PyTorch has compiled
 Step = Callable[[], Any]  # one training step; the loss before it, on the device
 
 
-def start(depth: int) -> tuple[dict[str, Any], Any, Any]:
-    """Weights and a batch, on the host."""
-    params = MLP(depth=depth, width=WIDTH, inputs=WIDTH, outputs=10).init(seed=0)
-    x = Random(0, "benchmark/x").normal((BATCH, WIDTH)).astype(np.float32)
-    y = (Random(0, "benchmark/y").words(BATCH) % 10).astype(np.int64)
-    return params, x, y
+# --- ways to run a step -------------------------------------------------------------------------
 
 
-def npdrt_step(depth: int, rule: str) -> tuple[Any, list[Any]]:
-    """The pure step, and its first arguments on the device."""
-    model = MLP(depth=depth, width=WIDTH, inputs=WIDTH, outputs=10)
-    momentum = {"momentum": 0.9} if rule == "sgd" else {}
-    optimizer = optim.RULES[rule](lr=RATES[rule], **momentum)
-    params, x, y = start(depth)
-    params = {name: arrays.to_device(w, "cuda") for name, w in params.items()}
-
-    def step(params: Any, state: Any, x: Any, y: Any) -> Any:
-        loss_fn = value_and_grad(lambda p: ops.softmax_cross_entropy(model(p, x), y))
-        loss, grads = loss_fn(params)
-        params, state = optimizer.update(params, grads, state)
-        return params, state, loss
-
-    data = [arrays.to_device(a, "cuda") for a in (x, y)]
-    return step, [params, optimizer.init(params), *data]
-
-
-def repeated(function: Any, args: list[Any]) -> Step:
-    """A step that goes on from the last."""
-    state, data = args[:2], args[2:]
+def with_npdrt(network: Network, *, graph: bool) -> tuple[Step, Any]:
+    """A step that goes on from the last, and its program if it is recorded."""
+    function, (state, *batch, lr) = network.step()
+    random, count = Random(0, "train"), 0
+    program = record(function, state, *batch, lr, random) if graph else None
 
     def step() -> Any:
-        state[0], state[1], loss = function(*state, *data)
-        return loss
+        nonlocal state, count
+        done = (program or function)(state, *batch, lr, random.at(count))
+        state, count = done.state, count + 1
+        return done.loss
 
-    return step
-
-
-def eager(depth: int, rule: str) -> tuple[Step, Any]:
-    """npdrt, every array call from Python."""
-    return repeated(*npdrt_step(depth, rule)), None
-
-
-def replayed(depth: int, rule: str, graph: bool) -> tuple[Step, Any]:
-    """npdrt, the recorded program."""
-    function, args = npdrt_step(depth, rule)
-    program = record(function, *args)
-    step = repeated(program, list(args))
-    step()
-    if not graph:
-        program._bound.graph_error = Error("not wanted")
     return step, program
 
 
-def torch_step(depth: int, rule: str, compiled: bool) -> tuple[Step, Any]:
-    """PyTorch: its own SGD and fused Adam, Fromage by hand; compiled: the loss and the update."""
+def with_torch(network: Network, *, compiled: bool) -> tuple[Step, None]:
+    """The same in PyTorch."""
     import torch
 
-    torch.set_float32_matmul_precision("highest")
-    params, x, y = start(depth)
-    weights = [torch.tensor(w, device="cuda", requires_grad=True) for w in params.values()]
-    inputs, labels = torch.tensor(x, device="cuda"), torch.tensor(y, device="cuda")
-    update = torch_update(torch, weights, rule)
-
-    def loss_fn() -> Any:
-        h = inputs
-        for w in weights:
-            z = torch.nn.functional.linear(h, w)
-            h = torch.relu(z)
-        return torch.nn.functional.cross_entropy(z, labels)
-
+    if not torch.cuda.is_available():
+        raise Unavailable("this PyTorch has no CUDA device")
+    weights, loss_fn = network.in_torch(torch)
+    update = torch_update(torch, weights, network)
     if compiled:
-        loss_fn, update = torch.compile(loss_fn, mode="reduce-overhead"), torch.compile(update)
+        loss_fn = torch.compile(loss_fn, mode="reduce-overhead")
+        update = torch.compile(update)
 
     def step() -> Any:
         if compiled:
@@ -117,173 +74,152 @@ def torch_step(depth: int, rule: str, compiled: bool) -> tuple[Step, Any]:
         loss = loss_fn()
         loss.backward()
         update()
-        return loss.detach()
+        return loss.detach().clone()
 
     return step, None
 
 
-def torch_update(torch: Any, weights: list[Any], rule: str) -> Any:
-    """The update of all weights."""
-    lr = RATES[rule]
-    if rule == "sgd":
-        return torch.optim.SGD(weights, lr=lr, momentum=0.9).step
-    if rule == "adam":
-        return torch.optim.Adam(weights, lr=lr, fused=True).step
-
-    @torch.no_grad()
-    def fromage() -> None:
-        for w in weights:
-            w.sub_(w.grad * (lr * w.norm() / w.grad.norm())).div_(math.sqrt(1 + lr * lr))
-
-    return fromage
-
-
-WAYS: dict[str, Callable[[int, str], tuple[Step, Any]]] = {
-    "npdrt eager": eager,
-    "npdrt replay": lambda depth, rule: replayed(depth, rule, graph=False),
-    "npdrt graph": lambda depth, rule: replayed(depth, rule, graph=True),
-    "PyTorch eager": lambda depth, rule: torch_step(depth, rule, compiled=False),
-    "PyTorch compiled": lambda depth, rule: torch_step(depth, rule, compiled=True),
+WAYS: dict[str, Callable[[Network], tuple[Step, Any]]] = {
+    "npdrt eager": partial(with_npdrt, graph=False),
+    "npdrt graph": partial(with_npdrt, graph=True),
+    "PyTorch eager": partial(with_torch, compiled=False),
+    "PyTorch compiled": partial(with_torch, compiled=True),
 }
 
 
-class CupyClock:
-    """Milliseconds of a step on CuPy's current stream."""
+@contextmanager
+def in_precision(name: str) -> Iterator[None]:
+    """Both libraries' products are of that precision."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        torch.backends.cudnn.allow_tf32 = name == "tf32"
+    with cublas.precision(name):
+        yield
 
-    def __init__(self, cupy: Any):
-        self.cuda = cupy.cuda
 
-    def __call__(self, step: Step) -> float:
-        """One step."""
-        self.cuda.Device().synchronize()
-        before, after = self.cuda.Event(), self.cuda.Event()
-        before.record()
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def burst(step: Step, device: arrays.Device) -> None:
+    """The steps of a turn, and their end on the device."""
+    for _ in range(BURST):
         step()
-        after.record()
-        after.synchronize()
-        return float(self.cuda.get_elapsed_time(before, after))
+    arrays.wait(device)
 
 
-class TorchClock:
-    """Milliseconds of a step on PyTorch's current stream."""
-
-    def __call__(self, step: Step) -> float:
-        """One step."""
-        import torch
-
-        torch.cuda.synchronize()
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
+def host_microseconds(step: Step, device: arrays.Device) -> float:
+    """The time that the host takes to ask for a step."""
+    arrays.wait(device)
+    start = time.perf_counter()
+    for _ in range(BURST):
         step()
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after))
+    spent = time.perf_counter() - start
+    arrays.wait(device)
+    return 1e6 * spent / BURST
 
 
-def host_microseconds(cupy: Any, work: Callable[[], Any], times: int) -> float:
-    """What one call costs the host, the device being left to itself."""
-    cupy.cuda.Device().synchronize()
-    begun = time.perf_counter()
-    for _ in range(times):
-        work()
-    spent = time.perf_counter() - begun
-    cupy.cuda.Device().synchronize()
-    return 1e6 * spent / times
-
-
-def launches(cupy: Any, program: Any) -> dict[str, Any]:
-    """What the host spends to ask for a replay, with the graph and without."""
-    one, binding = cupy.zeros(()), program._bound
-    cost = host_microseconds(cupy, lambda: cupy.add(one, 1.0, out=one), 1000)
-    found = {"launches": binding.launches, "us_a_launch": cost}
-    found["us_without_graph"] = binding.launches * cost
-    if binding.graph is not None:
-        stream = cupy.cuda.get_current_stream()
-        found["us_graph"] = host_microseconds(cupy, lambda: binding.graph.launch(stream), 10)
-    return found
-
-
-def measure(cupy: Any, depth: int, rule: str, steps: int) -> dict[str, Any]:
-    """Milliseconds of every step, the last loss, and the launches, by way."""
-    found: dict[str, Any] = {"depth": depth, "rule": rule, "ms": {}, "loss": {}, "left_out": {}}
+def measure(network: Network, turns: int) -> dict[str, Any]:
+    """Milliseconds of a step in every turn, the host's microseconds and the last loss, by way; and
+    the graph of npdrt's step: whether there is one, why not, its nodes, its array calls."""
+    device, left_out, steps = arrays.device("cuda"), {}, {}
+    found: dict[str, Any] = {"network": network.name, "rule": network.rule}
     for name, make in WAYS.items():
-        clock: Any = TorchClock() if name.startswith("PyTorch") else CupyClock(cupy)
         try:
-            step, program = make(depth, rule)
-            for _ in range(WARM_UP):
-                loss = step()
-            found["ms"][name] = [clock(step) for _ in range(steps)]
-            found["loss"][name] = float(loss)
-        except Exception as error:  # a peer that is missing or fails must not end the run
-            found["left_out"][name] = f"{type(error).__name__}: {error}"
-            print(f"{name}, {rule}: left out: {error}", file=sys.stderr)
+            step, program = make(network)
+            for _ in range(CAPTURED):
+                step()
+        except Exception as error:  # a way that fails must not end the run
+            left_out[name] = f"{type(error).__name__}: {error}"
+            print(f"{network.name}, {name}: left out: {error}", file=sys.stderr)
             continue
-        if name == "npdrt graph":
-            why = program._bound.graph_error
+        steps[name] = step
+        if program is not None:
+            why = program.graph_error
+            found["graph"] = program.graph
             found["graph_error"] = None if why is None else f"{type(why).__name__}: {why}"
-            found["host"] = launches(cupy, program)
-        del step, program
-    return found
+            found["nodes"], found["calls"] = program.nodes, len(program.calls)
+    runs = {name: partial(burst, step, device) for name, step in steps.items()}
+    seconds = take_turns(runs, turns, warm_up=1) if runs else {}
+    found["ms"] = {name: [1e3 * s / BURST for s in taken] for name, taken in seconds.items()}
+    found["host_us"] = {name: host_microseconds(step, device) for name, step in steps.items()}
+    found["loss"] = {name: float(step()) for name, step in steps.items()}
+    return found | {"left_out": left_out}
 
 
-def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    lines = [f"{about['device']['name']}; {packages}; {about['compute_type']}", ""]
-    lines += [f"| L | rule | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 2) + "|"]
-    for r in results:
-        ms = {name: statistics.median(times) for name, times in r["ms"].items()}
-        cells = [f"{ms[name]:.2f}" if name in ms else "" for name in WAYS]
-        lines.append(f"| {r['depth']} | {r['rule']} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| L | rule | calls | us a call | us without graph | us the graph |",
-        "|---" * 6 + "|",
-    ]
-    for r in results:
-        host = r.get("host", {})
-        names = ("launches", "us_a_launch", "us_without_graph", "us_graph")
-        cells = [f"{host[name]:.4g}" if name in host else "" for name in names]
-        lines.append(f"| {r['depth']} | {r['rule']} | {' | '.join(cells)} |")
-    lines += [
-        f"\n{r['rule']}: no graph: {r['graph_error']}" for r in results if r.get("graph_error")
-    ]
-    return "\n".join(lines)
+def networks(given: Any) -> Iterator[Network]:
+    """Those of the command line, one after another: each is released before the next."""
+    if "perceptron" in given.networks:
+        for depth in given.depths:
+            for rule in given.rules:
+                yield perceptron(depth, rule)
+    if "resnet18" in given.networks:
+        yield resnet18()
+    if "transformer" in given.networks:
+        yield language_model()
 
 
-def machine(cupy: Any) -> dict[str, Any]:
+# --- the report ---------------------------------------------------------------------------------
+
+
+def machine(precision: str) -> dict[str, Any]:
     """What the times depend on."""
-    packages = {"numpy": np.__version__, "cupy": cupy.__version__}
-    if "torch" in sys.modules:
-        packages["torch"] = sys.modules["torch"].__version__
-    return {
-        "device": arrays.describe_gpus()[cupy.cuda.Device().id],
-        "packages": packages,
-        "compute_type": "CUBLAS_COMPUTE_32F",
-    }
+    torch = sys.modules.get("torch")
+    found = {"gpu": arrays.describe_gpus()[0], "software": arrays.gpu_software()}
+    return {**found, "torch": torch and torch.__version__, "precision": precision}
 
 
-def main() -> None:
-    """Run the grid."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--depths", type=int, nargs="+", default=[50])
-    parser.add_argument("--rules", nargs="+", choices=list(RATES), default=list(RATES))
-    parser.add_argument("--steps", type=int, default=20, help="timed steps, at least 10")
-    parser.add_argument("--output", type=Path, default=Path("gpu"), help="PREFIX.md, PREFIX.json")
-    given = parser.parse_args()
+def text_of(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    software = ", ".join(f"{name} {version}" for name, version in about["software"].items())
+    torch = f"; PyTorch {about['torch']}" if about["torch"] else ""
+    line = f"{about['gpu']['name']}; {software}{torch}; precision {about['precision']}"
+    head = ["network", "rule", *WAYS, "graph / compiled", "nodes", "host us, graph"]
+    notes = [
+        f"{r['network']}: no graph: {r['graph_error']}" for r in results if r.get("graph_error")
+    ]
+    notes += [
+        f"{r['network']}, {way}: {why}" for r in results for way, why in r["left_out"].items()
+    ]
+    return "\n\n".join([line, table(head, map(_row, results)), *notes])
+
+
+def _row(r: dict[str, Any]) -> list[str]:
+    ms = {name: statistics.median(times) for name, times in r["ms"].items()}
+    graph, compiled = ms.get("npdrt graph"), ms.get("PyTorch compiled")
+    ratio = f"{graph / compiled:.2f}" if graph and compiled else ""
+    host = r["host_us"].get("npdrt graph")
+    cells = [f"{ms[name]:.2f}" if name in ms else "" for name in WAYS]
+    nodes = "" if r.get("nodes") is None else str(r["nodes"])
+    return [r["network"], r["rule"], *cells, ratio, nodes, "" if host is None else f"{host:.0f}"]
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the networks; the files are written anew after each."""
+    options = parser(__doc__)
+    every = ["perceptron", "resnet18", "transformer"]
+    options.add_argument("--networks", nargs="+", choices=every, default=every)
+    options.add_argument("--depths", type=int, nargs="+", default=[2, 16, 50, 200])
+    options.add_argument("--rules", nargs="+", choices=list(RATES), default=["fromage"])
+    options.add_argument("--turns", type=int, default=11, help="timed turns of 10 steps")
+    options.add_argument("--precision", choices=cublas.PRECISIONS, default="ieee")
+    given = options.parse_args(words)
     try:
-        cupy = arrays._import_cupy()
-    except Unavailable as error:
+        arrays.device("cuda")
+    except Error as error:
         print(f"this benchmark needs a GPU: {error}", file=sys.stderr)
-        sys.exit(4)
-    steps = max(10, given.steps)
-    results = [measure(cupy, depth, rule, steps) for depth in given.depths for rule in given.rules]
-    about = machine(cupy)
-    text = table(results, about)
+        sys.exit(error.exit_code)
+    results: list[dict[str, Any]] = []
+    for network in networks(given):
+        with in_precision(given.precision):
+            results.append(measure(network, given.turns))
+        about = machine(given.precision)
+        text = text_of(results, about)
+        if given.output:
+            found = json.dumps({"machine": about, "results": results}, indent=1)
+            Path(f"{given.output}.md").write_text(text + "\n", encoding="utf-8")
+            Path(f"{given.output}.json").write_text(found + "\n", encoding="utf-8")
     print(text)
-    given.output.with_suffix(".md").write_text(text + "\n")
-    found = json.dumps({"machine": about, "results": results}, indent=1)
-    given.output.with_suffix(".json").write_text(found + "\n")
 
 
 if __name__ == "__main__":

@@ -78,11 +78,11 @@ class Dataset:
         elif self.image_shape is None:
             raise Error(f"augment {augment} needs images; the examples of {self.name} are not")
         else:
-            found = self._as_images(self.x, self.image_shape)
+            found = Stored(self.x.reshape(-1, *self.image_shape), unscaled, self.border)
         found.check(augment)
         return found
 
-    def _as_images(self, x: Floats, shape: tuple[int, int, int]) -> Images:
-        """Standardised rows as images; a padded pixel is the standardised value 0."""
-        fill = self.scale(np.zeros((1, 1, 1, 1), np.uint8)).item() if self.scale else 0.0
-        return Stored(x.reshape(-1, *shape), unscaled, fill)
+    @property
+    def border(self) -> float:
+        """The value of a pixel beyond the border of an image in x: the standardised value 0."""
+        return self.scale(np.zeros((1, 1, 1, 1), np.uint8)).item() if self.scale else 0.0

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import cublas
+from npdrt import cublas, philox
 from npdrt.errors import Error, Unavailable
 
 Array = Any  # an array of NumPy, CuPy or any library of the array API standard
@@ -378,6 +378,15 @@ def _sum_taps(target: Array, x: Array, weight: Array, steps: tuple[int, int]) ->
         target += x[:, start : start + n] * weight[k, m, :, None]
 
 
+def bernoulli(random: Any, shape: tuple[int, ...], p: float, like: Array) -> Array:
+    """`random.bernoulli(shape, p)` of a `Random`, in the library and on the device of `like`; on
+    CuPy it is drawn there."""
+    xp = namespace(like)
+    if xp.__name__ == "cupy":
+        return philox.bernoulli(xp, random, shape, p)
+    return xp.asarray(random.bernoulli(shape, p))
+
+
 # --- a kernel: the sum of rows in row order ------------------------------------------------
 
 
@@ -535,19 +544,35 @@ def on(where: Device) -> AbstractContextManager[Any]:
     return context
 
 
+def wait(where: Device) -> None:
+    """Wait until a device has done all that it was asked for."""
+    if where.kind == "cuda":
+        import cupy
+
+        cupy.cuda.Device(where.index).synchronize()
+
+
 def describe_gpus() -> list[dict[str, Any]]:
     """Name, memory (bytes) and compute capability of each CUDA device; `Unavailable` without."""
-    cupy = _import_cupy()
-    runtime = cupy.cuda.runtime
+    runtime = _import_cupy().cuda.runtime
     properties = [runtime.getDeviceProperties(i) for i in range(runtime.getDeviceCount())]
     return [
         {
             "name": p["name"].decode(),
             "memory": int(p["totalGlobalMem"]),
             "compute_capability": f"{p['major']}.{p['minor']}",
-            "driver": int(runtime.driverGetVersion()),
-            "runtime": int(runtime.runtimeGetVersion()),
-            "cupy": cupy.__version__,
         }
         for p in properties
     ]
+
+
+def gpu_software() -> dict[str, str]:
+    """The versions of the software that computes on a GPU; `Unavailable` without."""
+    cuda, found = (cupy := _import_cupy()).cuda, {}
+    for name, number in (
+        ("driver", cuda.runtime.driverGetVersion()),
+        ("runtime", cuda.runtime.runtimeGetVersion()),
+    ):
+        found[name] = f"{number // 1000}.{number % 1000 // 10}"
+    nvrtc = ".".join(map(str, cuda.nvrtc.getVersion()))
+    return {"cupy": cupy.__version__, **found, "cublas": cublas.version(), "nvrtc": nvrtc}

@@ -4,9 +4,10 @@ CuPy does not call cuBLAS while a stream is captured, so that its own products c
 CUDA graph (cupy/cupy#6290). These can, and they do not copy a transposed matrix, a part of one, or
 a stack whose matrices lie at equal distances; CuPy copies most of these.
 
-The compute types are `CUBLAS_COMPUTE_32F` and `64F`: no TF32, whatever `CUPY_TF32` says. A product
-has the same bits in an eager step, call by call in a program, and in a graph: algorithm and size of
-the workspace are fixed, and the arguments depend on shapes and strides alone.
+The compute types are `CUBLAS_COMPUTE_32F` and `64F`: no TF32, whatever `CUPY_TF32` says, unless you
+ask for it (`precision`). A product has the same bits in an eager step, call by call in a program,
+and in a graph: algorithm and size of the workspace are fixed, and the arguments depend on shapes
+and strides alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ TYPES = {  # dtype: (cudaDataType, cublasComputeType_t, the type of the factors 
     "float32": (0, 68, ctypes.c_float),
     "float64": (1, 70, ctypes.c_double),
 }
+TF32 = (
+    77  # CUBLAS_COMPUTE_32F_FAST_TF32: operands rounded to 10 bits after the point, sums in float32
+)
+PRECISIONS = ("ieee", "tf32")
 
 
 class Form(NamedTuple):
@@ -98,6 +103,7 @@ class Cublas:
         assert left is not None
         assert right is not None
         kind, compute, number = TYPES[dtype]
+        compute = TF32 if dtype == "float32" and _takes_tf32() else compute
         stack, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]
         count = math.prod(stack)
         name = "cublasGemmEx" if count == 1 else "cublasGemmStridedBatchedEx"
@@ -170,6 +176,15 @@ def load() -> Any:
         ) from error
 
 
+def version() -> str:
+    """The version of cuBLAS: "12.9.1"."""
+    library, part, parts = load(), ctypes.c_int(), []
+    for number in range(3):
+        library.cublasGetProperty(number, ctypes.byref(part))
+        parts.append(str(part.value))
+    return ".".join(parts)
+
+
 def declared(library: Any) -> Any:
     """The library with the types of the arguments of its functions."""
     whole, long, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
@@ -204,6 +219,27 @@ def using(blas: Any) -> Iterator[None]:
         yield
     finally:
         _of_thread.chosen = before
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Inside, float32 products of this thread are of that precision.
+
+    name: "ieee", the default, or "tf32": faster, with errors near 2**-11 relative to the operands.
+    A CUDA graph keeps the precision in which its program was captured.
+    """
+    if name not in PRECISIONS:
+        raise Error(f"unknown precision {name!r}; use one of {', '.join(PRECISIONS)}")
+    before = _takes_tf32()
+    _of_thread.tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        _of_thread.tf32 = before
+
+
+def _takes_tf32() -> bool:
+    return getattr(_of_thread, "tf32", False)
 
 
 def matmul(library: Any, a: Array, b: Array, out: Array = None) -> Array:

@@ -1,4 +1,6 @@
-"""Every random number of npdrt, from counter-based Philox words drawn on the host.
+"""Every random number of npdrt, from counter-based Philox words.
+
+They are drawn on the host; `npdrt.philox` draws masks on a GPU, from the same words.
 
 A stream is named by (seed, purpose, step) and each draw starts at its beginning: the same key
 always gives the same numbers, so CPU and GPU runs, any number of ranks and any resumption see
@@ -22,13 +24,13 @@ every machine.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from npdrt import philox
 from npdrt.errors import Error
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -97,11 +99,16 @@ class Random:
         """The first `n` 64-bit words of the stream."""
         return np.asarray(self._generator().random_raw(n), dtype=np.uint64)
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The two words of Philox's key: the seed, and 8 bytes of the purpose's digest."""
+        name = hashlib.sha256(self.purpose.encode()).digest()[:8]
+        return self.seed, int.from_bytes(name, "little")
+
     def _generator(self) -> np.random.Philox:
         """The words of the stream from the first."""
-        name = hashlib.sha256(self.purpose.encode()).digest()[:8]
-        key = self.seed | int.from_bytes(name, "little") << 64
-        return np.random.Philox(key=key, counter=self.step << 128)
+        low, high = self.key
+        return np.random.Philox(key=low | high << 64, counter=self.step << 128)
 
     def uniform(self, shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> Floats:
         """Float64 low + (high - low) * u with u = (word >> 11) * 2**-53, in [0, 1).
@@ -135,9 +142,7 @@ class Random:
         It compares integers, (word >> 11) < ceil(2**53 p), which is equivalent; only the result
         grows with the shape. A million take about 6 ms.
         """
-        if not 0.0 <= p <= 1.0:
-            raise Error(f"a probability lies in [0, 1]; got {p}")
-        shape, limit = _shape(shape), np.uint64(math.ceil(p * 2.0**53))
+        shape, limit = _shape(shape), np.uint64(philox.limit(p))
         out, generator = np.empty(_size(shape), dtype=np.bool_), self._generator()
         for start in range(0, out.size, _CHUNK):
             part = out[start : start + _CHUNK]

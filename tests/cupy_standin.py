@@ -245,7 +245,7 @@ class HostBlas:
     def cublasGemmStridedBatchedEx(self, handle: Any, *args: Any) -> int:
         ta, tb, m, n, k, _, *operands, count, compute, algorithm = args
         a, kind, lda, sa, b, _, ldb, sb, _, c, _, ldc, sc = operands
-        assert (kind, compute, algorithm) in {(0, 68, -1), (1, 70, -1)}, "IEEE arithmetic"
+        assert (kind, compute, algorithm) in {(0, 68, -1), (0, 77, -1), (1, 70, -1)}
         assert self.workspace, "cuBLAS would allocate one"
         assert self.stream == self.device.streams[-1].ptr, "products on another stream"
         assert lda >= (k if ta else m)
@@ -266,8 +266,15 @@ class HostBlas:
         out = matrices(c, sc, m, n, ldc)
         # The bits of NumPy, which is asked for the transposed product.
         right, left, out = (x.swapaxes(1, 2) for x in (right, left, out))
-        self.device.work("gemm", lambda: np.copyto(out, np.matmul(right, left)))
+        given = tf32 if compute == 77 else np.asarray
+        self.device.work("gemm", lambda: np.copyto(out, np.matmul(given(right), given(left))))
         return 0
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to 10 bits after the point, the nearest, or the larger of two."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 class Stream:

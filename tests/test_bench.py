@@ -25,7 +25,8 @@ from npdrt.train import bench, limits
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("report", "step", "update", "gradient", "memory", "depth")
 WAYS = ("eager", "replay")
-TINY = ("--quick", "--depth", 2, "--width", 8, "--batch-size", 4, "--steps", 1, "--no-fast")
+TINY_ANYWHERE = ("--quick", "--depth", 2, "--width", 8, "--batch-size", 4, "--steps", 1)
+TINY = (*TINY_ANYWHERE, "--device", "cpu", "--no-fast")
 
 
 @pytest.fixture(autouse=True)

@@ -490,7 +490,7 @@ def test_show_a_run(here: Path) -> None:
     assert lines[1] == "step 10 of 10, epoch 2: finished"
     assert lines[2].startswith("config: augment none, batch_size 8, conditioning False, data blobs")
     assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[2]
-    assert "optimizer fromage, schedule linear, seed 0" in lines[2]
+    assert "optimizer fromage, precision ieee, schedule linear, seed 0" in lines[2]
     assert lines[3].startswith(f"made by: npdrt {npdrt.__version__}, Python ")
     assert f"numpy {np.__version__}" in lines[3]
     assert lines[4].startswith(f"on: {made['cpu']}, ")
@@ -864,6 +864,7 @@ def machine(
         "blas_kernel_chosen_by": chosen_by,
         "blas_kernel_by_itself": by_itself or kernel,
         "blas_kernel_suited": suited,
+        "gpu": {"devices": []},
     }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import backends
 import numpy as np
 import pytest
 
 from npdrt import arrays, data
+from npdrt.data import augment
 from npdrt.random import Random
 from npdrt.train import Config
 from npdrt.train import feed as module
@@ -22,13 +24,13 @@ MODELS = {
 }
 
 
-def make_feed(model: str, **changes: Any) -> tuple[Feed, Config]:
+def make_feed(model: str, device: str = "cpu", **changes: Any) -> tuple[Feed, Config]:
     settings = {"batch_size": 20, "epochs": 2, "seed": 3, **MODELS[model], **changes}
     config = Config(model=model, **settings)
     dataset = data.load(config.data, standardise=config.standardise)
     config = resolve(config, dataset)
     dataset = dataset.as_streams_for(config.batch_size)
-    return Feed(config, dataset, build_model(config, dataset), arrays.device("cpu")), config
+    return Feed(config, dataset, build_model(config, dataset), arrays.device(device)), config
 
 
 @pytest.mark.parametrize("worth_a_thread", [0, 1 << 60])
@@ -71,3 +73,34 @@ def test_shapes_and_types_are_those_of_the_model() -> None:
     assert images.valid is None
     text, _ = make_feed("transformer")
     assert (text.batch(0)[0].shape, text.batch(0)[0].dtype.kind) == ((35, 20), "i")
+
+
+def test_images_are_cropped_on_any_device(backend: backends.Backend) -> None:
+    """Every place and flip, with the bits of the host, and without waiting for the device."""
+    rng = np.random.default_rng(0)
+    keys = ((np.arange(162, dtype=np.uint64) << 32) // 162 + 1) << 32  # choices 0 to 161
+    for dtype, fill in (("float32", -0.25), ("float64", 0.1)):
+        images = rng.standard_normal((20, 3, 8, 6)).astype(dtype)
+        images[0, 0, 0, :3] = (np.nan, -0.0, 1e-45)
+        indices = rng.integers(0, 20, 162)
+        waits = backends.synchronisations
+        given = map(backend.asarray, (images, indices, keys))
+        found = augment.crop_flip_by_index(*given, fill)
+        assert backends.synchronisations == waits
+        expected = augment.crop_flip(images[indices], keys, fill)
+        assert backend.to_host(found).tobytes() == expected.tobytes()
+        assert len({image.tobytes() for image in expected}) > 150
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("model", ["mlp", "resnet18"])
+def test_gpu_batches_are_those_of_the_host(model: str, dtype: str) -> None:
+    try:
+        feed, _ = make_feed(model, "cuda", augment="crop-flip", dtype=dtype)
+    except arrays.Unavailable as error:
+        pytest.skip(str(error))
+    host, _ = make_feed(model, augment="crop-flip", dtype=dtype)
+    for step in (0, 1, host.epoch - 1, host.epoch):
+        for found, expected in zip(feed.batch(step), host.batch(step), strict=True):
+            assert found.get().tobytes() == expected.tobytes()

@@ -16,7 +16,7 @@ import pytest
 from cupy_standin import StandIn, parameters
 from test_program_gpu import OPTIMIZERS, everything, extreme, network
 
-from npdrt import arrays, record
+from npdrt import arrays, philox, record
 from npdrt.program import kernels
 from npdrt.program.cuda import CudaMemory
 
@@ -81,7 +81,7 @@ class Uncompiled(StandIn):
 
 @cache
 def source() -> str:
-    """All kernels: the chains of every rule and function, the norms, and the sum of rows."""
+    """All kernels: the chains of every rule and function, the norms, the sum of rows, and masks."""
     device = Uncompiled()
     for dtype in ("float32", "float64"):
         for name in OPTIMIZERS:
@@ -95,7 +95,8 @@ def source() -> str:
         kernels.NORM_LANES.replace("TYPE", kind).replace("npdrt_norm_lanes", f"lanes_{kind}")
         for kind in ("float", "double")
     ]
-    return "\n".join([kernels.ARITHMETIC, *chains, *lanes, kernels.NORM_FOLD, sum_rows()])
+    others = [kernels.NORM_FOLD, sum_rows(), philox.SOURCE]
+    return "\n".join([kernels.ARITHMETIC, *chains, *lanes, *others])
 
 
 def sum_rows() -> str:

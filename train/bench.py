@@ -68,7 +68,7 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
     Raises `Unavailable` if compiled loops are asked for and numba is missing.
     """
     model: Any = MODELS[case.model]
-    args = _arguments(case, model(case.depth, case.width, case.width, CLASSES))
+    args = arguments(case, model(case.depth, case.width, case.width, CLASSES))
     params = args[0].params
     with blas_threads(case.batch_size, params), quiet():
         tell("recording")
@@ -82,24 +82,19 @@ def measure(case: Case, tell: Tell = lambda _: None) -> dict[str, Any]:
             "blas": provenance.blas(),
             "case": asdict(case) | {"parameters": sum(math.prod(w.shape) for w in params.values())},
         }
-    replay = programs["replay"]
-    work = {
-        "calls": len(running(replay)),
-        "gflop": products(replay) / 1e9,
-        "update_gb": update_bytes(params, args[0].optimizer) / 1e9,
-    }
-    floor = work["gflop"] / found["sgemm"] + work["update_gb"] / found["triad"]
+    done = work(programs["replay"], params, args[0].optimizer)
+    floor = done["gflop"] / found["sgemm"] + done["update_gb"] / found["triad"]
     return report | {
         "limits": found,
-        "step": work | {"floor_ms": 1e3 * floor},
-        "ways": {name: _way(taken, work["gflop"], found, floor) for name, taken in seconds.items()},
+        "step": done | {"floor_ms": 1e3 * floor},
+        "ways": {name: way(taken, done["gflop"], found, floor) for name, taken in seconds.items()},
         "record_ms": 1e3 * recorded,
         "call_overhead_us": 1e6 * overhead,
         "memory_mb": memory.nbytes / 1e6,
     }
 
 
-def _way(seconds: list[float], gflop: float, found: dict[str, Any], floor: float) -> dict[str, Any]:
+def way(seconds: list[float], gflop: float, found: dict[str, Any], floor: float) -> dict[str, Any]:
     """The results of one way to run the step."""
     median = statistics.median(seconds)
     rate = gflop / median
@@ -110,7 +105,7 @@ def _way(seconds: list[float], gflop: float, found: dict[str, Any], floor: float
 # --- the step --------------------------------------------------------------------------------
 
 
-def _arguments(case: Case, model: Any) -> tuple[Any, ...]:
+def arguments(case: Case, model: Any) -> tuple[Any, ...]:
     """The arguments of the first step."""
     params = model.init(seed=0, dtype=case.dtype)
     state = State(params, {}, _optimizer(case).init(params))
@@ -129,7 +124,8 @@ def batch(size: int, inputs: int, dtype: str = "float32") -> tuple[Array, Array]
     return x, y
 
 
-def _step(case: Case) -> Callable[..., Any]:
+def step_of(case: Case) -> Callable[..., Any]:
+    """The step that is measured."""
     model: Any = MODELS[case.model]
     task = Task(model(case.depth, case.width, case.width, CLASSES), CLASSES)
     return make_step(task, _optimizer(case))
@@ -138,13 +134,13 @@ def _step(case: Case) -> Callable[..., Any]:
 def _programs(case: Case, args: tuple[Any, ...]) -> tuple[dict[str, Program], Memory, float]:
     """The programs by way, the memory of the plain one, and the seconds to record and plan it."""
     memory, start = Memory(), time.perf_counter()
-    replay = record(_step(case), *args, memory=memory)
+    replay = record(step_of(case), *args, memory=memory)
     len(replay.plan.groups)  # makes the plan
     taken, programs = time.perf_counter() - start, {"replay": replay}
     replay(*args)
     if case.fast is not False:
         try:
-            fast = record(_step(case), *args, fast=True)
+            fast = record(step_of(case), *args, fast=True)
             fast(*args)  # compiles
             programs["fast"] = fast
         except Unavailable:
@@ -158,7 +154,7 @@ def _step_times(
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of every timed step by way, each going on from its own state; and the limits, which
     take turns with the steps (quick: once)."""
-    ways: dict[str, Callable[..., Any]] = {"eager": _step(case), **programs}
+    ways: dict[str, Callable[..., Any]] = {"eager": step_of(case), **programs}
     runs = {name: going_on(step, args) for name, step in ways.items()}
     samples: list[dict[str, Any]] = []
 
@@ -199,6 +195,15 @@ def take_turns(
 
 
 # --- the work of a step ------------------------------------------------------------------------
+
+
+def work(program: Program, params: Params, state: Mapping[str, Array]) -> dict[str, Any]:
+    """The work of a step: array calls, 10^9 operations of products, 10^9 bytes of the update."""
+    return {
+        "calls": len(running(program)),
+        "gflop": products(program) / 1e9,
+        "update_gb": update_bytes(params, state) / 1e9,
+    }
 
 
 def running(program: Program) -> list[Call]:

@@ -10,7 +10,7 @@ from typing import Any
 from npdrt.arrays import Array, Device, namespace, to_device
 from npdrt.data import Ahead, Dataset, Images
 from npdrt.data.ahead import AHEAD
-from npdrt.data.augment import words
+from npdrt.data.augment import crop_flip_by_index, words
 from npdrt.models import Model
 from npdrt.ops.embedding import check_tokens
 from npdrt.train.config import Config, example_shape
@@ -62,6 +62,8 @@ class Feed:
         x, y = self.train
         xp, indices = namespace(y), to_device(self.sampler.batch(step), self.device)
         labels = xp.take(y, indices, axis=0)  # (batch, ...)
+        if self._crops_on_device():
+            return self._cropped(x, indices, step), labels
         if self._images is not None:
             return to_device(self.ahead(step), self.device), labels
         return xp.take(x, indices, axis=0), labels  # (batch, *example)
@@ -73,9 +75,27 @@ class Feed:
     def _augmented(self, step: int) -> Any:
         """The images of a step on the host, made on a thread; depends on the step alone."""
         assert self._images is not None
-        seed, n, indices = self._config.seed, len(self._images), self.sampler.batch(step)
-        keys = words(seed, step // self.epoch, n, indices)
+        indices, keys = self.sampler.batch(step), self._keys(step)
         return self._cast(self._images.batch(indices, self._config.augment, keys))
+
+    def _keys(self, step: int) -> Any:
+        """The random words of the examples of a step."""
+        n, indices = len(self.dataset.x), self.sampler.batch(step)
+        return words(self._config.seed, step // self.epoch, n, indices)  # (batch,)
+
+    def _crops_on_device(self) -> bool:
+        """Whether images are cropped on a GPU: those that lie there already."""
+        whole = self._images is not None and not isinstance(self.dataset.x, Images)
+        crops = self._config.augment == "crop-flip"
+        return whole and crops and self.device.kind == "cuda"
+
+    def _cropped(self, x: Array, indices: Array, step: int) -> Array:
+        """The augmented images of a step, made on the device with the bits of the host."""
+        assert self.dataset.image_shape is not None
+        xp, keys = namespace(x), to_device(self._keys(step), self.device)
+        images = xp.reshape(x, (-1, *self.dataset.image_shape))
+        found = crop_flip_by_index(images, indices, keys, self.dataset.border)
+        return xp.reshape(found, (-1, *self._shape))
 
     def _upload(self, x: Any, y: Any) -> tuple[Array, Array]:
         """A part of the data on the device. x: tokens as they are; other examples in the model's

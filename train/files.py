@@ -136,6 +136,8 @@ class RunFiles:
         blas_before: the BLAS libraries of earlier processes, in order, if they changed.
         """
         made = provenance(self._feed.device, self._feed.dataset.digests)
+        if self._feed.device.kind == "cuda":
+            made["precision"] = self._config.precision
         chain = pairwise([*self._earlier, made["blas"]])
         if changed := [blas for blas, after in chain if not same_blas(blas, after)]:
             made["blas_before"] = changed

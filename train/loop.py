@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from npdrt import arrays, optim, store
 from npdrt.arrays import Array, Params, quiet, to_host
 from npdrt.data import Dataset
-from npdrt.errors import Diverged, Error
+from npdrt.errors import Diverged, Error, Unavailable
 from npdrt.models import Model
 from npdrt.program.fused import numba as require_compiler
 from npdrt.random import Random
@@ -102,6 +102,11 @@ class Trainer:
         self.stepped = False  # whether this process finished a step
         if config.fast:
             require_compiler()  # now, before a run directory is made
+        if config.precision != "ieee" and self.device.kind == "cpu":
+            raise Unavailable(
+                f"precision {config.precision} needs a GPU, and the device is cpu; leave it out, "
+                "or choose a GPU with --device cuda"
+            )
         self.feed = Feed(config, dataset, self.model, self.device)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning)
         self.history = History(self.task, self.feed)

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import npdrt
-from npdrt.arrays import Device, describe_gpus
+from npdrt.arrays import Device, describe_gpus, gpu_software
 from npdrt.blas import kernels_chosen_by
 from npdrt.plain import counted
 
@@ -35,6 +35,7 @@ VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "NPY_DISABLE_CPU_FEATURES",
+    "NVIDIA_TF32_OVERRIDE",
 )
 
 
@@ -43,7 +44,8 @@ def provenance(device: Device, data_digests: dict[str, str]) -> dict[str, Any]:
 
     It holds no wall-clock time, so the same run gives the same bytes.
     """
-    return {
+    on_gpu = {"gpu_software": gpu_software()} if device.kind == "cuda" else {}
+    return on_gpu | {
         "npdrt": npdrt.__version__,
         "argv": sys.argv,
         "python": platform.python_version(),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays, store
+from npdrt import arrays, cublas, store
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
 from npdrt.regular import require
@@ -97,8 +97,15 @@ def start(
     require_learning(config)
     dataset = load_data(config, data_dir)
     trainer = Trainer(config, dataset, out, reporter)
-    with arrays.on(trainer.device), blame(config), _undone(trainer):
+    with _computing(trainer), blame(config), _undone(trainer):
         return trainer.run(trainer.fresh(), stop)
+
+
+@contextmanager
+def _computing(trainer: Trainer) -> Iterator[None]:
+    """On the device of a run, in its precision."""
+    with arrays.on(trainer.device), cublas.precision(trainer.config.precision):
+        yield
 
 
 @contextmanager
@@ -132,7 +139,7 @@ def go_on(
     dataset = load_data(config, data_dir)
     _check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter)
-    with arrays.on(trainer.device), blame(config):
+    with _computing(trainer), blame(config):
         at = trainer.restored(checkpoint, path)
         if at.step > trainer.feed.steps:
             raise Error(

@@ -16,7 +16,7 @@ from npdrt.blas import AVX2_KERNELS, AVX512_KERNELS, VARIABLE, suited_here
 from npdrt.cli.common import answer, data_dir_option, json_option, table
 from npdrt.errors import Unavailable
 from npdrt.plain import counted
-from npdrt.train import provenance
+from npdrt.train import bench_gpu, provenance
 
 EXTRAS = {  # extra -> the package it brings
     "cuda12": "cupy-cuda12x",
@@ -69,8 +69,11 @@ def command(data_dir: Path | None, as_json: bool) -> None:
 
 
 def _gpu() -> dict[str, Any]:
+    """The devices, the software, and whether a step becomes a CUDA graph on the first of them; why
+    not, if no device works."""
     try:
-        return {"devices": arrays.describe_gpus()}
+        found = {"devices": arrays.describe_gpus(), "software": arrays.gpu_software()}
+        return found | bench_gpu.trial(arrays.device("cuda"))
     except Unavailable as error:
         return {"devices": [], "why": str(error)}
 
@@ -94,7 +97,22 @@ def _kernel_by_itself() -> str | None:
 
 
 def advice(found: dict[str, Any]) -> list[str]:
-    """Advice on the BLAS and its kernels, a sentence or two each."""
+    """Advice on the GPU, the BLAS and its kernels, a sentence or two each."""
+    return [*_on_graphs(found["gpu"]), *_on_blas(found)]
+
+
+def _on_graphs(gpu: dict[str, Any]) -> list[str]:
+    """Advice if steps do not become CUDA graphs."""
+    if not gpu["devices"] or gpu["graph"]:
+        return []
+    return [
+        f"On this GPU a step runs call by call, several times slower than a CUDA graph "
+        f"({gpu['graph_error']}): install the newest CuPy 14 and a driver for its CUDA version; if "
+        "that does not help, report it with these versions."
+    ]
+
+
+def _on_blas(found: dict[str, Any]) -> list[str]:
     if not found["blas"]:
         return ["NumPy has no BLAS that threadpoolctl knows; matrix products may be slow."]
     wide = any("AVX512" in f or f == "X86_V4" for f in found["cpu_features"])
@@ -130,14 +148,37 @@ def _text(found: dict[str, Any]) -> str:
     ]
     rows += [("blas", _blas(b, found)) for b in found["blas"]]
     gpus = found["gpu"]["devices"]
-    rows += [("gpu", f"{g['name']}, {g['memory'] / 2**30:.0f} GiB") for g in gpus]
-    rows += [] if gpus else [("gpu", found["gpu"]["why"])]
+    rows += [("gpu", described(gpu)) for gpu in gpus]
+    if gpus:
+        rows += [("", versions(found["gpu"]["software"])), ("graph", graph_in_words(found["gpu"]))]
+    else:
+        rows.append(("gpu", found["gpu"]["why"]))
     for name, version in found["extras"].items():
         rows.append((f"extra {name}", f"{EXTRAS[name]} {version or 'not installed'}"))
     for d in found["data"]:
         rows.append((f"data {d['name']}", d["where"] or f"not here: npdrt data fetch {d['name']}"))
     rows += [("advice", text) for text in found["advice"] or ["nothing to change"]]
     return table(rows)
+
+
+def described(gpu: dict[str, Any]) -> str:
+    """A GPU in words."""
+    memory = f"{gpu['memory'] / 2**30:.0f} GiB"
+    return f"{gpu['name']}, {memory}, compute capability {gpu['compute_capability']}"
+
+
+def versions(software: dict[str, str]) -> str:
+    """The versions of a GPU's software in words."""
+    names = {"cupy": "CuPy", "cublas": "cuBLAS", "nvrtc": "NVRTC"}
+    return ", ".join(f"{names.get(name, name)} {version}" for name, version in software.items())
+
+
+def graph_in_words(step: dict[str, Any]) -> str:
+    """Whether a step is one CUDA graph (`npdrt.train.bench_gpu.graph`)."""
+    if not step["graph"]:
+        return f"none, the step runs call by call: {step['graph_error']}"
+    nodes = "" if step["nodes"] is None else f" of {step['nodes']} nodes"
+    return f"a step is one CUDA graph{nodes}"
 
 
 def _blas(b: dict[str, Any], found: dict[str, Any]) -> str:

@@ -7,16 +7,16 @@ that two draws from one stream are equal:
     keep = keep_mask(h, random.of("layers/00/dropout"), rate=0.2)
     h = ops.dropout(h, keep, rate=0.2)
 
-In eager mode the mask is drawn on the host and uploaded. When a step is recorded, the draw becomes
-an input of the program: every replay draws it again from the `Random` it gets, before the program
-runs. The bits are the same on any device and after any resumption.
+When a step is recorded, the draw becomes an input of the program: every replay draws it again from
+the `Random` it gets; on a GPU by a kernel of its own (`npdrt.philox`). The bits are the same on any
+device and after any resumption.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace
+from npdrt.arrays import Array, bernoulli, namespace
 from npdrt.autodiff import detach, primitive
 from npdrt.errors import Error
 from npdrt.random import Random
@@ -61,8 +61,7 @@ def keep_mask(
     if random is None or rate == 0:
         return None
     like = detach(like)
-    drawn = random.bernoulli(tuple(like.shape) if shape is None else shape, 1.0 - rate)
-    return namespace(like).asarray(drawn)
+    return bernoulli(random, tuple(like.shape) if shape is None else shape, 1.0 - rate, like)
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -30,7 +30,7 @@ from npdrt.errors import Error
 from npdrt.ops import convolution
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.arena import Lease
-from npdrt.program.calls import CONVOLUTIONS, Call, Value
+from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Value
 from npdrt.program.chain import read_by
 from npdrt.program.compiling import compile_kernels
 from npdrt.program.fused import FUSABLE
@@ -44,7 +44,9 @@ from npdrt.program.kernels import (
     can_compile,
     loop_source,
 )
+from npdrt.program.masks import Masks
 from npdrt.program.memory import Memory
+from npdrt.program.nodes import count_nodes
 from npdrt.program.operations import Maker, Operation, allocating, copied, run
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
@@ -89,10 +91,15 @@ class CudaMemory(Memory):
         return FUSABLE
 
     def bind(
-        self, values: list[Value], plan: Plan, persistent: dict[int, Array], fast: bool
+        self,
+        values: list[Value],
+        plan: Plan,
+        persistent: dict[int, Array],
+        draws: dict[int, Draw],
+        fast: bool,
     ) -> CudaBinding:
         """A plan in this memory."""
-        return CudaBinding(values, plan, persistent, self)
+        return CudaBinding(values, plan, persistent, draws, self)
 
     def put(self, home: Array, x: Any) -> None:
         """Copy an array of host or device, or a number, into a home, on the current stream.
@@ -222,14 +229,21 @@ class CudaBinding(Binding):
     own = CUPY
 
     def __init__(
-        self, values: list[Value], plan: Plan, persistent: dict[int, Array], memory: CudaMemory
+        self,
+        values: list[Value],
+        plan: Plan,
+        persistent: dict[int, Array],
+        draws: dict[int, Draw],
+        memory: CudaMemory,
     ):
         self.graph: Any = None
         self.graph_error: Exception | None = None
         self.runs = 0
         self.pool = memory.xp.cuda.MemoryPool()
         on_device = {i: x if on_gpu(x) else memory.xp.asarray(x) for i, x in persistent.items()}
-        super().__init__(values, plan, on_device, memory, fast=True)
+        super().__init__(values, plan, on_device, draws, memory, fast=True)
+        self.masks = Masks(draws, self.arrays, memory)
+        self.operations = [*self.masks.operations(), *self.operations]
         self.strides = {i: x.strides for i, x in self.arrays.items()}
         compile_kernels(self.operations, memory)
 
@@ -238,7 +252,17 @@ class CudaBinding(Binding):
         """Operations in a replay without graph: one kernel, copy or library call each, or a few."""
         return len(self.operations)
 
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the graph; None without one, or if the driver does not say."""
+        return None if self.graph is None else count_nodes(self.graph)
+
     # --- running ---------------------------------------------------------------------------
+
+    def draw(self, streams: dict[int, Any]) -> None:
+        """Before a replay, which draws the masks itself: the other inputs that are drawn."""
+        super().draw({i: s for i, s in streams.items() if i not in self.masks.chosen})
+        self.masks.begin(streams)
 
     def run(self) -> None:
         """Replay on the current stream; it does not wait for the device."""
@@ -253,6 +277,7 @@ class CudaBinding(Binding):
         if self.runs == 0:
             self._check_strides()
         self.runs += 1
+        self.masks.end()
         self.memory.leave()
 
     @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from npdrt.errors import Error
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array, Lease
-from npdrt.program.calls import EXACT, ROUNDED, Value
+from npdrt.program.calls import EXACT, ROUNDED, Draw, Value
 from npdrt.program.plan import Plan
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves
@@ -169,10 +169,15 @@ class Memory(Arena):
         return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
 
     def bind(
-        self, values: list[Value], plan: Plan, persistent: dict[int, Array], fast: bool
+        self,
+        values: list[Value],
+        plan: Plan,
+        persistent: dict[int, Array],
+        draws: dict[int, Draw],
+        fast: bool,
     ) -> Binding:
         """A plan in this memory."""
-        return Binding(values, plan, persistent, self, fast)
+        return Binding(values, plan, persistent, draws, self, fast)
 
 
 def _key(name: Path, value: Value) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from npdrt.arrays import Array, quiet
 from npdrt.errors import Error
 from npdrt.program import file, fused
 from npdrt.program import listing as text
-from npdrt.program.calls import Fixed, Ref, Stream, Value
+from npdrt.program.calls import Draw, Fixed, Ref, Stream, Value
 from npdrt.program.memory import Home, Memory
 from npdrt.program.once import cached
 from npdrt.program.plan import Plan, make_plan
@@ -200,6 +200,11 @@ class Program(Recording):
         slower; None while that is not known."""
         return self._bound.graph_error if self._bound is not None else None
 
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the CUDA graph; None without one, or if the driver does not say."""
+        return self._bound.nodes if self._bound is not None else None
+
     def copy_out(self) -> Any:
         """The result of the last call in arrays of its own."""
         bound = self._bound
@@ -245,7 +250,7 @@ class Program(Recording):
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
             persistent = self._persistent(memory)
-            self._bound = memory.bind(self.values, self.plan, persistent, self.fast)
+            self._bound = memory.bind(self.values, self.plan, persistent, self.draws, self.fast)
             self._version = memory.version
         return self._bound
 
@@ -314,12 +319,7 @@ class Program(Recording):
         apart = {i: x.copy() if memory.holds(x) else x for i, x in moving.items()}
         for i, x in apart.items():
             memory.put(binding.arrays[i], x)
-        for i, draw in self.draws.items():
-            stream = given[draw.stream.path]
-            for method, argument in draw.lineage:
-                stream = getattr(stream, method)(argument)
-            drawn = getattr(stream, draw.method)(*draw.args, **draw.settings)
-            memory.put(binding.arrays[i], drawn)
+        binding.draw({i: _stream(draw, given) for i, draw in self.draws.items()})
 
     def _fitting(self, path: Path, value: Value, x: Any) -> Any:
         """An argument of the recorded form."""
@@ -331,6 +331,14 @@ class Program(Recording):
                 "a program serves one shape and dtype: record the step again"
             )
         return x
+
+
+def _stream(draw: Draw, given: dict[Path, Any]) -> Random:
+    """The stream of a draw, from the `Random` among the arguments."""
+    stream: Random = given[draw.stream.path]
+    for method, argument in draw.lineage:
+        stream = getattr(stream, method)(argument)
+    return stream
 
 
 def _same(x: Any, kept: Any) -> bool:

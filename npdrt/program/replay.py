@@ -16,7 +16,7 @@ from npdrt.ops import blocked
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array
-from npdrt.program.calls import CONVOLUTIONS, Call, Ref, Value
+from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Ref, Value
 from npdrt.program.operations import Maker, Operation, operations, run, take, where
 from npdrt.program.plan import Group, Plan
 
@@ -83,8 +83,9 @@ NUMPY: dict[str, Maker] = {
 class Binding:
     """A plan with an array for every value; `operations` replay it.
 
-    persistent: the arrays of inputs, outputs and constants by value index. fast: run chains and
-    norms as compiled loops. scratch: the memory of all other values, the arena's when bound.
+    persistent: the arrays of inputs, outputs and constants by value index. draws: the inputs that
+    are drawn. fast: run chains and norms as compiled loops. scratch: the memory of all other
+    values, the arena's when bound.
     own: the calls that the array library makes in a way of its own. graph, graph_error: see
     `npdrt.program.cuda`; None on the CPU.
     """
@@ -98,10 +99,12 @@ class Binding:
         values: list[Value],
         plan: Plan,
         persistent: dict[int, Array],
+        draws: dict[int, Draw],
         memory: Arena,
         fast: bool = False,
     ):
         self.values, self.plan, self.memory, self.fast = values, plan, memory, fast
+        self.draws = draws
         self.arrays = dict(persistent)
         self._placed: dict[tuple[Any, ...], Array] = {}
         self._reserve()
@@ -112,6 +115,18 @@ class Binding:
             self.arrays[call.result] = memory.new(values[call.result])
             run(self.single(call))
         self.operations = [o for group in plan.groups for o in self._group(group)]
+
+    @property
+    def nodes(self) -> int | None:
+        """The nodes of the CUDA graph; on the CPU None."""
+        return None
+
+    def draw(self, streams: dict[int, Any]) -> None:
+        """Before a replay: the inputs that are drawn, from streams (`Random`) by value index."""
+        for i, stream in streams.items():
+            draw = self.draws[i]
+            drawn = getattr(stream, draw.method)(*draw.args, **draw.settings)
+            self.memory.put(self.arrays[i], drawn)
 
     def run(self) -> None:
         """Replay."""

@@ -118,7 +118,7 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
 def _hash(config: Config, source: Dataset) -> str:
     """The first 12 hex digits of the SHA-256 of all that decides the numbers of a run."""
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
-    for name, default in {"augment": "none", "clip": None}.items():
+    for name, default in {"augment": "none", "clip": None, "precision": "ieee"}.items():
         if settings[name] == default:  # which came later: finished runs keep their names
             del settings[name]
     decides = {"config": settings, "data": source.digests, "model": model_digest(config)}
