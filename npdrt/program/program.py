@@ -159,7 +159,7 @@ class Program(Recording):
     @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        return make_plan(self, (self.memory or Memory()).fusable(self.fast))
+        return make_plan(self, (self.memory or Memory()).target(self.fast))
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
