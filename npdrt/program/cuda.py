@@ -57,6 +57,8 @@ class CudaMemory(Memory):
     are compiled.
     """
 
+    has_kernels = True
+
     def __init__(self, library: Any = None, blas: Any = None, device: int | None = None) -> None:
         if library is None:
             import cupy

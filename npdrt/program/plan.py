@@ -102,6 +102,7 @@ class _Planner:
 
     running: the calls that run in every replay, in recorded order. readers: root -> the running
     calls that read it. output_roots: the roots that must outlive a replay, so have no buffer.
+    end: the first call of the batches on a GPU. overwritten: inputs that earlier calls write over.
     """
 
     def __init__(self, recording: Recording, target: Target):
@@ -110,6 +111,7 @@ class _Planner:
         self.roots = recording.roots
         self.output_roots = {self.roots[i] for i in recording.outputs.values()}
         self.in_place: dict[int, int] = {}
+        self.overwritten: set[int] = set()
         needed = self._needed()
         self.constants = self._constants(needed)
         constants = set(self.constants)
@@ -198,6 +200,7 @@ class _Planner:
             others = set(self.readers[input_root]) - {c}
             if c is not None and self._can_overwrite(c, input_root, others):
                 self.in_place[output] = input_root
+                self.overwritten |= {input_root} if c < self.end else set()
             else:
                 c = self._copy_back(output, input_root)
             must_run_before[c] = set(self.readers[input_root]) - {c}
@@ -338,8 +341,7 @@ class _Planner:
         call = self.calls[c]
         if not self.target.batched:
             return self.values[call.result].size >= LARGE and self._whole(c)
-        replaced = self.in_place.values()
-        apart = not any(self.roots[i] in replaced for i in call.refs)
+        apart = not any(self.roots[i] in self.overwritten for i in call.refs)
         return self._chains(c) and (apart or self._whole(c))
 
     def _chains(self, c: int) -> bool:
