@@ -1,17 +1,19 @@
 """Replaying a program on a GPU: CuPy calls into memory that lasts, captured as one CUDA graph.
 
-The plan is that of the CPU (`npdrt.program.plan`). Every value is an array over one allocation, or
-a home of an input or output. A chain is one kernel, and so is any other call of `+ - * / sqrt`,
-comparisons, selections and casts between floats; everything else is the CuPy call that an eager
-step makes, with `out`. The first `WARM_UPS` replays run call by call and put kernels, handles and
-workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
-one launch, and a copy for every result that replaces no input. No replay waits for the device.
-Memory that you let go of is used again in the order of the streams that replays run on, as in
-CuPy's own pools: if another stream reads an array, drop the array when that stream is done.
+Every value is an array over one allocation, or a home of an input or output. A chain is one kernel,
+and so is any other call of `+ - * / sqrt`, comparisons, selections, copies and casts. The norms of
+a batch (`npdrt.program.batches`) are two kernels, and its chains are one. Everything else is the
+CuPy call that an eager step makes, with `out`. The first `WARM_UPS` replays run call by call and
+put kernels, handles and workspaces in place. The next captures the calls, which runs nothing, and
+from then on a replay is one launch, and a copy for every result that replaces no input. No replay
+waits for the device. Memory that you let go of is used again in the order of the streams that
+replays run on, as in CuPy's own pools: if another stream reads an array, drop the array when that
+stream is done.
 
 The kernels (`npdrt.program.kernels`) give the bits of the CPU, except for the sign and payload of a
-NaN. Products are made by `npdrt.cublas`, in eager steps too, without TF32; sums, maxima, exp, log
-and tanh are CuPy's, which in float32 take subnormal numbers for zero.
+NaN, and the sign of a zero that `maximum` or `minimum` chooses. Products are made by
+`npdrt.cublas`, in eager steps too, without TF32; sums, maxima over axes, exp, log and tanh are
+CuPy's, which in float32 take subnormal numbers for zero.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from npdrt.program.kernels import (
     can_compile,
     loop_source,
 )
-from npdrt.program.launch import Instance, chains, norms, room
+from npdrt.program.launch import Instance, chains, norms
 from npdrt.program.memory import Memory
 from npdrt.program.operations import Maker, Operation, allocating, copied, run
 from npdrt.program.plan import Plan, Target
@@ -309,14 +311,13 @@ class CudaBinding(Binding):
 
     def _reserve(self) -> None:
         """Scratch memory of the plan, after it whole arrays for the values inside chains that
-        cannot be one kernel, and the numbers that a norm keeps between its two kernels."""
+        cannot be one kernel."""
         whole = self._whole_places()
         end = max((offset + room for offset, room in whole.values()), default=0)
         self.memory.reserve(max(self.plan.scratch_bytes, end))
         self.scratch = self.memory.scratch
         for i, (offset, _) in whole.items():
             self.arrays[i] = self._at(i, offset)
-        self.lanes = self.memory.xp.empty(self._lanes(), dtype=np.float64)
 
     def _whole_places(self) -> dict[int, tuple[int, int]]:
         """Offset and room (bytes) of every value inside a chain that cannot be one kernel, whose
@@ -328,14 +329,6 @@ class CudaBinding(Binding):
                     size = self.values[i].size * 8  # a block serves values of any dtype
                     places[i] = (self.plan.scratch_bytes + block * size, size)
         return places
-
-    def _lanes(self) -> int:
-        """How many numbers the largest batch of norms keeps. Batches run one after another: they
-        share them."""
-        batches = [[c for g in batch for c in self._calls(g)] for batch in self.plan.batches]
-        batches += [[self.plan.calls[c]] for c in self.plan.constants]
-        found = [[c.refs[0] for c in calls if c.function == "norm"] for calls in batches]
-        return max((room([self.values[i].size for i in read]) for read in found), default=0)
 
     # --- operations ------------------------------------------------------------------------
 
@@ -407,4 +400,4 @@ class CudaBinding(Binding):
                 widened.append((self.memory.xp.copyto, (wide, x), {}))
                 x = wide
             given.append((x, out))
-        return [*widened, *norms(self.memory, given, self.lanes)]
+        return [*widened, *norms(self.memory, given)]

@@ -50,29 +50,22 @@ def chains(memory: Any, instances: list[Instance]) -> list[Operation]:
     ]
 
 
-def norms(memory: Any, pairs: list[tuple[Array, Array]], lanes: Array) -> list[Operation]:
-    """`npdrt.optim.norm` of flat arrays of float32 or float64 into 0-d ones, as two kernels: a
-    block of threads a chunk, a thread a lane; then a block an array.
-
-    lanes: float64, room for the lanes of all chunks (`room`).
-    """
+def norms(memory: Any, pairs: list[tuple[Array, Array]]) -> list[Operation]:
+    """`npdrt.optim.norm` of contiguous arrays of float32 or float64 into 0-d ones, as two kernels:
+    a block of threads a chunk, a thread a lane; then a block an array."""
     work: list[tuple[int, ...]] = []
     folds = []
     for x, out in pairs:
         wide, first = int(x.dtype == np.float64), len(work)
         work += [(wide, _address(x), *part) for part in _parts(x.size, CHUNK)]
         folds.append((_address(out), first, len(work)))
+    lanes = memory.xp.empty((len(work), LANES), dtype=np.float64)
     add = memory.raw_kernel("npdrt_norm_lanes", NORM_LANES)
     fold = memory.raw_kernel("npdrt_norm_fold", NORM_FOLD)
     return [
         (add, ((len(work),), (LANES,), (_table(memory, work), lanes)), {}),
         (fold, ((len(folds),), (LANES,), (_table(memory, folds), lanes)), {}),
     ]
-
-
-def room(sizes: list[int]) -> int:
-    """How many numbers `norms` keeps between its kernels, for arrays of these sizes."""
-    return LANES * sum(len(_parts(size, CHUNK)) for size in sizes)
 
 
 def _parts(size: int, most: int) -> list[tuple[int, int]]:
