@@ -159,6 +159,21 @@ def test_what_replaces_an_input_waits_for_those_that_read_it() -> None:
             assert [n for n in expected if not same(found[n], expected[n])] == []
 
 
+def test_two_updates_in_a_step_are_batches_each() -> None:
+    """Those of a critic, and then of a generator that uses the new critic."""
+    step, args = network("adam")
+
+    def both(params: Any, state: Any, x: Any, y: Any, lr: Any) -> Any:
+        params, state, _ = step(params, state, x, y, lr)
+        return step(params, state, x, y, lr)
+
+    program, found, expected = record(both, *args, memory=AnyOrder()), args[:2], args[:2]
+    assert sorted(map(len, program.plan.batches))[-2:] == [6, 6], "the updates of six parameters"
+    for _ in range(2):
+        found, expected = program(*found[:2], *args[2:]), both(*expected[:2], *args[2:])
+        assert_same(found, expected)
+
+
 # --- nodes ---------------------------------------------------------------------------------------
 
 

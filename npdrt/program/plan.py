@@ -16,9 +16,9 @@
    (`chain_blocks`). Every other value has a buffer in scratch memory (`scratch`) from its first to
    its last use, and buffers are used again.
 
-On a GPU (`Target.batched`) decisions 3 and 4 differ. What follows the backward pass runs last, in
-batches (`npdrt.program.batches`): the updates of all parameters are one launch, and all gradients
-live at once.
+On a GPU (`Target.batched`) decisions 3 and 4 differ. The order is the recorded one, but an update,
+and all that follows the backward pass, runs in batches (`npdrt.program.batches`): the updates of
+all parameters are one launch, and all gradients live at once.
 
 A value is named by its index in `values`, a call by its index in `calls`. A value's root is the
 value that owns its memory: memory is planned for roots.
@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from npdrt.program.batches import Batch, Group, connected, make_batches
@@ -102,7 +103,8 @@ class _Planner:
 
     running: the calls that run in every replay, in recorded order. readers: root -> the running
     calls that read it. output_roots: the roots that must outlive a replay, so have no buffer.
-    end: the first call of the batches on a GPU. overwritten: inputs that earlier calls write over.
+    end: the call after the last one of the backward pass. overwritten: inputs that calls outside
+    of batches write over.
     """
 
     def __init__(self, recording: Recording, target: Target):
@@ -125,12 +127,17 @@ class _Planner:
                 self.readers[root].append(c)
 
     def _end(self) -> int:
-        """The first call that batches may hold: none of those that follow is of the backward pass.
-        Without one, the first of the update."""
+        """The first call that no call of the backward pass follows, or without any the first of the
+        update."""
         phases = [self.calls[c].phase for c in self.running]
         if "backward" in phases:
             return self.running[len(phases) - 1 - phases[::-1].index("backward")] + 1
         return self.running[phases.index("update")] if "update" in phases else len(self.calls)
+
+    def _late(self, c: int) -> bool:
+        """Whether a GPU runs a call in a batch: all of an update, and all after the last one of the
+        backward pass."""
+        return c >= self.end or self.calls[c].phase == "update"
 
     def _merge_scalars(self) -> None:
         """Leave out calls in batches that make a number again: every parameter asks for lr in its
@@ -142,7 +149,7 @@ class _Planner:
         def first(x: Any) -> Any:
             return Ref(same.get(x.index, x.index)) if isinstance(x, Ref) else x
 
-        for c in (c for c in list(self.running) if c >= self.end):
+        for c in filter(self._late, list(self.running)):
             call = replace(self.calls[c], args=rebuild(self.calls[c].args, first))
             self.calls[c], value = call, self.values[call.result]
             key = call.function, repr(call.args), repr(call.settings), value.dtype
@@ -200,7 +207,7 @@ class _Planner:
             others = set(self.readers[input_root]) - {c}
             if c is not None and self._can_overwrite(c, input_root, others):
                 self.in_place[output] = input_root
-                self.overwritten |= {input_root} if c < self.end else set()
+                self.overwritten |= set() if self._late(c) else {input_root}
             else:
                 c = self._copy_back(output, input_root)
             must_run_before[c] = set(self.readers[input_root]) - {c}
@@ -233,10 +240,17 @@ class _Planner:
         needs = self._needs(must_run_before)
         if not self.target.batched:
             return [(group,) for group in self.groups(self.order(needs))]
-        before = [c for c in self.running if c < self.end]
-        last = self.running[len(before) :]
-        whole = {c for c in last if self._whole(c)}
-        inside = {c: {d for d in needs[c] if d >= self.end} for c in last}
+        batches: list[Batch] = []
+        for late, part in groupby(self.running, self._late):
+            if late:
+                batches += self._batches(list(part), needs)
+            else:
+                batches += [(group,) for group in self.groups(list(part))]
+        return batches
+
+    def _batches(self, calls: list[int], needs: dict[int, set[int]]) -> list[Batch]:
+        """Calls that follow each other, in batches."""
+        here, whole = set(calls), {c for c in calls if self._whole(c)}
 
         def joins(d: int, c: int) -> bool:
             return {d, c} <= whole and self._joins(d, c)
@@ -245,10 +259,8 @@ class _Planner:
             function = self.calls[c].function
             return "chain" if c in whole else function if function == "norm" else c
 
-        batches = make_batches(last, inside, joins, kind)
-        return [(group,) for group in self.groups(before)] + [
-            tuple(Group(chain, chain=chain[0] in whole) for chain in batch) for batch in batches
-        ]
+        chains = make_batches(calls, {c: needs[c] & here for c in calls}, joins, kind)
+        return [tuple(Group(c, chain=c[0] in whole) for c in batch) for batch in chains]
 
     def _needs(self, must_run_before: dict[int, set[int]]) -> dict[int, set[int]]:
         """The calls that have to run before each call."""
