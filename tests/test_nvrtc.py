@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cupy_standin import StandIn, parameters
+from cupy_standin import StandIn
 from test_program_gpu import OPTIMIZERS, everything, extreme, network
 
 from npdrt import arrays, philox, record
@@ -58,7 +58,7 @@ def faults(ptx: str) -> set[str]:
 
 def elementwise(number: int, reads: str, writes: str, body: str) -> str:
     """The body of an elementwise kernel as a kernel of its own, with a thread an element."""
-    every = list(enumerate([*parameters(reads), *parameters(writes)]))
+    every = list(enumerate([*kernels.parameters(reads), *kernels.parameters(writes)]))
     given = ", ".join(f"{kind}* p{j}" for j, (_, kind, _) in every)
     names = " ".join(
         f"{kind}* {name} = p{j};" if raw else f"{kind}& {name} = p{j}[i];"
@@ -71,17 +71,22 @@ def elementwise(number: int, reads: str, writes: str, body: str) -> str:
 class Uncompiled(StandIn):
     """A stand-in that notes the sources of kernels and does not compile them."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw: list[tuple[str, str]] = []
+
     def ElementwiseKernel(self, reads: str, writes: str, body: str, *_: Any, **__: Any) -> Any:
         self.kernels.append((reads, writes, body))
         return lambda *args: None
 
-    def RawKernel(self, *_: Any, **__: Any) -> Any:
+    def RawKernel(self, code: str, name: str, **_: Any) -> Any:
+        self.raw.append((code.removeprefix(kernels.ARITHMETIC), name))
         return lambda *args: None
 
 
 @cache
 def source() -> str:
-    """All kernels: the chains of every rule and function, the norms, the sum of rows, and masks."""
+    """All kernels: chains and batches of every rule and function, norms, sums of rows, masks."""
     device = Uncompiled()
     for dtype in ("float32", "float64"):
         for name in OPTIMIZERS:
@@ -90,13 +95,12 @@ def source() -> str:
     args = (extreme("float32", 0), extreme("float32", 1), extreme("float64", 1), np.asarray(0.3))
     record(everything, *args, memory=CudaMemory(device, device.blas))(*args)
     chains = [elementwise(k, *found) for k, found in enumerate(dict.fromkeys(device.kernels))]
-    assert len(chains) > 50
-    lanes = [
-        kernels.NORM_LANES.replace("TYPE", kind).replace("npdrt_norm_lanes", f"lanes_{kind}")
-        for kind in ("float", "double")
-    ]
-    others = [kernels.NORM_FOLD, sum_rows(), philox.SOURCE]
-    return "\n".join([kernels.ARITHMETIC, *chains, *lanes, *others])
+    assert len(chains) > 40
+    raw = list(dict.fromkeys(device.raw))
+    known = {"npdrt_batch", "npdrt_norm_lanes", "npdrt_norm_fold", philox.NAME}
+    assert {name for _, name in raw} == known
+    renamed = [code.replace(f"{name}(", f"{name}_{k}(") for k, (code, name) in enumerate(raw)]
+    return "\n".join([kernels.ARITHMETIC, *chains, *renamed, sum_rows()])
 
 
 def sum_rows() -> str:

@@ -26,7 +26,7 @@ from npdrt.errors import Error
 from npdrt.models import MLP
 from npdrt.models.mlp import NONLINEARITIES
 from npdrt.optim import RULES, adam, fromage, lars, norm, sgd
-from npdrt.program import Memory, infer, plan, replay
+from npdrt.program import Memory, infer, layout, plan, replay
 from npdrt.program.calls import KINDS, c_strides
 from npdrt.program.infer import Form
 from npdrt.program.tree import leaves, rebuild
@@ -1452,7 +1452,7 @@ def test_gradients_do_not_live_at_once(name: str) -> None:
 
     activation, gradient = n * width * 4, width * width * 4
     shallow, deep = scratch(10), scratch(20)
-    small = 2 * plan.ALIGNMENT  # scalars
+    small = 2 * layout.ALIGNMENT  # scalars
     assert deep - shallow <= 10 * (activation + small)
     assert deep <= 20 * (activation + small) + 3 * gradient
 

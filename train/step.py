@@ -230,6 +230,7 @@ class Steps:
         self._device, self._warn = device, warn
         self._warned = self._graph_warned = False
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
+        self._open: set[Any] = set()  # those of which is not known yet whether they are a graph
         self._memory = memory_on(device)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
@@ -239,9 +240,10 @@ class Steps:
         if key not in self._made:
             step = make_step(self._task, self._rule, traced=traced)
             self._made[key] = step if self._config.eager else self._recorded(step, args)
+            self._open |= {key} if self._device.kind == "cuda" else set()
         done = self._made[key](*args)
-        if self._device.kind == "cuda":
-            self._warn_without_graph()
+        if key in self._open:
+            self._warn_without_graph(key)
         return done
 
     @property
@@ -253,7 +255,10 @@ class Steps:
             return f"call by call: {error}"
         return "one CUDA graph" if any(p.graph for p in programs) else ""
 
-    def _warn_without_graph(self) -> None:
+    def _warn_without_graph(self, key: Any) -> None:
+        program = self._made[key]
+        if not isinstance(program, Program) or program.graph or program.graph_error:
+            self._open.remove(key)
         if not self._graph_warned and self.graph.startswith("call by call"):
             self._graph_warned = True
             self._warn(

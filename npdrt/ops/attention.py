@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from npdrt.arrays import Array, namespace, product, real, total
+from npdrt.arrays import Array, at_once, namespace, product, real, total
 from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
@@ -16,7 +16,7 @@ from npdrt.ops.shape import getitem, reshape, transpose
 
 __all__ = ["attention", "multi_head_attention"]
 
-BLOCK = 1 << 20  # scores that are computed at once, in whole heads; at least one head
+BLOCK = 1 << 20  # scores that are computed at once on a CPU, in whole heads; at least one head
 KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
 
 
@@ -50,10 +50,11 @@ def attention(
         gq = scale dS k,    gk = scale dS^T q,    gv = (P o M)^T g,    gmask = dS (if floating)
 
     rowsum(g o y) equals the usual rowsum(dP o P), but costs L e instead of L S. Likewise the row
-    sums divide y and g, not P. The heads are taken in blocks of at most BLOCK scores, at least
-    one head; the blocks change no bit. Up to KEPT scores the backward pass reuses the exponentials
-    of the forward pass; beyond, it computes them again, with the same bits, and holds only the
-    scores of one block at a time. The derivative by a mask is a separate pass and holds all scores.
+    sums divide y and g, not P. The heads are taken in blocks of at most BLOCK scores (2**26 on a
+    GPU), at least one head; the blocks change no bit. Up to KEPT scores the backward pass reuses
+    the exponentials of the forward pass; beyond, it computes them again, with the same bits, and
+    holds only the scores of one block at a time. The derivative by a mask is a separate pass and
+    holds all scores.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1; the row sums of the
     derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
@@ -162,7 +163,7 @@ class _Heads:
     def atonce(self) -> int:
         """How many heads a block has."""
         scores: int = self.q.shape[-2] * self.k.shape[-2]
-        return max(1, BLOCK // max(1, scores))
+        return max(1, at_once(self.q, BLOCK) // max(1, scores))
 
     def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
         """The value of a block, the maxima and sums of its rows, and exp(scores - maxima)."""
@@ -217,7 +218,7 @@ def _heads(
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if mask is not None:
         mask = _with_axes(mask, q.ndim)
-        small = math.prod(mask.shape) <= max(BLOCK, queries * keys)
+        small = math.prod(mask.shape) <= max(at_once(q, BLOCK), queries * keys)
         mask = _additive(mask, dtype) if small else mask
     triangle = None
     if causal:

@@ -44,6 +44,13 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
 }
 
+# These may write over an argument: each element of the result depends on that element alone, and
+# NumPy makes one pass. (`where` takes several.)
+IN_PLACE = (
+    *("add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "maximum", "minimum"),
+    *("exp", "log", "log1p", "tanh", "power", "square", "clip"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ref(Leaf):

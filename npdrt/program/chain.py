@@ -34,7 +34,7 @@ def read_by(calls: list[Call]) -> list[int]:
 
 def computed_in(call: Call, values: list[Value]) -> str:
     """The dtype of a call's operands; a Python number takes that of the arrays."""
-    if call.function in ("astype", "where"):
+    if call.function in ("astype", "copy", "where"):
         return values[call.result].dtype
     operands = (np.dtype(values[x.index].dtype) if isinstance(x, Ref) else x for x in call.args)
     return str(np.result_type(*operands).name)
@@ -49,7 +49,7 @@ def expression(call: Call, values: list[Value], names: dict[int, str], language:
             return language.cast(names[x.index], values[x.index].dtype, wanted)
         return language.literal(x, wanted)
 
-    if call.function == "astype":
+    if call.function in ("astype", "copy"):
         return operand(call.args[0], dtype)
     wanted = ["bool", dtype, dtype] if call.function == "where" else [dtype] * len(call.args)
     operands = [operand(x, w) for x, w in zip(call.args, wanted, strict=True)]

@@ -1,17 +1,19 @@
 """Replaying a program on a GPU: CuPy calls into memory that lasts, captured as one CUDA graph.
 
-The plan is that of the CPU (`npdrt.program.plan`). Every value is an array over one allocation, or
-a home of an input or output. A chain is one kernel, and so is any other call of `+ - * / sqrt`,
-comparisons, selections and casts between floats; everything else is the CuPy call that an eager
-step makes, with `out`. The first `WARM_UPS` replays run call by call and put kernels, handles and
-workspaces in place. The next captures the calls, which runs nothing, and from then on a replay is
-one launch, and a copy for every result that replaces no input. No replay waits for the device.
-Memory that you let go of is used again in the order of the streams that replays run on, as in
-CuPy's own pools: if another stream reads an array, drop the array when that stream is done.
+Every value is an array over one allocation, or a home of an input or output. A chain is one kernel,
+and so is any other call of `+ - * / sqrt`, comparisons, selections, copies and casts. The norms of
+a batch (`npdrt.program.batches`) are two kernels, and its chains are one. Everything else is the
+CuPy call that an eager step makes, with `out`. The first `WARM_UPS` replays run call by call and
+put kernels, handles and workspaces in place. The next captures the calls, which runs nothing, and
+from then on a replay is one launch, and a copy for every result that replaces no input. No replay
+waits for the device. Memory that you let go of is used again in the order of the streams that
+replays run on, as in CuPy's own pools: if another stream reads an array, drop the array when that
+stream is done.
 
 The kernels (`npdrt.program.kernels`) give the bits of the CPU, except for the sign and payload of a
-NaN. Products are made by `npdrt.cublas`, in eager steps too, without TF32; sums, maxima, exp, log
-and tanh are CuPy's, which in float32 take subnormal numbers for zero.
+NaN, and the sign of a zero that `maximum` or `minimum` chooses. Products are made by
+`npdrt.cublas`, in eager steps too, without TF32; sums, maxima over axes, exp, log and tanh are
+CuPy's, which in float32 take subnormal numbers for zero.
 """
 
 from __future__ import annotations
@@ -28,27 +30,24 @@ from npdrt import cublas
 from npdrt.arrays import Array, on_gpu, write_result
 from npdrt.errors import Error
 from npdrt.ops import convolution
-from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program.arena import Lease
+from npdrt.program.batches import Batch, Group
 from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Value
 from npdrt.program.chain import read_by
 from npdrt.program.compiling import compile_kernels
-from npdrt.program.fused import FUSABLE
 from npdrt.program.kernels import (
     ARITHMETIC,
-    NORM_FOLD,
-    NORM_LANES,
     OPTIONS,
-    TYPES,
     Loop,
     can_compile,
     loop_source,
 )
+from npdrt.program.launch import Instance, chains, norms
 from npdrt.program.masks import Masks
 from npdrt.program.memory import Memory
 from npdrt.program.nodes import count_nodes
 from npdrt.program.operations import Maker, Operation, allocating, copied, run
-from npdrt.program.plan import Plan
+from npdrt.program.plan import Plan, Target
 from npdrt.program.replay import Binding
 
 WARM_UPS = 2  # replays call by call: the first compiles and allocates, the second finds all there
@@ -61,6 +60,8 @@ class CudaMemory(Memory):
     side: the stream on which calls run one by one and are captured. launched: the operations that
     are compiled.
     """
+
+    has_kernels = True
 
     def __init__(self, library: Any = None, blas: Any = None, device: int | None = None) -> None:
         if library is None:
@@ -86,9 +87,9 @@ class CudaMemory(Memory):
         device: AbstractContextManager[Any] = self.xp.cuda.Device(self.device.id)
         return device
 
-    def fusable(self, fast: bool) -> tuple[str, ...]:
-        """The functions of kernels; chains are always compiled."""
-        return FUSABLE
+    def target(self, fast: bool) -> Target:
+        """Chains are kernels, and one launch runs many."""
+        return Target(can_compile, batched=True)
 
     def bind(
         self,
@@ -335,42 +336,53 @@ class CudaBinding(Binding):
 
     def _reserve(self) -> None:
         """Scratch memory of the plan, after it whole arrays for the values inside chains that
-        cannot be one kernel, and the numbers that a norm keeps between its two kernels."""
+        cannot be one kernel."""
         whole = self._whole_places()
         end = max((offset + room for offset, room in whole.values()), default=0)
         self.memory.reserve(max(self.plan.scratch_bytes, end))
         self.scratch = self.memory.scratch
         for i, (offset, _) in whole.items():
             self.arrays[i] = self._at(i, offset)
-        self.lanes = self.memory.xp.empty(self._lanes(), dtype=np.float64)
 
     def _whole_places(self) -> dict[int, tuple[int, int]]:
         """Offset and room (bytes) of every value inside a chain that cannot be one kernel, whose
         calls run one by one on whole arrays. Such chains share their room."""
         places: dict[int, tuple[int, int]] = {}
         for group in self.plan.groups:
-            if not self._compiles([self.plan.calls[c] for c in group.calls]):
-                for i, slot in group.slots:
-                    room = self.values[i].size * 8  # a slot serves values of any dtype
-                    places[i] = (self.plan.scratch_bytes + slot * room, room)
+            if not self._compiles(self._calls(group)):
+                for i, block in group.chain_blocks:
+                    size = self.values[i].size * 8  # a block serves values of any dtype
+                    places[i] = (self.plan.scratch_bytes + block * size, size)
         return places
 
-    def _lanes(self) -> int:
-        """How many numbers the largest norm keeps. Norms run one after another: they share them."""
-        calls = [self.plan.calls[c] for g in self.plan.groups for c in g.calls]
-        calls += [self.plan.calls[c] for c in self.plan.constants]
-        sizes = [self.values[c.refs[0]].size for c in calls if c.function == "norm"]
-        return LANES * max(map(_chunks, sizes), default=0)
-
     # --- operations ------------------------------------------------------------------------
+
+    def _calls(self, group: Group) -> list[Call]:
+        return [self.plan.calls[c] for c in group.calls]
+
+    def _batch(self, batch: Batch) -> list[Operation]:
+        """The norms of a batch as two kernels, its chains as one."""
+        if len(batch) == 1:
+            return super()._batch(batch)
+        if not batch[0].chain:
+            calls = [self._calls(group)[0] for group in batch]
+            return self._norms([(self._filled(c.args)[0], self.array(c.result)) for c in calls])
+        return chains(self.memory, [self._instance(group) for group in batch])
+
+    def _instance(self, group: Group) -> Instance:
+        calls, inside = self._calls(group), dict(group.chain_blocks)
+        kept = [call.result for call in calls if call.result not in inside]
+        loop = self._source(calls, kept)
+        arrays = tuple(self.arrays[i] for i in (*loop.read, *loop.written))
+        return Instance(loop, arrays, self.values[kept[0]].size)
 
     def _compiles(self, calls: list[Call]) -> bool:
         return all(can_compile(call, self.values) for call in calls)
 
-    def _chain(self, calls: list[Call], slots: dict[int, int]) -> list[Operation]:
+    def _chain(self, calls: list[Call], blocks: dict[int, int]) -> list[Operation]:
         """The calls of a chain as one kernel, or one by one."""
         if self._compiles(calls):
-            return [self._loop(calls, [c.result for c in calls if c.result not in slots])]
+            return [self._loop(calls, [c.result for c in calls if c.result not in blocks])]
         return [operation for call in calls for operation in self.single(call)]
 
     def single(self, call: Call) -> list[Operation]:
@@ -381,13 +393,16 @@ class CudaBinding(Binding):
 
     def _loop(self, calls: list[Call], kept: list[int]) -> Operation:
         """Elementwise calls as one kernel."""
-        for i in (*read_by(calls), *kept):
-            self.array(i)
-        loop = loop_source(calls, self.values, kept, self._place)
+        loop = self._source(calls, kept)
         scalars = [i for i in loop.read if self._is_scalar(i, calls)]
         args = [self.arrays[i].reshape(1) if i in scalars else self.arrays[i] for i in loop.read]
         args += [self.arrays[i] for i in loop.written]
         return self.memory.kernel(loop), tuple(args), {}
+
+    def _source(self, calls: list[Call], kept: list[int]) -> Loop:
+        for i in (*read_by(calls), *kept):
+            self.array(i)
+        return loop_source(calls, self.values, kept, self._place)
 
     def _is_scalar(self, i: int, calls: list[Call]) -> bool:
         return self.values[i].shape == () != self.values[calls[0].result].shape
@@ -398,20 +413,16 @@ class CudaBinding(Binding):
         return x.data.ptr, value.dtype, value.shape, value.strides
 
     def _norm(self, x: Array, out: Array) -> list[Operation]:
-        """`npdrt.optim.norm`: a block of threads a chunk, a thread a lane; then one block."""
+        return self._norms([(x, out)])
+
+    def _norms(self, pairs: list[tuple[Array, Array]]) -> list[Operation]:
+        """`npdrt.optim.norm` of several arrays; those of float16 are made wider first."""
         widened: list[Operation] = []
-        if x.dtype == np.float16:
-            wide = self.memory.xp.empty(x.shape, dtype=np.float32)
-            widened, x = [(self.memory.xp.copyto, (wide, x), {})], wide
-        chunks, source = _chunks(x.size), NORM_LANES.replace("TYPE", TYPES[str(x.dtype)])
-        lanes = self.memory.raw_kernel("npdrt_norm_lanes", source)
-        fold = self.memory.raw_kernel("npdrt_norm_fold", NORM_FOLD)
-        return [
-            *widened,
-            (lanes, ((chunks,), (LANES,), (x, np.int64(x.size), self.lanes)), {}),
-            (fold, ((1,), (LANES,), (self.lanes, np.int64(chunks), out)), {}),
-        ]
-
-
-def _chunks(size: int) -> int:
-    return max(1, -(-size // CHUNK))
+        given = []
+        for x, out in pairs:
+            if x.dtype == np.float16:
+                wide = self.memory.xp.empty(x.shape, dtype=np.float32)
+                widened.append((self.memory.xp.copyto, (wide, x), {}))
+                x = wide
+            given.append((x, out))
+        return [*widened, *norms(self.memory, given)]

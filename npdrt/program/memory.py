@@ -21,7 +21,7 @@ from npdrt.errors import Error
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array, Lease
 from npdrt.program.calls import EXACT, ROUNDED, Draw, Value
-from npdrt.program.plan import Plan
+from npdrt.program.plan import Plan, Target
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves
 
@@ -58,6 +58,8 @@ class Memory(Arena):
     home moves. lock: held by the thread whose call uses the memory. A copy or pickle is new, empty
     memory.
     """
+
+    has_kernels = False  # whether programs recorded for it are made of `npdrt.kernels`
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,9 +166,10 @@ class Memory(Arena):
 
     # --- programs --------------------------------------------------------------------------
 
-    def fusable(self, fast: bool) -> tuple[str, ...]:
-        """The elementwise functions that may be in a chain."""
-        return fused.FUSABLE if fast else (*EXACT, *ROUNDED)
+    def target(self, fast: bool) -> Target:
+        """What a plan for this memory knows of its device."""
+        functions = fused.FUSABLE if fast else (*EXACT, *ROUNDED)
+        return Target(lambda call, values: call.function in functions)
 
     def bind(
         self,

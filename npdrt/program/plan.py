@@ -12,8 +12,13 @@
    parameter is updated: gradients need not all live at once.
 4. The groups. Elementwise calls on one shape that follow each other form a chain, which runs block
    by block in cache.
-5. The memory. A value that only its chain reads has a block (`slots`). Every other value has a
-   buffer in scratch memory (`scratch`) from its first to its last use, and buffers are used again.
+5. The memory (`npdrt.program.layout`). A value that only its chain reads has a block
+   (`chain_blocks`). Every other value has a buffer in scratch memory (`scratch`) from its first to
+   its last use, and buffers are used again.
+
+On a GPU (`Target.batched`) decisions 3 and 4 differ. The order is the recorded one, but an update,
+and all that follows the backward pass, runs in batches (`npdrt.program.batches`): the updates of
+all parameters are one launch, and all gradients live at once.
 
 A value is named by its index in `values`, a call by its index in `calls`. A value's root is the
 value that owns its memory: memory is planned for roots.
@@ -22,34 +27,30 @@ value that owns its memory: memory is planned for roots.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
-import numpy as np
-
-from npdrt.program.calls import Call, Ref
+from npdrt.program.batches import Batch, Group, connected, make_batches
+from npdrt.program.calls import IN_PLACE, Call, Ref, Value
+from npdrt.program.layout import Layout
 from npdrt.program.recording import Recording
+from npdrt.program.tree import rebuild
 
-# These may write over an argument: each element of the result depends on that element alone, and
-# NumPy makes one pass. (`where` takes several.)
-IN_PLACE = (
-    *("add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "maximum", "minimum"),
-    *("exp", "log", "log1p", "tanh", "power", "square", "clip"),
-)
-ALIGNMENT = 64  # bytes
-LARGE = 1024  # elements; a shorter array is not worth a chain
+LARGE = 1024  # elements; on a CPU a shorter array is not worth a chain
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Calls that run together: one call, or a chain of elementwise calls on one shape.
+@dataclass(frozen=True)
+class Target:
+    """How a device runs calls.
 
-    slots: for every result that lives only inside the chain, the block that it uses.
+    can_chain(call, values): whether a call may be in a chain. batched: whether chains of any size
+    are one launch each, or one together; they may read arrays that are broadcast or strided.
     """
 
-    calls: tuple[int, ...]
-    chain: bool = False
-    slots: tuple[tuple[int, int], ...] = ()
+    can_chain: Callable[[Call, list[Value]], bool]
+    batched: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,36 +58,43 @@ class Plan:
     """What `make_plan` decides.
 
     calls: those of the program, and the copies of outputs back to the inputs that they replace.
-    constants: calls whose results never change; they run once. groups: the rest, in the order
-    they run. scratch: byte offset of every value that has a buffer in the scratch memory, of
-    `scratch_bytes` in all. in_place: outputs that a call writes into the memory of an input, and
-    which input. slots: blocks that the largest chain needs.
+    constants: calls whose results never change; they run once. batches: the rest, in the order
+    they run; a batch has one group, unless the device runs several at once. scratch: byte offset
+    of every value that has a buffer in the scratch memory, of `scratch_bytes` in all. in_place:
+    outputs that a call writes into the memory of an input, and which input. chain_blocks: blocks
+    that the largest chain needs.
     """
 
     calls: list[Call]
     constants: list[int]
-    groups: list[Group]
+    batches: list[Batch]
     scratch: dict[int, int]
     scratch_bytes: int
     in_place: dict[int, int]
-    slots: int
+    chain_blocks: int
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of all batches."""
+        return [group for batch in self.batches for group in batch]
 
 
-def make_plan(recording: Recording, fusable: Iterable[str]) -> Plan:
-    """The plan of a program. fusable: the elementwise functions that may be in a chain."""
-    planner = _Planner(recording, frozenset(fusable))  # decision 1
+def make_plan(recording: Recording, target: Target) -> Plan:
+    """The plan of a program for a device."""
+    planner = _Planner(recording, target)  # decision 1
     must_run_before = planner.replace_inputs()  # 2
-    order = planner.order(must_run_before)  # 3
-    groups = planner.groups(order)  # 4
-    groups, scratch, scratch_bytes = planner.memory(groups)  # 5
+    batches = planner.batches(must_run_before)  # 3, 4
+    layout = Layout(recording, planner.calls, planner.in_place, planner.output_roots)
+    batches = layout.place(batches)  # 5
+    blocks = (block for batch in batches for g in batch for _, block in g.chain_blocks)
     return Plan(
         calls=planner.calls,
         constants=planner.constants,
-        groups=groups,
-        scratch=scratch,
-        scratch_bytes=scratch_bytes,
+        batches=batches,
+        scratch=layout.scratch,
+        scratch_bytes=layout.space.end,
         in_place=planner.in_place,
-        slots=max((1 + slot for group in groups for _, slot in group.slots), default=0),
+        chain_blocks=1 + max(blocks, default=-1),
     )
 
 
@@ -95,22 +103,61 @@ class _Planner:
 
     running: the calls that run in every replay, in recorded order. readers: root -> the running
     calls that read it. output_roots: the roots that must outlive a replay, so have no buffer.
+    end: the call after the last one of the backward pass. overwritten: inputs that calls outside
+    of batches write over.
     """
 
-    def __init__(self, recording: Recording, fusable: frozenset[str]):
-        self.recording, self.fusable = recording, fusable
+    def __init__(self, recording: Recording, target: Target):
+        self.recording, self.target = recording, target
         self.values, self.calls = recording.values, list(recording.calls)
         self.roots = recording.roots
         self.output_roots = {self.roots[i] for i in recording.outputs.values()}
         self.in_place: dict[int, int] = {}
+        self.overwritten: set[int] = set()
         needed = self._needed()
         self.constants = self._constants(needed)
         constants = set(self.constants)
         self.running = [c for c in needed if c not in constants]
+        self.end = self._end()
+        if target.batched:
+            self._merge_scalars()
         self.readers: dict[int, list[int]] = defaultdict(list)
         for c in self.running:
             for root in self._reads(c):
                 self.readers[root].append(c)
+
+    def _end(self) -> int:
+        """The first call that no call of the backward pass follows, or without any the first of the
+        update."""
+        phases = [self.calls[c].phase for c in self.running]
+        if "backward" in phases:
+            return self.running[len(phases) - 1 - phases[::-1].index("backward")] + 1
+        return self.running[phases.index("update")] if "update" in phases else len(self.calls)
+
+    def _late(self, c: int) -> bool:
+        """Whether a GPU runs a call in a batch: all of an update, and all after the last one of the
+        backward pass."""
+        return c >= self.end or self.calls[c].phase == "update"
+
+    def _merge_scalars(self) -> None:
+        """Leave out calls in batches that make a number again: every parameter asks for lr in its
+        dtype. The calls that follow read the first one."""
+        firsts: dict[Any, int] = {}
+        same: dict[int, int] = {}
+        needed = self.output_roots | {v.base for v in self.values}
+
+        def first(x: Any) -> Any:
+            return Ref(same.get(x.index, x.index)) if isinstance(x, Ref) else x
+
+        for c in filter(self._late, list(self.running)):
+            call = replace(self.calls[c], args=rebuild(self.calls[c].args, first))
+            self.calls[c], value = call, self.values[call.result]
+            key = call.function, repr(call.args), repr(call.settings), value.dtype
+            if call.kind != "elementwise" or value.shape or call.result in needed:
+                continue
+            if firsts.setdefault(key, call.result) != call.result:
+                same[call.result] = firsts[key]
+                self.running.remove(c)
 
     def _reads(self, c: int) -> set[int]:
         return {self.roots[i] for i in self.calls[c].refs}
@@ -160,6 +207,7 @@ class _Planner:
             others = set(self.readers[input_root]) - {c}
             if c is not None and self._can_overwrite(c, input_root, others):
                 self.in_place[output] = input_root
+                self.overwritten |= set() if self._late(c) else {input_root}
             else:
                 c = self._copy_back(output, input_root)
             must_run_before[c] = set(self.readers[input_root]) - {c}
@@ -187,7 +235,51 @@ class _Planner:
 
     # --- 3. the order ------------------------------------------------------------------------
 
-    def order(self, must_run_before: dict[int, set[int]]) -> list[int]:
+    def batches(self, must_run_before: dict[int, set[int]]) -> list[Batch]:
+        """The groups in the order of a replay."""
+        needs = self._needs(must_run_before)
+        if not self.target.batched:
+            return [(group,) for group in self.groups(self.order(needs))]
+        batches: list[Batch] = []
+        for late, part in groupby(self.running, self._late):
+            if late:
+                batches += self._batches(list(part), needs)
+            else:
+                batches += [(group,) for group in self.groups(list(part))]
+        return batches
+
+    def _batches(self, calls: list[int], needs: dict[int, set[int]]) -> list[Batch]:
+        """Calls that follow each other, in batches."""
+        here, whole = set(calls), {c for c in calls if self._whole(c)}
+
+        def joins(d: int, c: int) -> bool:
+            return {d, c} <= whole and self._joins(d, c)
+
+        def kind(c: int) -> Any:
+            function = self.calls[c].function
+            return "chain" if c in whole else function if function == "norm" else c
+
+        chains = make_batches(calls, {c: needs[c] & here for c in calls}, joins, kind)
+        return [tuple(Group(c, chain=c[0] in whole) for c in batch) for batch in chains]
+
+    def _needs(self, must_run_before: dict[int, set[int]]) -> dict[int, set[int]]:
+        """The calls that have to run before each call."""
+        maker = {self.calls[c].result: c for c in self.running if self._makes(c)}
+        return {
+            c: {maker[root] for root in self._reads(c) if root in maker}
+            | must_run_before.get(c, set())
+            for c in self.running
+        }
+
+    def _joins(self, d: int, c: int) -> bool:
+        """Whether call c can run in the loop of d, which it needs: every element of it needs that
+        element alone. A copy has the name of what it overwrites, so it has a loop of its own."""
+        made, (first, result) = self.calls[d].result, (self.calls[k].result for k in (d, c))
+        shown = any(self.roots[i] == made != i for i in self.calls[c].refs)
+        same_shape = self.values[first].shape == self.values[result].shape
+        return same_shape and not shown and self._makes(d) and self._makes(c)
+
+    def order(self, needs: dict[int, set[int]]) -> list[int]:
         """The running calls in the order of a replay.
 
         The forward and backward calls, those before the first call of the update, stay as they are.
@@ -195,12 +287,6 @@ class _Planner:
         as soon as it can, behind the last of those that it depends on; any other as late as the
         calls that need its result allow, so that no result lives longer than it must.
         """
-        maker = {self.calls[c].result: c for c in self.running if self._makes(c)}
-        needs = {
-            c: {maker[root] for root in self._reads(c) if root in maker}
-            | must_run_before.get(c, set())
-            for c in self.running
-        }
         update = (c for c in self.running if self.calls[c].phase == "update")
         first = next(update, len(self.calls))
 
@@ -243,28 +329,15 @@ class _Planner:
 
     def _parts(self, chain: list[int]) -> list[tuple[int, ...]]:
         """A chain in parts that have no array in common, read or written over: the updates of two
-        parameters, say.
-
-        These are the connected components of a graph whose nodes are arrays and whose edges join
-        the result of a call to what it touches, found by union-find: `parent` leads from an array
-        to another one of its component, in the end to the one that stands for all.
-        """
-        parent: dict[int, int] = {}
-
-        def component(i: int) -> int:
-            while parent.setdefault(i, i) != i:
-                i = parent[i]
-            return i
-
+        parameters, say."""
+        user: dict[int, int] = {}  # array -> the first call that touches it
+        edges = []
         for c in chain:
             result = self.calls[c].result
-            for i in {*self._reads(c), self.in_place.get(result, result)}:
+            for i in {*self._reads(c), result, self.in_place.get(result, result)}:
                 if self.values[i].shape:  # parts may share scalars
-                    parent[component(i)] = component(result)
-        parts: dict[int, list[int]] = defaultdict(list)
-        for c in chain:
-            parts[component(self.calls[c].result)].append(c)
-        return [tuple(calls) for calls in parts.values()]
+                    edges.append((user.setdefault(i, c), c))
+        return connected(chain, edges)
 
     def _extends(self, c: int, chain: list[int], results: set[int]) -> bool:
         """Whether call c belongs to the chain: it has the same shape, and reads the chain's
@@ -275,18 +348,29 @@ class _Planner:
         return all(self.roots[i] not in results or i in results for i in self.calls[c].refs)
 
     def _elementwise(self, c: int) -> bool:
-        """Whether a call may be in a chain: it computes on whole contiguous arrays of one shape and
+        """Whether a call may be in a chain. On a GPU it may read arrays of other forms, but not of
+        one that a chain may write over."""
+        call = self.calls[c]
+        if not self.target.batched:
+            return self.values[call.result].size >= LARGE and self._whole(c)
+        apart = not any(self.roots[i] in self.overwritten for i in call.refs)
+        return self._chains(c) and (apart or self._whole(c))
+
+    def _chains(self, c: int) -> bool:
+        call = self.calls[c]
+        return self.values[call.result].contiguous and self.target.can_chain(call, self.values)
+
+    def _whole(self, c: int) -> bool:
+        """Whether a call may be in a chain and computes on whole contiguous arrays of one shape and
         on scalars; not on an element of an array, which an earlier block may have overwritten."""
         call = self.calls[c]
-        result = self.values[call.result]
-        if call.function not in self.fusable or result.size < LARGE or not result.contiguous:
-            return False
-        operands = [self.values[i] for i in call.refs]
+        shape, operands = self.values[call.result].shape, [self.values[i] for i in call.refs]
         alone = all(self.values[self.roots[i]].size == 1 or self.values[i].shape for i in call.refs)
         return (
-            alone
-            and all(v.shape == () or (v.shape == result.shape and v.contiguous) for v in operands)
-            and any(v.shape == result.shape for v in operands)
+            self._chains(c)
+            and alone
+            and all(v.shape == () or (v.shape == shape and v.contiguous) for v in operands)
+            and any(v.shape == shape for v in operands)
         )
 
     def _scalar(self, c: int) -> bool:
@@ -294,147 +378,3 @@ class _Planner:
         used = (self.calls[c].result, *self.calls[c].refs)
         replaces = self.calls[c].result in self.in_place or not self._makes(c)
         return all(self.values[i].size == 1 for i in used) and not replaces
-
-    # --- 5. the memory -----------------------------------------------------------------------
-
-    def memory(self, groups: list[Group]) -> tuple[list[Group], dict[int, int], int]:
-        """The groups with their slots, offsets in the scratch memory, and its size in bytes."""
-        last_use = self._last_use(groups)
-        space, planned = _Space(), []
-        scratch: dict[int, int] = {}
-        for number, group in enumerate(groups):
-            only_in_chain = self._only_in_chain(group, number, last_use)
-            planned.append(replace(group, slots=self._chain_blocks(group, only_in_chain)))
-            # buffers that are free after this group; a result of it can take one over
-            ending = [i for i in self._group_reads(group) if last_use[i] == number and i in scratch]
-            last_read = self._last_read(group)
-            for position, c in enumerate(group.calls):
-                result = self.calls[c].result
-                if result in only_in_chain or not self._needs_buffer(result):
-                    continue
-                reused = self._reusable(c, ending, last_read, position)
-                if reused is None:
-                    scratch[result] = space.take(self.values[result].nbytes)
-                else:
-                    ending.remove(reused)
-                    scratch[result] = scratch[reused]
-            for i in ending:
-                space.give(scratch[i], self.values[i].nbytes)
-        return planned, scratch, space.end
-
-    def _needs_buffer(self, result: int) -> bool:
-        """Whether a result lives in scratch memory: not if it is an output or replaces an input."""
-        return (
-            result not in self.output_roots
-            and result not in self.in_place
-            and self.values[result].origin == "call"
-        )
-
-    def _group_reads(self, group: Group) -> list[int]:
-        """The roots that a group reads, each once, in order."""
-        return list(dict.fromkeys(root for c in group.calls for root in sorted(self._reads(c))))
-
-    def _last_use(self, groups: list[Group]) -> dict[int, int]:
-        """Root -> the group that reads it last; for an output a number beyond all groups."""
-        last: dict[int, int] = {}
-        for number, group in enumerate(groups):
-            for root in self._group_reads(group):
-                last[root] = number
-        return last | dict.fromkeys(self.output_roots, len(groups))
-
-    def _last_read(self, group: Group) -> dict[int, int]:
-        """Value -> the position in the group of the call that reads it last."""
-        return {i: k for k, c in enumerate(group.calls) for i in self.calls[c].refs}
-
-    def _only_in_chain(self, group: Group, number: int, last_use: dict[int, int]) -> set[int]:
-        """The results of a chain that only the chain reads."""
-        if not group.chain:
-            return set()
-        results = {self.calls[c].result for c in group.calls}
-        outside = {i for i in results if last_use.get(i) != number or i in self.output_roots}
-        return {i for i in results - outside if self.values[i].origin == "call"}
-
-    def _chain_blocks(self, group: Group, only_in_chain: set[int]) -> tuple[tuple[int, int], ...]:
-        """The block of each result that lives only inside the chain.
-
-        A value's block is free after the call that reads the value last; already for the result of
-        that call if the call may write over its argument.
-        """
-        blocks: dict[int, int] = {}
-        free: list[int] = []
-        used, last_read = 0, self._last_read(group)
-        for position, c in enumerate(group.calls):
-            call = self.calls[c]
-            ending = [i for i in dict.fromkeys(call.refs)
-                      if i in blocks and last_read[i] == position]  # fmt: skip
-            overwritten = [i for i in ending if self._may_overwrite(call, i)]
-            free += [blocks[i] for i in overwritten]
-            if call.result in only_in_chain:
-                if free:
-                    blocks[call.result] = free.pop()
-                else:
-                    blocks[call.result], used = used, used + 1
-            free += [blocks[i] for i in ending if i not in overwritten]
-        return tuple(blocks.items())
-
-    def _may_overwrite(self, call: Call, i: int) -> bool:
-        """Whether the result of a call, element by element, may be written over its argument i."""
-        sizes = {np.dtype(self.values[k].dtype).itemsize for k in (i, call.result)}
-        return call.function in IN_PLACE and len(sizes) == 1
-
-    def _reusable(
-        self, c: int, ending: list[int], last_read: dict[int, int], position: int
-    ) -> int | None:
-        """An argument of call c whose buffer the result can take over, or None: its last reader
-        is this call, and the result has its form and may be written over it."""
-        call = self.calls[c]
-        result = self.values[call.result]
-        for i in dict.fromkeys(call.refs):
-            value = self.values[i]
-            same_form = (value.shape, value.strides) == (result.shape, result.strides)
-            assigned = call.function == "assign" and call.refs[0] == i
-            if (
-                i in ending
-                and last_read[i] == position
-                and same_form
-                and (assigned or self._may_overwrite(call, i))
-                and not any(k != i and self.roots[k] == i for k in last_read)  # also as a view
-            ):
-                return i
-        return None
-
-
-class _Space:
-    """Offsets in one block of bytes: best fit, neighbours joined when they are given back."""
-
-    def __init__(self) -> None:
-        self.end = 0
-        self.free: dict[int, int] = {}  # offset -> bytes
-
-    def take(self, nbytes: int) -> int:
-        """An offset with room for `nbytes`."""
-        size = _rounded(nbytes)
-        fitting = [(have, offset) for offset, have in self.free.items() if have >= size]
-        if not fitting:
-            offset, self.end = self.end, self.end + size
-            return offset
-        have, offset = min(fitting)
-        del self.free[offset]
-        if have > size:
-            self.free[offset + size] = have - size
-        return offset
-
-    def give(self, offset: int, nbytes: int) -> None:
-        """Room back."""
-        size = _rounded(nbytes)
-        if offset + size in self.free:
-            size += self.free.pop(offset + size)
-        for start, have in self.free.items():
-            if start + have == offset:
-                self.free[start] = have + size
-                return
-        self.free[offset] = size
-
-
-def _rounded(nbytes: int) -> int:
-    return max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT

@@ -48,8 +48,10 @@ def record(
     >>> float(program(np.array([1.0, 2.0, 3.0]), 0.5))
     7.0
     """
-    recorder, parameters = Recorder(), _parameter_names(step, len(args))
+    parameters = _parameter_names(step, len(args))
     given = list(leaves(dict(zip(parameters, args, strict=True))))
+    on_gpu = any(arrays.on_gpu(leaf) for _, leaf in given)
+    recorder = Recorder(has_kernels=on_gpu if memory is None else memory.has_kernels)
     stand_ins = [_stand_in(recorder, path, leaf) for path, leaf in given]
     taken = iter(stand_ins)
     result = step(*rebuild(args, lambda _: next(taken)))
@@ -159,7 +161,7 @@ class Program(Recording):
     @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        return make_plan(self, (self.memory or Memory()).fusable(self.fast))
+        return make_plan(self, (self.memory or Memory()).target(self.fast))
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.

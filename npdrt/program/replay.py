@@ -16,9 +16,10 @@ from npdrt.ops import blocked
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array
+from npdrt.program.batches import Batch, Group
 from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Ref, Value
 from npdrt.program.operations import Maker, Operation, operations, run, take, where
-from npdrt.program.plan import Group, Plan
+from npdrt.program.plan import Plan
 
 BLOCK = 1 << 17  # elements of a chain's block; smaller ones cost more calls than they save
 
@@ -114,7 +115,7 @@ class Binding:
             call = plan.calls[c]
             self.arrays[call.result] = memory.new(values[call.result])
             run(self.single(call))
-        self.operations = [o for group in plan.groups for o in self._group(group)]
+        self.operations = [o for batch in plan.batches for o in self._batch(batch)]
 
     @property
     def nodes(self) -> int | None:
@@ -136,7 +137,7 @@ class Binding:
 
     def _reserve(self) -> None:
         """Scratch memory of the plan, and after it the blocks of chains."""
-        size = self.plan.slots * BLOCK * 8  # a block serves values of any dtype
+        size = self.plan.chain_blocks * BLOCK * 8  # a block serves values of any dtype
         self.memory.reserve(self.plan.scratch_bytes + size)
         self.scratch = self.memory.scratch
         self.blocks = self.scratch[self.plan.scratch_bytes :][:size]
@@ -180,31 +181,37 @@ class Binding:
 
     # --- chains --------------------------------------------------------------------------
 
+    def _batch(self, batch: Batch) -> list[Operation]:
+        """The calls of a batch, one group after another."""
+        return [operation for group in batch for operation in self._group(group)]
+
     def _group(self, group: Group) -> list[Operation]:
         calls = [self.plan.calls[c] for c in group.calls]
-        return self._chain(calls, dict(group.slots)) if group.chain else self.single(calls[0])
+        if not group.chain:
+            return self.single(calls[0])
+        return self._chain(calls, dict(group.chain_blocks))
 
-    def _chain(self, calls: list[Call], slots: dict[int, int]) -> list[Operation]:
+    def _chain(self, calls: list[Call], blocks: dict[int, int]) -> list[Operation]:
         """The calls of a chain as one compiled loop, or as NumPy calls on every block in turn."""
         if self.fast and len(calls) > 1 and all(fused.can_fuse(c, self.values) for c in calls):
-            kept = [call.result for call in calls if call.result not in slots]
+            kept = [call.result for call in calls if call.result not in blocks]
             return [fused.chain(calls, self.values, kept, self.array)]
         size = self.values[calls[0].result].size
         return [
             operation
             for start in range(0, size, BLOCK)
-            for operation in self._block(calls, slots, slice(start, min(start + BLOCK, size)))
+            for operation in self._block(calls, blocks, slice(start, min(start + BLOCK, size)))
         ]
 
-    def _block(self, calls: list[Call], slots: dict[int, int], part: slice) -> list[Operation]:
+    def _block(self, calls: list[Call], blocks: dict[int, int], part: slice) -> list[Operation]:
         """The calls on elements `part` of the flat arrays: slices of them, and block buffers."""
 
         def cut(item: Any) -> Any:
             if not isinstance(item, Ref):
                 return item
             value = self.values[item.index]
-            if item.index in slots:
-                start = slots[item.index] * BLOCK * 8
+            if item.index in blocks:
+                start = blocks[item.index] * BLOCK * 8
                 block = self.blocks[start : start + BLOCK * 8].view(value.dtype)
                 return block[: part.stop - part.start]
             array = self.array(item.index)
