@@ -186,6 +186,7 @@ def is_weak(x: Any) -> bool:
 # --- sums ------------------------------------------------------------------------------------
 
 RUN = 128  # rows that a sum adds one after another, as in a run of NumPy's pairwise sum
+GPU_RUN = 2048  # rows that a sum adds in one call on a GPU, by several threads a column
 
 
 def total(x: Array, axes: tuple[int, ...], *, keepdims: bool = False) -> Array:
@@ -198,17 +199,18 @@ def total(x: Array, axes: tuple[int, ...], *, keepdims: bool = False) -> Array:
 
     Error: at most k u sum|x|, with u = 2**-24 in float32 and 2**-53 in float64, and k the longest
     way of an element through additions: 19 + log2(m / 128) for m neighbours in memory, and for an
-    axis of n rows RUN ceil(log(n) / log(RUN)), so 512 for 2e7 rows.
+    axis of n rows RUN ceil(log(n) / log(RUN)), so 512 for 2e7 rows. On a GPU a run has GPU_RUN
+    rows, which are one launch; CuPy adds at most RUN of them one after another.
     """
-    xp = namespace(x)
-    inner = _neighbours(x, axes) if math.prod(x.shape[a] for a in axes) > RUN else axes
+    xp, run = namespace(x), GPU_RUN if for_gpu(x) else RUN
+    inner = _neighbours(x, axes) if math.prod(x.shape[a] for a in axes) > run else axes
     outer = [a for a in axes if a not in inner and x.shape[a] != 1]
-    if math.prod(x.shape[a] for a in outer) <= RUN:
+    if math.prod(x.shape[a] for a in outer) <= run:
         return xp.sum(x, axis=axes, keepdims=keepdims)
     shape = tuple(n for a, n in enumerate(x.shape) if a not in axes)
     x = xp.sum(x, axis=inner, keepdims=True) if inner else x
     for axis in sorted(outer, reverse=True):
-        x = xp.sum(_in_runs(x, axis), axis=axis, keepdims=True)
+        x = xp.sum(_in_runs(x, axis, run), axis=axis, keepdims=True)
     return x if keepdims else xp.reshape(x, shape)
 
 
@@ -231,13 +233,13 @@ def _neighbours(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _in_runs(x: Array, axis: int) -> Array:
-    """The sums of runs of RUN along `axis`, then of runs of these, until at most RUN are left. The
-    last run may be shorter."""
+def _in_runs(x: Array, axis: int, run: int) -> Array:
+    """The sums of runs along `axis`, then of runs of these, until at most `run` are left. The last
+    run may be shorter."""
     xp, before = namespace(x), (slice(None),) * axis
-    while (n := x.shape[axis]) > RUN:
-        whole = n - n % RUN
-        runs = (*x.shape[:axis], whole // RUN, RUN, *x.shape[axis + 1 :])
+    while (n := x.shape[axis]) > run:
+        whole = n - n % run
+        runs = (*x.shape[:axis], whole // run, run, *x.shape[axis + 1 :])
         sums = xp.sum(xp.reshape(x[(*before, slice(0, whole), ...)], runs), axis=axis + 1)
         if whole < n:
             rest = xp.sum(x[(*before, slice(whole, n), ...)], axis=axis, keepdims=True)
@@ -281,14 +283,27 @@ def label(x: Any, name: str) -> Any:
     return x
 
 
+def has_kernels(x: Array, *others: Array) -> bool:
+    """Whether `npdrt.kernels` computes with x and others: `for_gpu`, if x has elements and all have
+    its dtype, float32 or float64."""
+    if not for_gpu(x):
+        return False
+    dtypes = {_dtype_name(a) for a in (x, *others) if a is not None}
+    return dtypes in ({"float32"}, {"float64"}) and 0 not in x.shape
+
+
 def composite(
-    function: Callable[..., Array] | None = None, *, host: Callable[..., Array] | None = None
+    function: Callable[..., Array] | None = None,
+    *,
+    host: Callable[..., Array] | None = None,
+    kernel: Callable[..., Array] | None = None,
 ) -> Callable[..., Any]:
     """Make a function of arrays and settings a single call in programs, which have a kernel for
-    it. host: a faster function for NumPy's arrays, with the same bits. The function itself is the
+    it. host: a faster function for NumPy's arrays, with the same bits. kernel: one for CuPy's of
+    float32 or float64, of the library and the arrays (`npdrt.kernels`). The function itself is the
     definition and stays available as `call.definition`."""
     if function is None:
-        return partial(composite, host=host)
+        return partial(composite, host=host, kernel=kernel)
 
     @wraps(function)
     def call(*arrays: Array, **settings: Any) -> Array:
@@ -296,6 +311,8 @@ def composite(
         recorded = getattr(xp, "record_composite", None)
         if recorded is not None:
             return recorded(function.__name__, *arrays, **settings)
+        if kernel is not None and has_kernels(arrays[0]):
+            return kernel(xp, *arrays, **settings)
         return (host if host is not None and xp is np else function)(*arrays, **settings)
 
     call.definition = function  # type: ignore[attr-defined]
@@ -414,7 +431,13 @@ def known_below(x: Array, limit: float) -> bool:
 def block_columns(x: Array) -> int:
     """How many columns of a product a blocked operation computes at once: few enough for the cache
     of a CPU, enough to fill a GPU. Bits depend on it."""
-    return 1024 if namespace(x).__name__ != "cupy" else 1 << 17
+    return 1 << 17 if for_gpu(x) else 1024
+
+
+def at_once(x: Array, cached: int) -> int:
+    """How many elements an operation on blocks of rows or heads computes at once: `cached`, for the
+    cache of a CPU, or on a GPU 2**26, 256 MiB in float32, since every block is some launches."""
+    return 1 << 26 if for_gpu(x) else cached
 
 
 def sum_rows(x: Array) -> Array:
@@ -532,6 +555,12 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
 def on_gpu(x: Any) -> bool:
     """Whether `x` is an array in the memory of a CUDA device."""
     return hasattr(x, "__cuda_array_interface__")
+
+
+def for_gpu(x: Any) -> bool:
+    """Whether `x` is on a GPU, or stands for an array of a program that is recorded for one. What
+    an operation does at once may depend on it."""
+    return on_gpu(x) or getattr(namespace(x), "has_kernels", False)
 
 
 def on(where: Device) -> AbstractContextManager[Any]:

@@ -32,19 +32,19 @@ COMPILER = shutil.which("g++")
 
 HOST = """
 #include <cmath>
-using std::sqrt; using std::fabs;
+#include <vector>
+#include <ucontext.h>
+using std::sqrt; using std::fabs; using std::exp; using std::log; using std::log1p;
+using std::floor; using std::fma;
 #define __device__
 #define __global__
-#define __shared__ static
+#define __shared__ static thread_local
+#define __syncthreads() swapcontext(inside, &outside)
 struct Place { int x; };
 static thread_local Place threadIdx, blockIdx;
-"""
-THREADS = """
-#include <thread>
-#include <vector>
-#include <barrier>
-static std::barrier<>* wall;
-#define __syncthreads() wall->arrive_and_wait()
+static thread_local ucontext_t outside, *inside;  // the threads of a block take turns
+static thread_local void** p;
+static thread_local bool ended;
 """
 
 
@@ -87,23 +87,34 @@ extern "C" void launch(long long n, void** p) {{
 
 
 def raw_source(code: str, name: str) -> str:
-    """A kernel whose threads are real ones where they wait for each other, else a loop."""
+    """A kernel as a loop over its blocks, whose threads wait for each other where they must."""
     signature = re.search(rf"{name}\((.*?)\)", code, re.DOTALL)
     assert signature
-    kinds = [p.replace("__restrict__", "").rsplit(" ", 1)[0].strip() for p in
+    kinds = [k.replace("__restrict__", "").rsplit(" ", 1)[0].strip() for k in
              signature[1].replace("\n", " ").split(",")]  # fmt: skip
     values = [f"({k})p[{i}]" if "*" in k else f"*({k}*)p[{i}]" for i, k in enumerate(kinds)]
-    call = f"{name}({', '.join(values)});"
-    threads = f"""std::barrier<> all(threads); wall = &all; std::vector<std::thread> running;
-      for (int t = 0; t < threads; ++t) running.emplace_back([=] {{
-        blockIdx.x = b; threadIdx.x = t; {call} }});
-      for (auto& t : running) t.join();"""
-    one = f"for (int t = 0; t < threads; ++t) {{ blockIdx.x = b; threadIdx.x = t; {call} }}"
-    body = threads if "__syncthreads" in code else one
-    return f"""{THREADS if "__syncthreads" in code else ""}
-{code}
-extern "C" void launch(int blocks, int threads, void** p) {{
-  for (int b = 0; b < blocks; ++b) {{ {body} }}
+    return f"""{code}
+static void one_thread() {{ {name}({", ".join(values)}); ended = true; }}
+extern "C" void launch(int blocks, int threads, void** given) {{
+  p = given;
+  std::vector<std::vector<char>> stacks(threads, std::vector<char>(1 << 16));
+  std::vector<ucontext_t> contexts(threads);
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {{
+    for (int t = 0; t < threads; ++t) {{
+      getcontext(&contexts[t]);
+      contexts[t].uc_stack.ss_sp = stacks[t].data();
+      contexts[t].uc_stack.ss_size = stacks[t].size();
+      contexts[t].uc_link = &outside;
+      makecontext(&contexts[t], one_thread, 0);
+    }}
+    std::vector<char> over(threads);
+    for (int left = threads; left;)
+      for (int t = 0; t < threads; ++t) if (!over[t]) {{
+        threadIdx.x = t; inside = &contexts[t]; ended = false;
+        swapcontext(&outside, inside);
+        if (ended) {{ over[t] = 1; --left; }}
+      }}
+  }}
 }}"""
 
 

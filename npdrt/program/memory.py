@@ -59,6 +59,8 @@ class Memory(Arena):
     memory.
     """
 
+    has_kernels = False  # whether programs recorded for it are made of `npdrt.kernels`
+
     def __init__(self) -> None:
         super().__init__()
         self.homes: dict[tuple[Any, ...], Home] = {}

@@ -36,7 +36,8 @@ def record(
     rate) are inputs, and so is every draw from a `Random` among them (a dropout mask): one program
     serves all steps of the same shapes. Anything else is fixed; a call with another value is
     refused. Nothing is computed, and the arrays are not read. memory: shared with other programs
-    that take turns with this one.
+    that take turns with this one. If it is a GPU's, or arrays are on a GPU and it is None,
+    primitives with a kernel (`npdrt.kernels`) are one call each, as in an eager step there.
     fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
     Raises `Error` if the step looks at a value on the host, uses an array that is not among
@@ -48,8 +49,10 @@ def record(
     >>> float(program(np.array([1.0, 2.0, 3.0]), 0.5))
     7.0
     """
-    recorder, parameters = Recorder(), _parameter_names(step, len(args))
+    parameters = _parameter_names(step, len(args))
     given = list(leaves(dict(zip(parameters, args, strict=True))))
+    on_gpu = any(arrays.on_gpu(leaf) for _, leaf in given)
+    recorder = Recorder(has_kernels=on_gpu if memory is None else memory.has_kernels)
     stand_ins = [_stand_in(recorder, path, leaf) for path, leaf in given]
     taken = iter(stand_ins)
     result = step(*rebuild(args, lambda _: next(taken)))

@@ -215,7 +215,7 @@ class Namespace:
     __name__ = "a program being recorded (give the step every array as an argument)"
 
     def __init__(self, recorder: Recorder):
-        self._recorder = recorder
+        self._recorder, self.has_kernels = recorder, recorder.has_kernels
 
     def __getattr__(self, name: str) -> Any:
         if name in KINDS and name not in ("getitem", "assign", "copy"):
@@ -277,9 +277,11 @@ class Namespace:
 
 
 class Recorder:
-    """The values and calls of a program as they are noted."""
+    """The values and calls of a program as they are noted. has_kernels: it is for a GPU, where
+    primitives with a kernel are one call."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_kernels: bool = False) -> None:
+        self.has_kernels = has_kernels
         self.values: list[Value] = []
         self.forms: list[Form] = []
         self.calls: list[Call] = []
