@@ -283,14 +283,27 @@ def label(x: Any, name: str) -> Any:
     return x
 
 
+def has_kernels(x: Array, *others: Array) -> bool:
+    """Whether `npdrt.kernels` computes with x and others: `for_gpu`, if x has elements and all have
+    its dtype, float32 or float64."""
+    if not for_gpu(x):
+        return False
+    dtypes = {_dtype_name(a) for a in (x, *others) if a is not None}
+    return dtypes in ({"float32"}, {"float64"}) and 0 not in x.shape
+
+
 def composite(
-    function: Callable[..., Array] | None = None, *, host: Callable[..., Array] | None = None
+    function: Callable[..., Array] | None = None,
+    *,
+    host: Callable[..., Array] | None = None,
+    kernel: Callable[..., Array] | None = None,
 ) -> Callable[..., Any]:
     """Make a function of arrays and settings a single call in programs, which have a kernel for
-    it. host: a faster function for NumPy's arrays, with the same bits. The function itself is the
+    it. host: a faster function for NumPy's arrays, with the same bits. kernel: one for CuPy's of
+    float32 or float64, of the library and the arrays (`npdrt.kernels`). The function itself is the
     definition and stays available as `call.definition`."""
     if function is None:
-        return partial(composite, host=host)
+        return partial(composite, host=host, kernel=kernel)
 
     @wraps(function)
     def call(*arrays: Array, **settings: Any) -> Array:
@@ -298,6 +311,8 @@ def composite(
         recorded = getattr(xp, "record_composite", None)
         if recorded is not None:
             return recorded(function.__name__, *arrays, **settings)
+        if kernel is not None and has_kernels(arrays[0]):
+            return kernel(xp, *arrays, **settings)
         return (host if host is not None and xp is np else function)(*arrays, **settings)
 
     call.definition = function  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 GUIDE = {
     "engine": (3050, ["npdrt/*.py", "npdrt/ops/*.py", "npdrt/optim/*.py"]),
+    "kernels": (700, ["npdrt/kernels/*.py"]),
     "program": (2500, ["npdrt/program/*.py"]),
     "trust": (1200, ["npdrt/trust/*.py"]),
     "conform": (3400, ["npdrt/conform/*.py", "npdrt/conform/*/*.py"]),

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from npdrt.arrays import Array, at_once, namespace, product, real, total
+from npdrt.arrays import Array, at_once, has_kernels, namespace, product, real, total
 from npdrt.autodiff import once, primitive
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
 from npdrt.ops.linear import linear
+from npdrt.ops.rows import row_softmax, row_softmax_input
 from npdrt.ops.shape import getitem, reshape, transpose
 
 __all__ = ["attention", "multi_head_attention"]
@@ -50,11 +51,11 @@ def attention(
         gq = scale dS k,    gk = scale dS^T q,    gv = (P o M)^T g,    gmask = dS (if floating)
 
     rowsum(g o y) equals the usual rowsum(dP o P), but costs L e instead of L S. Likewise the row
-    sums divide y and g, not P. The heads are taken in blocks of at most BLOCK scores (2**26 on a
-    GPU), at least one head; the blocks change no bit. Up to KEPT scores the backward pass reuses
-    the exponentials of the forward pass; beyond, it computes them again, with the same bits, and
-    holds only the scores of one block at a time. The derivative by a mask is a separate pass and
-    holds all scores.
+    sums divide y and g, not P (on a GPU P, which a kernel makes: `npdrt.ops.rows`). The heads are
+    taken in blocks of at most BLOCK scores (2**26 on a GPU), at least one head; the blocks change
+    no bit. Up to KEPT scores, or for one block, the backward pass reuses the exponentials of the
+    forward pass; beyond, it computes them again, with the same bits, and holds only the scores of
+    one block at a time. The derivative by a mask is a separate pass and holds all scores.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1; the row sums of the
     derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
@@ -82,7 +83,7 @@ def attention(
     def gmask(g: Array) -> Array:
         found = None
         for block in saved:
-            *_, ds = heads.backward(g, y, *block)
+            ds = heads.by_scores(g, y, *block)
             found = _put(found, block[0], ds, (*q.shape[:-1], k.shape[-2]))
         return found
 
@@ -189,6 +190,10 @@ class _Heads:
         gk = product(xp.matrix_transpose(ds), self.q[at] * self.scale)  # (..., S, d)
         return gq, gk, product(xp.matrix_transpose(self._dropped(e, at)), g), ds
 
+    def by_scores(self, g: Array, y: Array, *block: Any) -> Array:
+        """The cotangent of a block of the scores."""
+        return self.backward(g, y, *block)[3]
+
     def _scores(self, at: Index) -> Array:
         xp = namespace(self.q)
         s = product(self.q[at] * self.scale, xp.matrix_transpose(self.k[at]))
@@ -200,6 +205,49 @@ class _Heads:
         if self.keep is None:
             return x
         return x * namespace(x).astype(_part(self.keep, at), x.dtype)
+
+
+@dataclass(frozen=True)
+class _RowHeads(_Heads):
+    """The same with kernels for the softmax of the scores (`npdrt.ops.rows`): what `_Heads` calls e
+    are the probabilities themselves."""
+
+    causal: bool
+
+    def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
+        """The value of a block, and its probabilities."""
+        p = self._probabilities(at)
+        y = product(self._dropped(p, at), self.v[at])
+        return y if self.keep is None else y * self.grow, None, None, p
+
+    def backward(
+        self, g: Array, y: Array, at: Index, top: Array, sums: Array, e: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """The cotangents of a block of q, k, v, and of its scores, times the scale."""
+        p = self._probabilities(at, e)
+        g = g[at] if self.keep is None else g[at] * self.grow  # (..., L, e)
+        ds = self._by_scores(g, at, p, self.scale)  # (..., L, S)
+        gv = product(namespace(g).matrix_transpose(self._dropped(p, at)), g)  # (..., S, e)
+        gk = product(namespace(g).matrix_transpose(ds), self.q[at])  # (..., S, d)
+        return product(ds, self.k[at]), gk, gv, ds
+
+    def by_scores(self, g: Array, y: Array, *block: Any) -> Array:
+        """The cotangent of a block of the scores."""
+        at, *_, e = block
+        return self._by_scores(g[at] * self.grow, at, self._probabilities(at, e), 1.0)
+
+    def _by_scores(self, g: Array, at: Index, p: Array, scale: float) -> Array:
+        gp = product(g, namespace(g).matrix_transpose(self.v[at]))
+        return row_softmax_input(self._dropped(gp, at), p, scale=scale)
+
+    def _probabilities(self, at: Index, kept: Array = None) -> Array:
+        """The softmax of a block of scores, (..., L, S), unless it was kept."""
+        if kept is not None:
+            return kept
+        s = product(self.q[at], namespace(self.q).matrix_transpose(self.k[at]))
+        masks = () if self.mask is None else (_additive(_part(self.mask, at), self.q.dtype),)
+        settings = {"scale": self.scale, "causal": self.causal, "empty": True}
+        return row_softmax(s, *masks, **settings)
 
 
 def _heads(
@@ -220,12 +268,15 @@ def _heads(
         mask = _with_axes(mask, q.ndim)
         small = math.prod(mask.shape) <= max(at_once(q, BLOCK), queries * keys)
         mask = _additive(mask, dtype) if small else mask
+    keep = None if keep is None else _with_axes(keep, q.ndim)
+    grow = 1.0 if keep is None else 1 / (1 - rate)
+    if q.ndim <= 4 and has_kernels(q):
+        return _RowHeads(q, k, v, mask, keep, None, scale, grow, causal)
     triangle = None
     if causal:
         rows, columns = xp.arange(queries)[:, None], xp.arange(keys)[None, :]
         triangle = _additive(columns <= rows, dtype)
-    keep = None if keep is None else _with_axes(keep, q.ndim)
-    return _Heads(q, k, v, mask, keep, triangle, scale, 1.0 if keep is None else 1 / (1 - rate))
+    return _Heads(q, k, v, mask, keep, triangle, scale, grow)
 
 
 def _additive(mask: Array, dtype: Any) -> Array:

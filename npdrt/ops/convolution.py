@@ -12,7 +12,8 @@ correlations (`npdrt.ops.correlation`), which take the images in blocks of about
 `npdrt.arrays.block_columns` output positions, so that the arrays of a block stay in cache. The
 blocks are made by `npdrt.ops.direct`, `npdrt.ops.winograd` or `npdrt.ops.depthwise`. On NumPy they
 run on several threads (`npdrt.ops.blocked`); they and the order of every addition depend on the
-shapes alone, and so do the bits.
+shapes alone, and so do the bits. On a GPU each product is a kernel of `npdrt.kernels.convolution`,
+direct in either form.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from npdrt.arrays import Array, composite, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
+from npdrt.kernels import KERNELS
 from npdrt.ops import blocked, winograd
 from npdrt.ops.correlation import (
     Correlation,
@@ -128,7 +130,7 @@ def _check_dtypes(x: Array, weight: Array, bias: Array) -> None:
 # --- the definition, on any array library -----------------------------------------------------
 
 
-@composite(host=blocked.convolve)
+@composite(host=blocked.convolve, kernel=KERNELS["convolve"])
 def convolve(
     x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: int, form: str = "direct"
 ) -> Array:
@@ -142,7 +144,7 @@ def convolve(
     return y
 
 
-@composite(host=blocked.convolve_input)
+@composite(host=blocked.convolve_input, kernel=KERNELS["convolve_input"])
 def convolve_input(
     g: Array, weight: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
     form: str = "direct",
@@ -156,7 +158,7 @@ def convolve_input(
     return gx
 
 
-@composite(host=blocked.convolve_weight)
+@composite(host=blocked.convolve_weight, kernel=KERNELS["convolve_weight"])
 def convolve_weight(
     g: Array, x: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
     form: str = "direct",

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from npdrt.arrays import Array, at_once, namespace, total
+from npdrt.arrays import Array, has_kernels, namespace, total
 from npdrt.autodiff import ALL, primitive
 from npdrt.errors import Error
+from npdrt.ops import rows
 from npdrt.ops.reduction import axes_of, exponentials, is_alone, softmax_of
 
 __all__ = ["hinge", "log_softmax", "softmax", "softmax_cross_entropy", "squared_error"]
@@ -20,6 +21,8 @@ BLOCK = 1 << 19  # logits that `softmax_cross_entropy` works on at once on a CPU
 def softmax(x: Array, *, axis: int = -1) -> Any:
     """exp(x) / sum exp(x) over `axis`, shifted by the maximum. vjp: y (g - sum g y)."""
     axes = axes_of(x, axis)
+    if axes == (x.ndim - 1,) and has_kernels(x):
+        return rows.softmax(x)
     y = softmax_of(x, axes)
     return y, lambda g: y * (g - total(g * y, axes, keepdims=True))
 
@@ -56,9 +59,10 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
     Stable for any finite logits. glogits = (softmax(z) - q) / N. Where the label's softmax p is
     near 1, without smoothing, -log p and p - 1 keep their digits as in `log_softmax`.
 
-    Above BLOCK elements (2**26 on a GPU) the rows are taken in blocks, with the same bits: besides
-    the logits, only their derivative needs memory of their size. The backward pass computes the
-    exponentials of a block again.
+    On a GPU it is one kernel, and its derivative another (`npdrt.ops.rows`). On a CPU the rows are
+    taken in blocks above BLOCK elements, with the same bits: besides the logits, only their
+    derivative needs memory of their size. The backward pass computes the exponentials of a block
+    again.
     """
     xp, classes = namespace(logits, labels), logits.shape[-1]
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
@@ -75,7 +79,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
     if n == 0:
         raise Error("softmax_cross_entropy: the batch is empty")
     labels = xp.astype(xp.reshape(labels, (-1, 1)), xp.int64)  # (N, 1); uint8 holds few classes
-    rule = _whole if n * classes <= at_once(z, BLOCK) else _in_blocks
+    rule = _whole if n * classes <= BLOCK else _in_blocks
+    rule = rows.cross_entropy if has_kernels(z) else rule
     picked, gz = rule(z, labels, label_smoothing)
     return -total(picked, (0,)) / n, (lambda g: xp.reshape(gz(g), logits.shape), None)
 
@@ -109,7 +114,7 @@ def _kept(slope: Array, chosen: Array, z: Array, alone: Array, missing: Array) -
 def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callable[[Array], Array]]:
     """`_whole`, block by block: the same operations on every element, so the same bits."""
     xp, (n, classes) = namespace(z), z.shape
-    rows, numbers = max(1, at_once(z, BLOCK) // classes), xp.arange(classes, dtype=xp.int64)
+    rows, numbers = max(1, BLOCK // classes), xp.arange(classes, dtype=xp.int64)
     blocks = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
     found, evens = [], []
     for block in blocks:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, check_dtypes, namespace, number, product, total
+from npdrt.arrays import Array, check_dtypes, has_kernels, namespace, number, product, total
 from npdrt.autodiff import ALL, detach, once, primitive
 from npdrt.errors import Error
+from npdrt.ops import rows as by_rows
 from npdrt.ops.arithmetic import add, multiply
 from npdrt.ops.reduction import Axis, axes_of
 from npdrt.ops.shape import reshape
@@ -57,9 +58,14 @@ def batch_statistics(x: Any, *, channel_axis: int) -> Statistics:
             f"{tuple(x.shape)}, channels in axis {channel_axis}; use a larger batch, or "
             "batch_norm_inference for evaluation"
         )
-    mean, centred = _centre(rows, over, n)
-    variance = summed_products(centred, centred, over) / n
     flat = (x.shape[channel_axis],)
+    if _by_rows(x, axes):
+        moments = by_rows.row_moments(x, length=n)
+        mean, variance = moments[0, :], moments[1, :]
+        centred = rows - mean[:, None]
+    else:
+        mean, centred = _centre(rows, over, n)
+        variance = summed_products(centred, centred, over) / n
     centred = xp.reshape(centred, x.shape)
     return Statistics(xp.reshape(mean, flat), xp.reshape(variance, flat), centred, n)
 
@@ -118,6 +124,8 @@ def batch_norm(
             f"batch_norm: x has shape {tuple(x.shape)} and the statistics are of shape "
             f"{tuple(found.centred.shape)}; give batch_statistics(x) of the same x"
         )
+    if _by_rows(x, axes, gain, bias):
+        return by_rows.batch_norm(x, gain, bias, found.mean, found.variance, eps)
     centred, over, n = _rows(found.centred, axes)
     shape = _kept(centred, over)
     inverse = 1.0 / xp.sqrt(xp.reshape(found.variance, shape) + eps)
@@ -209,6 +217,8 @@ def layer_norm(
     rows, over, n = _rows(x, chosen)
     if n == 0:
         raise Error(f"layer_norm: no elements in axes {chosen} of x {tuple(x.shape)}")
+    if _by_rows(x, chosen, gain, bias):
+        return by_rows.layer_norm(x, gain, bias, n, eps)
     shape = tuple(length if a in over else 1 for a, length in enumerate(rows.shape))
     _, centred = _centre(rows, over, n)
     inverse = 1.0 / xp.sqrt(summed_products(centred, centred, over) / n + eps)
@@ -338,6 +348,11 @@ def _rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[int, ...], int]
     return x, axes, n
 
 
+def _by_rows(x: Array, axes: tuple[int, ...], *others: Array) -> bool:
+    """Whether kernels normalise over `axes`: on a GPU, if these are the last."""
+    return axes == tuple(range(x.ndim - len(axes), x.ndim)) and has_kernels(x, *others)
+
+
 def _centre(x: Array, axes: tuple[int, ...], n: int) -> tuple[Array, Array]:
     """The mean over `axes`, kept with length 1, and x - mean."""
     mean = total(x, axes, keepdims=True) / n
@@ -348,6 +363,8 @@ def summed_products(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     """sum(a b) over `axes`, kept with length 1. Rows of matrices are dot products of pieces of DOT
     elements and the rest, which need no array of the size of a."""
     xp = namespace(a, b)
+    if axes == (a.ndim - 1,) and has_kernels(a, b):
+        return by_rows.row_dots(a, b)
     if a.ndim != 2 or axes != (1,):
         return total(a * b, axes, keepdims=True)
     r, n = a.shape

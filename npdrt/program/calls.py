@@ -3,7 +3,8 @@
 A call names a function of the array API standard as NumPy spells it (`add`, `matmul`, `where`),
 or one that has no name there: `getitem` (x[index]), `assign` (a copy of x with x[index]
 replaced), `norm` (`npdrt.optim.norm`), and the three products of a convolution, `convolve`,
-`convolve_input` and `convolve_weight` (`npdrt.ops.convolution`). `KINDS` says how each is planned.
+`convolve_input` and `convolve_weight` (`npdrt.ops.convolution`); in a program recorded for a GPU
+also the kernels of `npdrt.ops.rows`. `KINDS` says how each is planned.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npdrt.kernels import KERNELS
 from npdrt.program.tree import Leaf
 
 # Only + - * / sqrt, comparisons and selections: the same bits on every machine, also when fused.
@@ -32,6 +34,7 @@ REDUCTIONS = ("sum", "prod", "max", "min", "all", "any", "argmax", "argmin", "no
 VIEWS = ("reshape", "permute_dims", "matrix_transpose", "getitem", "broadcast_to", "expand_dims")
 CREATIONS = ("zeros", "ones", "full", "arange")
 CONVOLUTIONS = ("convolve", "convolve_input", "convolve_weight")
+ROWS = tuple(name for name in KERNELS if name not in CONVOLUTIONS)
 MOVES = ("copy", "assign", "concat", "stack", "take", "argsort", "sort", "searchsorted")
 
 KINDS: dict[str, str] = {
@@ -42,6 +45,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(MOVES, "move"),
     "matmul": "product",
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
+    **dict.fromkeys(ROWS, "rows"),
 }
 
 # These may write over an argument: each element of the result depends on that element alone, and
@@ -142,7 +146,8 @@ class Call:
 
     @property
     def kind(self) -> str:
-        """How it is planned: elementwise, reduction, product, convolution, move, view, creation."""
+        """How it is planned: elementwise, reduction, product, convolution, rows, move, view,
+        creation."""
         return KINDS[self.function]
 
     @property
@@ -170,8 +175,8 @@ def c_strides(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
 
 def flops(call: Call, values: list[Value]) -> int:
     """Floating-point operations of a call: 2MNK for a product, and for each of a convolution as one
-    product; 2n for a norm, one an element of an elementwise call or a reduction; none for views,
-    moves, casts and creations."""
+    product; 2n for a norm, one an element of an elementwise call, a reduction or a kernel of rows;
+    none for views, moves, casts and creations."""
     result = values[call.result]
     if call.kind == "product":
         return 2 * result.size * values[call.refs[0]].shape[-1]
@@ -180,8 +185,8 @@ def flops(call: Call, values: list[Value]) -> int:
         return _convolution_flops(call.function, **sizes)
     if call.function == "norm":
         return 2 * values[call.refs[0]].size
-    if call.kind == "reduction":
-        return values[call.refs[0]].size
+    if call.kind in ("reduction", "rows"):
+        return max(values[i].size for i in call.refs)
     if call.kind == "elementwise" and call.function not in ("astype", "where"):
         return result.size
     return 0

@@ -29,10 +29,10 @@ import numpy as np
 from npdrt import cublas
 from npdrt.arrays import Array, on_gpu, write_result
 from npdrt.errors import Error
-from npdrt.ops import convolution
+from npdrt.kernels import KERNELS
 from npdrt.program.arena import Lease
 from npdrt.program.batches import Batch, Group
-from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Value
+from npdrt.program.calls import Call, Draw, Value
 from npdrt.program.chain import read_by
 from npdrt.program.compiling import compile_kernels
 from npdrt.program.kernels import (
@@ -46,7 +46,7 @@ from npdrt.program.launch import Instance, chains, norms
 from npdrt.program.masks import Masks
 from npdrt.program.memory import Memory
 from npdrt.program.nodes import count_nodes
-from npdrt.program.operations import Maker, Operation, allocating, copied, run
+from npdrt.program.operations import Maker, Operation, allocating, run
 from npdrt.program.plan import Plan, Target
 from npdrt.program.replay import Binding
 
@@ -180,9 +180,9 @@ def _join(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Oper
     return made
 
 
-def _convolve(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
-    """The definition, call by call."""
-    return copied(cupy, getattr(convolution, call.function), call, args, out)
+def _kernel(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """The kernel that an eager step launches."""
+    return [(KERNELS[call.function].write, (cupy, out, *args), call.settings)]
 
 
 def _product(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
@@ -205,7 +205,7 @@ _SUMS = ("sum", "prod")
 
 CUPY: dict[str, Maker] = {
     **dict.fromkeys(("concat", "stack"), _join),
-    **dict.fromkeys(CONVOLUTIONS, _convolve),
+    **dict.fromkeys(KERNELS, _kernel),
     **dict.fromkeys((*_SUMS, "any", "all", "argmax", "argmin"), _reduce),
     "matmul": _product,
     "min": allocating,  # with `out` it raises TypeError (cupy/cupy#9032)

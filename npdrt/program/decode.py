@@ -41,6 +41,7 @@ Dtype = Literal[
 Setting = Literal[
     "axis", "keepdims", "dtype", "stable", "side", "min", "max",
     "size", "stride", "padding", "groups", "form",
+    "length", "eps", "gain", "bias", "by_row", "scale", "causal", "empty", "smoothing",
 ]  # fmt: skip
 TEXTS = (*get_args(Dtype), *FORMS, "left", "right")  # arguments of calls
 Size = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
@@ -263,6 +264,9 @@ def _check_arguments(call: Call, what: str, values: list[Value]) -> None:
         _need(isinstance(args[0], Ref), f"{what}: the first argument is not a value")
     if call.kind == "elementwise":
         _need(not any(isinstance(x, tuple | slice) for x in args), f"{what}: a list as argument")
+    if call.kind in ("convolution", "rows"):
+        whole = all(isinstance(x, Ref) for x in args)
+        _need(whole and all(values[i].contiguous for i in call.refs), f"{what}: not whole arrays")
     if call.kind == "convolution":
         _check_convolution(call, what, values)
     if call.function == "norm":
@@ -285,8 +289,7 @@ def _check_convolution(call: Call, what: str, values: list[Value]) -> None:
     """Refuse other arguments than two whole values, and other settings than the function has."""
     names = {"stride", "padding", "groups", "form"}
     names |= {"size"} if call.function != "convolve" else set()
-    whole = len(call.args) == 2 and all(isinstance(x, Ref) for x in call.args)
-    _need(whole and all(values[i].contiguous for i in call.refs), f"{what}: not of two arrays")
+    _need(len(call.args) == 2, f"{what}: not of two arrays")
     _need(set(call.settings) == names, f"{what}: settings other than {', '.join(sorted(names))}")
     _need(call.settings["form"] in FORMS, f"{what}: form is none of {', '.join(FORMS)}")
     for name, x in call.settings.items():

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from npdrt.errors import Error
-from npdrt.ops.window import output_size
-from npdrt.program.calls import CONVOLUTIONS, KINDS, Ref, Value, c_strides
+from npdrt.kernels import KERNELS
+from npdrt.program.calls import KINDS, Ref, Value, c_strides
 
 _ORIGIN = np.zeros(16, dtype=np.uint8)  # stand-ins point to it, and nobody reads it through them
 
@@ -192,31 +192,12 @@ def _matmul(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
     return empty((*stack, a.shape[-2], b.shape[-1]), np.result_type(a.dtype, b.dtype))
 
 
-def _convolved(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
-    """Of images (C, N, H, W) and a weight (O, C / groups, kh, kw), or of a cotangent and either."""
-    a, b = args
-    stride, padding, groups = (settings[name] for name in ("stride", "padding", "groups"))
-    if a.ndim != 4 or b.ndim != 4 or groups < 1 or min(stride) < 1 or min(padding) < 0:
-        raise ValueError("expected two arrays of 4 dimensions, and settings of a convolution")
-    x, w, g = _operands(function, a.shape, b.shape, settings.get("size"), groups)
-    made = output_size(x[2:], w[2:], stride, padding)
-    if min(*x, *w, *made) < 1 or x[0] != w[1] * groups or w[0] % groups:
-        raise ValueError(f"images {x} and a weight {w} do not fit")
-    if g is not None and g != (w[0], x[1], *made):
-        raise ValueError(f"a cotangent {g}, but the result is {(w[0], x[1], *made)}")
-    shape = {"convolve": (w[0], x[1], *made), "convolve_input": x, "convolve_weight": w}[function]
-    return empty(shape, np.result_type(a.dtype, b.dtype))
-
-
-def _operands(
-    function: str, a: tuple[int, ...], b: tuple[int, ...], size: Any, groups: int
-) -> tuple[Any, Any, Any]:
-    """The shapes of images, weight and cotangent (None for the value)."""
-    if function == "convolve":
-        return a, b, None
-    if function == "convolve_input":
-        return (b[1] * groups, a[1], *size), b, a
-    return b, (a[0], b[0] // groups, *size), a
+def _of_kernel(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
+    """What a kernel fills: the dtype is that of all floating arguments."""
+    kinds = {a.dtype for a in args if a.dtype.kind not in "iu"}
+    if len(kinds) != 1 or args[0].dtype not in kinds:
+        raise ValueError("expected arrays of one dtype")
+    return empty(KERNELS[function].shape(*args, **settings), args[0].dtype)
 
 
 def _joined(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
@@ -264,7 +245,7 @@ def _places(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
 _SPECIAL = {
     "norm": _norm,
     "matmul": _matmul,
-    **dict.fromkeys(CONVOLUTIONS, _convolved),
+    **dict.fromkeys(KERNELS, _of_kernel),
     "concat": _joined,
     "stack": _joined,
     "take": _take,

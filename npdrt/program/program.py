@@ -36,7 +36,8 @@ def record(
     rate) are inputs, and so is every draw from a `Random` among them (a dropout mask): one program
     serves all steps of the same shapes. Anything else is fixed; a call with another value is
     refused. Nothing is computed, and the arrays are not read. memory: shared with other programs
-    that take turns with this one.
+    that take turns with this one. If it is a GPU's, or arrays are on a GPU and it is None,
+    primitives with a kernel (`npdrt.kernels`) are one call each, as in an eager step there.
     fast: replay with loops compiled by numba (extra `fast`), to the same bits.
 
     Raises `Error` if the step looks at a value on the host, uses an array that is not among

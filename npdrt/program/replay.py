@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.ops import blocked
+from npdrt.ops import blocked, rows
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array
 from npdrt.program.batches import Batch, Group
-from npdrt.program.calls import CONVOLUTIONS, Call, Draw, Ref, Value
-from npdrt.program.operations import Maker, Operation, operations, run, take, where
+from npdrt.program.calls import CONVOLUTIONS, ROWS, Call, Draw, Ref, Value
+from npdrt.program.operations import Maker, Operation, copied, operations, run, take, where
 from npdrt.program.plan import Plan
 
 BLOCK = 1 << 17  # elements of a chain's block; smaller ones cost more calls than they save
@@ -65,6 +65,11 @@ def _convolve(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> li
     return [(getattr(blocked, call.function), (*args, out), dict(call.settings))]
 
 
+def _rows(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    """The definition of a GPU's kernel."""
+    return copied(library, getattr(rows, call.function).definition, call, args, out)
+
+
 def _sort(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     return [(np.copyto, (out, args[0]), {}), (out.sort, (), dict(call.settings))]
 
@@ -72,6 +77,7 @@ def _sort(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[O
 NUMPY: dict[str, Maker] = {
     **dict.fromkeys(_REDUCERS, _reduce),
     **dict.fromkeys(CONVOLUTIONS, _convolve),
+    **dict.fromkeys(ROWS, _rows),
     # The default mode checks the indices and allocates. The readers of data have checked them.
     "take": partial(take, mode="wrap"),
     **{"where": _where, "sort": _sort},
