@@ -49,7 +49,7 @@ class Function:
     """A function that follows docs/audit-protocol.md, in the file at `path`."""
 
     def __init__(self, update: Any, name: str, overrides: Mapping[str, Any], path: str):
-        self.files: tuple[str, ...] = (path,)
+        self.files: tuple[str, ...] = (path,) if path else ()
         self.update = update
         self.overrides = dict(overrides)
         names, self.any = keywords(self.update, name)
@@ -103,7 +103,7 @@ class Factory:
     """A function of lr and settings that returns an `npdrt.optim.Optimizer`, in a file."""
 
     def __init__(self, make: Any, name: str, overrides: Mapping[str, Any], path: str):
-        self.files: tuple[str, ...] = (path,)
+        self.files: tuple[str, ...] = (path,) if path else ()
         self.make, self.name, self.overrides = make, name, dict(overrides)
         names, every = keywords(make, name, first=0)
         if not every:
