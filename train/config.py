@@ -53,11 +53,12 @@ class Config:
     optimizer: a name in `npdrt.optim.RULES` or "path/to/file.py:rule" (docs/your-own-rule.md).
     optimizer_options: its settings. groups: see `npdrt.train.rules`. lr: a rate or "auto".
     schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data.
-    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
-    together, to which larger ones are scaled (`npdrt.optim.clip`); None for any. threads: of BLAS;
-    None is 1 if the matrix products of a step are small (`npdrt.train.loop.SMALL_PRODUCT`), else
-    as many as BLAS takes. eager: run every array call from Python instead of recording the step
-    once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same bits.
+    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
+    all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
+    threads: of BLAS; None is 1 if the matrix products of a step are small
+    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. eager: run every array call from
+    Python instead of recording the step once and replaying it; same bits. fast: replay with
+    compiled loops (extra `fast`); same bits.
     trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
     the end; None means once an epoch. snapshots: steps after which the parameters are kept in
     RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the

@@ -46,10 +46,10 @@ def build(rule: str, lr: float, settings: Mapping[str, Any], groups: Sequence[st
 
 def _made(name: str, settings: Mapping[str, Any]) -> Updater:
     rule = rule_named(name)
-    given = {key: value for key, value in settings.items() if key != "rule"}
+    given = {key: value for key, value in settings.items() if key not in ("rule", "lr")}
     if rule.settings is not None:
-        check_names(f"setting of {rule.name}:", given, ["lr", *rule.settings])
-    return rule(**given)
+        check_names(f"setting of {rule.name}:", given, list(rule.settings))
+    return rule(lr=settings["lr"], **given)
 
 
 def parsed(group: str) -> tuple[str, dict[str, Any]]:

@@ -59,9 +59,9 @@ def check(
         raise Error(f"unknown rule {rule!r}; use one of {', '.join(RULES)}")
     if odd := [form for form in formats if form not in FORMATS]:
         raise Error(f"unknown format {odd[0]!r}; use {', '.join(FORMATS)}")
-    if names := [d.name for d in RULES[rule].dialects]:
-        if dialect is not None and dialect not in names:
-            raise Error(f"unknown dialect {dialect!r} of {rule}; use one of {', '.join(names)}")
+    names = [known.name for known in RULES[rule].dialects]
+    if dialect not in (None, *names):
+        raise Error(f"unknown dialect {dialect!r} of {rule}; use one of {', '.join(names)}")
     if isinstance(optimizer, str):
         found = audit(targets.find(optimizer, settings, rule), formats)
     else:
