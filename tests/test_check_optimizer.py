@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_check() -> None:
         ({"settings": {"nesterow": True}}, "heavy has no 'nesterow'; it has lr, momentum"),
         ({"optimizer": optim.sgd(lr=0.1)}, "give the function that makes it"),
         ({"optimizer": lambda w, g: w}, "does not fit the protocol"),
-        ({"optimizer": "nowhere.py:update"}, "nowhere.py: there is no such file"),
+        ({"optimizer": "nowhere.py:update"}, "nowhere.py does not exist"),
     ],
 )
 def test_what_cannot_be_checked(given: dict[str, Any], message: str) -> None:

@@ -194,7 +194,7 @@ def test_a_run_of_npdrts_rules_keeps_its_metadata(here: Path) -> None:
         ("rules.py:three", "three: expected it to return an npdrt.optim.Optimizer; .* int"),
         ("rules.py:number", "rules.py has no rule 'number'"),
         ("rules.py:nothing", "rules.py has no rule 'nothing'"),
-        ("missing.py:rule", r"rule file missing.py does not exist"),
+        ("missing.py:rule", "missing.py does not exist"),
     ],
 )
 def test_rules_that_are_none(optimizer: str, message: str, here: Path) -> None:
@@ -268,6 +268,7 @@ def test_groups_of_a_run(here: Path) -> None:
         ("*/bias:rule=sdg", "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ("*/bias:rule=sgd,betas=[0.9,0.99]", "unknown setting of sgd: 'betas'"),
         ("*/bias:lr=-1", "lr must be a finite number >= 0"),
+        ("*/bias:norm_bound=0", "norm_bound must be above 0 in a run"),
     ],
 )
 def test_groups_that_are_none(group: str, message: str, here: Path) -> None:
@@ -311,6 +312,16 @@ def test_a_function_gets_numbers_of_python() -> None:
         params, state = opt.update(params, params, state, lr=lr)
     assert seen == [(float, 0, {}), (float, 1, {"x": float, "n": int, "b": bool})]
     assert params["w"].dtype == "float32"
+
+
+def test_a_parameter_below_another() -> None:
+    """The state of "a/b" is not that of "a"."""
+    opt = own(lambda w, g, state, *, lr: (w - lr * g, {"m": state.get("m", 0 * w) + g}))
+    params = {"a": np.ones(2), "a/b": np.ones(3)}
+    state = opt.init(params)
+    for _ in range(3):
+        params, state = opt.update(params, {n: np.ones_like(w) for n, w in params.items()}, state)
+    assert [state[k].tolist() for k in ("a/m", "a/b/m")] == [[3.0] * 2, [3.0] * 3]
 
 
 # --- what pages say -----------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
     given = value is not None or setting.default is not None
     if given and least is not None and value < least:
         raise Error(f"{setting.name} must be at least {least}; got {value}")
-    if choices and "other" not in setting.metadata:  # else `_model_class` looks
+    if choices and "other" not in setting.metadata:  # else `_model_class` or `rule_named` looks
         check_names(setting.name, {value: None}, list(choices))
 
 

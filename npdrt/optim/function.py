@@ -83,6 +83,7 @@ class FunctionOptimizer:
         return {
             slot: readonly(x) if x.shape else _of_python(x, f"{self.name}: state[{slot!r}]")
             for slot, x in own.items()
+            if home == SHARED or "/" not in slot  # else it is of a parameter below this name
         }
 
     def _checked(self, result: Any, w: Array, name: str) -> tuple[Array, dict[str, Any]]:
