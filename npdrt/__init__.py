@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from npdrt import (
         arrays,
         autodiff,
+        conform,
         data,
         models,
         ops,
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    *("arrays", "autodiff", "data", "models", "ops", "optim", "program", "random", "store"),
+    *(
+        "arrays",
+        "autodiff",
+        "conform",
+        "data",
+        "models",
+        "ops",
+        "optim",
+        "program",
+        "random",
+        "store",
+    ),
     *("train", "trust"),
 }
 _HOMES = {

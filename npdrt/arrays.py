@@ -336,6 +336,15 @@ def writable(x: Array) -> bool:
     )
 
 
+def readonly(x: Array) -> Array:
+    """`x` so that it refuses to be written, in the libraries that have this."""
+    if not isinstance(x, np.ndarray):
+        return x
+    shown = x.view()
+    shown.flags.writeable = False
+    return shown
+
+
 def copied(x: Array) -> Array:
     """A copy in C order, as in a program; NumPy's own copy keeps the order of x."""
     xp = namespace(x)

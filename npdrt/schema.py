@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -52,6 +53,17 @@ def check(value: Any, kind: Any, where: object) -> Any:
     except (msgspec.ValidationError, RecursionError, OverflowError, UnicodeError) as error:
         raise FileRefused(f"{where}: {_shown(error)}") from error
     return value
+
+
+def toml_value(text: str, words: Mapping[str, Any] | None = None) -> Any:
+    """The value that a text is in TOML, or one of `words`, or else the text."""
+    import tomllib
+
+    try:
+        found = tomllib.loads(f"value = {text}")
+        return found["value"] if len(found) == 1 else text
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return (words or {}).get(text, text)
 
 
 def _shown(error: Exception) -> str:
@@ -235,6 +247,7 @@ class RunMeta(Struct):
     model_file: str | None
     progress: Progress
     provenance: Provenance
+    rule_files: dict[str, str] = {}
 
 
 class TraceMeta(Struct):

@@ -826,6 +826,10 @@ FORMS = {
     "milestones:3:0.1": schedules.Milestones(0.5, 0.1, (30,)),
     "linear": schedules.Linear(0.5, 100, 0.0),
     "linear:0.05": schedules.Linear(0.5, 100, 0.05),
+    "cosine": schedules.Cosine(0.5, 100, 0.0),
+    "cosine:0.05": schedules.Cosine(0.5, 100, 0.05),
+    "warmup:1:cosine:0.05": schedules.Warmup(0.5, 1, schedules.Cosine(0.5, 100, 0.05)),
+    "warmup:1:plateau:0.5:3": schedules.Warmup(0.5, 1, schedules.ReduceOnPlateau(0.5, 0.5, 3)),
     "plateau": schedules.ReduceOnPlateau(0.5, 0.1, 10),
     "plateau:0.5": schedules.ReduceOnPlateau(0.5, 0.5, 10),
     "plateau:0.5:3": schedules.ReduceOnPlateau(0.5, 0.5, 3),
@@ -850,12 +854,20 @@ def test_schedule_values() -> None:
     assert [made("milestones:3,7:0.5", lr=8.0)(t) for t in (29, 30, 69, 70)] == [8, 4, 4, 2]
     assert [made("linear:1", lr=3.0)(t) for t in (0, 25, 50, 100, 1000)] == [3, 2.5, 2, 1, 1]
     assert made("linear", steps=0)(5) == 0.0
+    assert [made("cosine:1", lr=3.0)(t) for t in (0, 50, 100, 1000)] == [3, 2, 1, 1]
+    assert [made("warmup:4:constant", lr=8.0)(t) for t in range(5)] == [2, 4, 6, 8, 8]
 
 
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("cosine", "unknown schedule 'cosine'; expected constant | exponential"),
+        ("cosin", "unknown schedule 'cosin'; expected constant | exponential"),
+        ("cosine:-1", "the end of a cosine must be a finite number >= 0; got -1"),
+        ("warmup:5", "unknown schedule 'warmup:5'"),
+        ("warmup:0:linear", "a warm-up must be at least 1 step, got 0"),
+        ("warmup:x:linear", "schedule 'warmup:x:linear': invalid literal"),
+        ("warmup:5:warmup:5:linear", "unknown schedule 'warmup:5:warmup:5:linear'"),
+        ("warmup:5:linaer", "unknown schedule 'linaer'"),
         ("", "unknown schedule ''"),
         ("constant:1", "unknown schedule 'constant:1'"),
         ("exponential", "unknown schedule 'exponential'"),
@@ -886,8 +898,8 @@ def test_schedule_memory_round_trip(form: str) -> None:
     for metric in (1.0, 0.9, 0.1 + 0.2, 0.95, *[0.9] * 15):
         now = now.observe(metric)
         memory = json.loads(json.dumps(now.memory()))
-        assert dataclasses.replace(start, **memory) == now
-    assert (start == now) is (not form.startswith("plateau"))
+        assert start.with_memory(memory) == now
+    assert (start == now) is ("plateau" not in form)
     assert start == made(form)  # observe gives a new value and leaves the old one
 
 
@@ -918,6 +930,17 @@ def test_linear_equals_pytorch() -> None:
     rates = pytest.importorskip("torch").optim.lr_scheduler
     theirs = torch_rates(lambda o: rates.LinearLR(o, 1.0, 0.1, 40), [None] * 50)
     ours = [made("linear:0.05", steps=40)(t) for t in range(51)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_cosine_and_warmup_equal_pytorch() -> None:
+    """PyTorch's cosine is a recurrence; its LinearLR rises as a warm-up does."""
+    rates = pytest.importorskip("torch").optim.lr_scheduler
+    theirs = torch_rates(lambda o: rates.CosineAnnealingLR(o, 40, 0.05), [None] * 40)
+    ours = [made("cosine:0.05", steps=40)(t) for t in range(41)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    theirs = torch_rates(lambda o: rates.LinearLR(o, 0.25, 1.0, 3), [None] * 10)
+    ours = [made("warmup:4:constant")(t) for t in range(11)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 

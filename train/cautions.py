@@ -10,11 +10,13 @@ from npdrt.plain import counted
 from npdrt.train.config import Config
 from npdrt.train.limits import cores
 from npdrt.train.provenance import blas
+from npdrt.train.rules import parsed
 
 
 def require_learning(config: Config) -> None:
     """Raise `Error` for a bound of 0 on the norms, under which every array becomes 0."""
-    if config.optimizer_options.get("norm_bound") == 0:
+    groups = (parsed(group)[1] for group in config.groups)
+    if any(settings.get("norm_bound") == 0 for settings in (config.optimizer_options, *groups)):
         raise Error(
             "norm_bound must be above 0 in a run; with 0 every array becomes 0, and nothing is "
             "learned"
@@ -25,7 +27,7 @@ def cautions(config: Config) -> Iterator[str]:
     """Warnings about settings; made when the BLAS threads are set."""
     yield from of_threads(config.threads)
     schedule = optim.schedule(config.schedule, lr=1.0, steps_per_epoch=1, steps=1)
-    if getattr(schedule, "factor", 0.0) > 1:
+    if getattr(getattr(schedule, "then", schedule), "factor", 0.0) > 1:
         yield (
             f"schedule {config.schedule}: the factor is above 1, so the learning rate grows; with "
             "a factor below 1 it falls"

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import shlex
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,9 @@ from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS, Model
 from npdrt.optim.schedules import FORMS
-from npdrt.regular import contents, require
+from npdrt.train import rules
+from npdrt.train.own import check_names, digest, found_in, require_code
+from npdrt.train.rules import USER_RULE, own_rules, rule_digests, rule_named
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
 MOST = 1 << 53  # of a whole number among the settings
@@ -54,15 +51,16 @@ class Config:
     another standardisation (`npdrt.data.load`). augment: none; flip, a random mirror image;
     crop-flip, also a random crop after a border of 4 pixels; or imagenet, a random part resized and
     a random mirror image, of a folder of images (`npdrt.data.augment`).
-    optimizer_options: settings of the rule (`npdrt.optim.RULES`). lr: a rate or "auto". schedule:
-    see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data. batch_size: examples
-    of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of all gradients
-    together, to which larger ones are scaled (`npdrt.optim.clip`); None for any. threads: of BLAS;
-    None is 1 if the matrix products of a step are small (`npdrt.train.loop.SMALL_PRODUCT`), else
-    as many as BLAS takes. precision: of float32 products on a GPU, "ieee" or the faster "tf32"
-    (`npdrt.cublas.precision`). eager: run every array call from Python instead of recording the
-    step once and replaying it; same bits. fast: replay with compiled loops (extra `fast`); same
-    bits.
+    optimizer: a name in `npdrt.optim.RULES` or "path/to/file.py:rule" (docs/your-own-rule.md).
+    optimizer_options: its settings. groups: see `npdrt.train.rules`. lr: a rate or "auto".
+    schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data.
+    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
+    all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
+    threads: of BLAS; None is 1 if the matrix products of a step are small
+    (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. precision: of float32 products
+    on a GPU, "ieee" or the faster "tf32" (`npdrt.cublas.precision`). eager: run every array call
+    from Python instead of recording the step once and replaying it; same bits. fast: replay with
+    compiled loops (extra `fast`); same bits.
     trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
     the end; None means once an epoch. snapshots: steps after which the parameters are kept in
     RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the
@@ -76,8 +74,14 @@ class Config:
         True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
     )
     augment: str = _setting("none", "Random crops and mirror images.", choices=tuple(AUGMENTS))
-    optimizer: str = _setting("fromage", " ".join(NOTES), choices=tuple(optim.RULES))
+    optimizer: str = _setting(
+        "fromage", " ".join([*NOTES, f"Or {USER_RULE}."]), choices=tuple(optim.RULES),
+        other=USER_RULE,
+    )  # fmt: skip
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = _setting(
+        (), "Another rule or rate for some parameters, as in '*/bias:rule=sgd,lr=0.1'; repeatable."
+    )
     lr: float | str = _setting("auto", "Learning rate, or auto.")
     schedule: str = _setting("linear", FORMS)
     epochs: int = _setting(40, "Passes over the training data.", least=0, resumable=True)
@@ -115,7 +119,10 @@ class Config:
                 raise Error(f"{name} has a zero byte: {value!r}")
             if isinstance(value, int) and abs(value) > MOST and name != "seed":  # has its own range
                 raise Error(f"{name} must be at most 2^53; got {value:.3e}")
-        object.__setattr__(self, "snapshots", tuple(self.snapshots))  # JSON and TOML give a list
+        for name in ("snapshots", "groups"):  # JSON and TOML give a list
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for group in self.groups:
+            rules.parsed(group)
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise Error(f"clip must be a finite norm above 0; got {self.clip}")
         if not 0 <= self.label_smoothing < 1:
@@ -142,7 +149,8 @@ class Config:
         check_names("setting", settings, [f.name for f in dataclasses.fields(cls)])
         schema.check(dict(settings), cls, "a setting is of the wrong type")
         config = cls(**settings)
-        _require_code(config.model, code)
+        require_code([config.model], "model", code)
+        require_code(own_rules(config.optimizer, config.groups), "rule", code)
         return config
 
 
@@ -164,17 +172,11 @@ def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) ->
             f"{path}: {config.model} has changed since the run was started; give back the file, "
             "or start a new run, with another --out"
         )
+    for name, found in rule_digests(config.optimizer, config.groups).items():
+        if found != meta.get("rule_files", {}).get(name):
+            raise Error(f"{path}: {name} has changed since the run was started; give back the "
+                        "file, or start a new run, with another --out")  # fmt: skip
     return config
-
-
-def _require_code(model: str, code: Sequence[Path]) -> None:
-    """Raise `Error` where a model is in a Python file that is not one of `code`."""
-    file, colon, _ = model.rpartition(":")
-    if colon and Path(file).resolve() not in [path.resolve() for path in code]:
-        raise Error(
-            f"the model is Python code, {model}, and npdrt runs no code because a data file names "
-            f"it; if you trust that file, repeat it: --code {shlex.quote(file)}"
-        )
 
 
 def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
@@ -183,18 +185,8 @@ def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
     given = value is not None or setting.default is not None
     if given and least is not None and value < least:
         raise Error(f"{setting.name} must be at least {least}; got {value}")
-    if choices and "other" not in setting.metadata:  # else `_model_class` looks
+    if choices and "other" not in setting.metadata:  # else `_model_class` or `rule_named` looks
         check_names(setting.name, {value: None}, list(choices))
-
-
-def check_names(kind: str, given: Mapping[str, Any], known: list[str]) -> None:
-    """Raise `Error`, with a suggestion, for a key of `given` that is not among `known`."""
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            every = f"known: {', '.join(known) or 'none'}"
-            hint = f"did you mean {close[0]!r}?" if close else every
-            raise Error(f"unknown {kind} {name!r}; {hint}")
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:
@@ -241,7 +233,9 @@ def learning_rate(config: Config, depth: Any) -> float:
         return float(config.lr)
     if config.lr != "auto":
         raise Error(f"lr must be a number or auto; got {config.lr!r}")
-    rule = optim.RULES[config.optimizer]
+    rule = rule_named(config.optimizer)
+    if rule.default_rate is None:
+        raise Error(f"{rule.name} has no default rate; give --lr, or lr a default in its signature")
     if not rule.relative or not isinstance(depth, int) or depth < 1:
         return rule.default_rate
     return min(rule.default_rate, float(f"{SHARE_OF_BOUND * (2 ** (1 / depth) - 1):.3g}"))
@@ -256,11 +250,10 @@ def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
     return data.load(config.data, data_dir=data_dir, standardise=scale)
 
 
-def build_optimizer(config: Config) -> optim.Optimizer:
-    """The optimizer that a resolved `config` names, with its settings."""
-    rule = optim.RULES[config.optimizer]
-    check_names(f"setting of {rule.name}:", config.optimizer_options, list(rule.settings))
-    return rule(lr=config.lr, **config.optimizer_options)
+def build_optimizer(config: Config) -> optim.Updater:
+    """The optimizer that a resolved `config` names, with its settings and groups."""
+    lr, settings = float(config.lr), config.optimizer_options
+    return rules.build(config.optimizer, lr, settings, config.groups)
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
@@ -342,7 +335,7 @@ def _model_class(name: str) -> Any:
         check_names("model", {name: None}, [*MODELS, USER_MODEL])
         return MODELS[name]
     file, _, attribute = name.rpartition(":")
-    cls = getattr(_import_file(Path(file)), attribute, None)
+    cls = found_in(name, "model")
     if cls is None:
         raise Error(f"{file} has no class {attribute!r}")
     methods = {name for base in getattr(cls, "__mro__", ()) for name in vars(base)}
@@ -354,26 +347,6 @@ def _model_class(name: str) -> Any:
     return cls
 
 
-def _import_file(path: Path) -> Any:
-    """The module in a Python file. Cached bytecode is not used: it may be of another source than
-    the one whose digest is stored."""
-    source = _source(path)
-    module = types.ModuleType(f"npdrt_user_model_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except Exception as error:
-        raise Error(f"model file {path} does not run: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _source(path: Path) -> bytes:
-    require(path)
-    return contents(path, follow=True)
-
-
 def model_digest(config: Config) -> str | None:
     """SHA-256 of a user's model file, None for a built-in model."""
-    file, _, _ = config.model.rpartition(":")
-    return hashlib.sha256(_source(Path(file))).hexdigest() if file else None
+    return digest(config.model)

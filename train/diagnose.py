@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from npdrt.arrays import Array, Params, namespace, to_host
 from npdrt.autodiff import Tensor, backward, graph
-from npdrt.optim import Optimizer
+from npdrt.optim import Updater
 from npdrt.random import Random
 from npdrt.train.step import State, Task
 
 
 def first_nonfinite(
-    task: Task, optimizer: Optimizer, state: State, x: Array, y: Array, lr: float, random: Random
+    task: Task, optimizer: Updater, state: State, x: Array, y: Array, lr: float, random: Random
 ) -> str | None:
     """The first value of one step that is not finite, in words; None if all are finite.
 
@@ -26,7 +26,7 @@ def first_nonfinite(
 
 
 def _values(
-    task: Task, optimizer: Optimizer, state: State, x: Array, y: Array, lr: float, random: Random
+    task: Task, optimizer: Updater, state: State, x: Array, y: Array, lr: float, random: Random
 ) -> Iterator[tuple[str, Array]]:
     yield "the minibatch", x
     yield from ((f"parameter {name}", value) for name, value in state.params.items())

@@ -30,6 +30,7 @@ from npdrt.store.log import Record, Tally
 from npdrt.train.config import RUN_FORMAT, Config, model_digest
 from npdrt.train.feed import Feed
 from npdrt.train.provenance import blas_in_words, provenance, same_blas
+from npdrt.train.rules import rule_digests
 from npdrt.train.step import Position, State, epoch_sums
 
 OF_A_RUN = {"log.jsonl", "checkpoint.h5", "checkpoint.prev.h5"}  # one of them is in every run
@@ -42,6 +43,7 @@ class RunFiles:
     def __init__(self, out: Path, config: Config, feed: Feed):
         self.out, self._config, self._feed = out, config, feed
         self._model_file = model_digest(config)  # now: the file may change while the run goes on
+        self._rule_files = rule_digests(config.optimizer, config.groups)
         self._traced = 0  # bytes of the log when the trace was written last
         self._earlier: list[Any] = []  # BLAS libraries that made steps before this process
 
@@ -125,6 +127,7 @@ class RunFiles:
             "run": RUN_FORMAT,
             "config": self._config.as_dict(),
             "model_file": self._model_file,
+            **({"rule_files": self._rule_files} if self._rule_files else {}),
             "progress": progress,
             "provenance": self.provenance,
         }
@@ -220,7 +223,7 @@ def _with_memory(schedule: Schedule, progress: Mapping[str, Any], path: Path) ->
     counted = all(type(n) is int and 0 <= n <= progress["step"] for n in counters)
     if memory.keys() != fresh.keys() or not counted:
         raise FileRefused(f"{path}: the memory of the schedule is not of this schedule")
-    return dataclasses.replace(schedule, **memory)
+    return schedule.with_memory(memory)
 
 
 def rewound_log(out: Path, checkpoint: Checkpoint, path: Path) -> tuple[Tally, float, str | None]:

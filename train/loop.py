@@ -252,9 +252,11 @@ class Trainer:
         model = self.model
         if field := getattr(model, "first_values", ""):  # a file; the checkpoint has its values
             model = dataclasses.replace(model, **{field: ""})
-        return self.files.restored(
-            checkpoint, path, self._initial_position(model), self.history.predictions
-        )
+        at = self._initial_position(model)
+        if checkpoint.state.get("step", 0) > 0:
+            kept = self.optimizer.started(at.state.params)
+            at = dataclasses.replace(at, state=dataclasses.replace(at.state, optimizer=kept))
+        return self.files.restored(checkpoint, path, at, self.history.predictions)
 
     def _initial_position(self, model: Model) -> Position:
         config = self.config

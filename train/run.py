@@ -19,6 +19,8 @@ from npdrt.train.cautions import require_learning
 from npdrt.train.config import Config, load_data, stored
 from npdrt.train.files import not_begun, remove_files, require_empty, require_run, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
+from npdrt.train.own import file_of
+from npdrt.train.rules import own_rules
 
 
 def never() -> int:
@@ -68,8 +70,8 @@ def resume(
 
     The result has the bits of a run that never stopped. epochs: a new length of the run (not
     with a linear schedule, which depends on it). device, eager, fast: another way to run it.
-    code: the Python file of the run's model, if it has one: npdrt runs no code because a
-    checkpoint names it.
+    code: the Python files of the run's model and rules, if it has any: npdrt runs no code because
+    a checkpoint names it.
     begin: the configuration to start with if `out` holds no run yet, or one that was killed before
     its first checkpoint. accept: called with the settings of the run; it raises to refuse them.
     Raises `Error` if the data or the model file are not those of the run.
@@ -166,21 +168,34 @@ def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: 
 
 @contextmanager
 def blame(config: Config) -> Iterator[None]:
-    """Turn an exception from a user's model into one line that names its place."""
+    """Turn an exception from a user's model or rule into one line that names its place."""
     try:
         yield
     except (Error, OSError, MemoryError):
         raise
     except Exception as error:
-        if ":" not in config.model:
-            raise
         frames = traceback.extract_tb(error.__traceback__)
-        file = config.model.rpartition(":")[0]
-        place = ([frame for frame in frames if frame.filename.endswith(file)] or frames)[-1]
+        guilty = next(_in_own_files(config, frames), None)
+        if guilty is None:
+            raise
+        what, place = guilty
         raise Error(
-            f"model {config.model} failed: {type(error).__name__}: {error} ({place.filename}, "
-            f"line {place.lineno}); a model computes with npdrt.ops"
+            f"{what} failed: {type(error).__name__}: {error} ({place.filename}, "
+            f"line {place.lineno}){'; a model computes with npdrt.ops' * what.startswith('model')}"
         ) from error
+
+
+def _in_own_files(
+    config: Config, frames: Sequence[traceback.FrameSummary]
+) -> Iterator[tuple[str, traceback.FrameSummary]]:
+    """The user's rules and model that the frames pass through, each with its innermost frame; the
+    model, if it is the user's, also without a frame of its file."""
+    for name in own_rules(config.optimizer, config.groups):
+        own = [frame for frame in frames if frame.filename.endswith(file_of(name))]
+        yield from ((f"rule {name}", frame) for frame in own[-1:])
+    if file := file_of(config.model):
+        own = [frame for frame in frames if frame.filename.endswith(file)]
+        yield f"model {config.model}", (own or frames)[-1]
 
 
 def _resumed_config(
@@ -188,9 +203,10 @@ def _resumed_config(
 ) -> Config:
     config = stored(checkpoint.meta, path, code=code)
     epochs = changes.get("epochs")
-    if epochs is not None and epochs != config.epochs and config.schedule.startswith("linear"):
+    form = next((form for form in ("linear", "cosine") if form in config.schedule), "")
+    if epochs is not None and epochs != config.epochs and form:
         raise Error(
-            f"a linear schedule falls over the run's {config.epochs} epochs, so a resumed run "
+            f"a {form} schedule falls over the run's {config.epochs} epochs, so a resumed run "
             f"cannot change them to {epochs}; leave out --epochs, or start a new run"
         )
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})

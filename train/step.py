@@ -11,12 +11,14 @@ from npdrt import ops, value_and_grad
 from npdrt.arrays import Array, Device, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.models import Model
-from npdrt.optim import Optimizer, norm
+from npdrt.optim import Updater, norm
 from npdrt.optim.clip import clipped
 from npdrt.optim.schedules import Schedule
 from npdrt.program import Program, compare, memory_on, record
 from npdrt.random import Random
 from npdrt.train.config import Config
+from npdrt.train.own import file_of
+from npdrt.train.rules import own_rules
 from npdrt.trust.descent import descent_threshold, dot
 from npdrt.trust.distances import (
     log_deep_relative_trust,
@@ -187,7 +189,7 @@ class Task:
         return found if callable(found) else None
 
 
-def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Callable[..., Step]:
+def make_step(task: Task, optimizer: Updater, *, traced: bool = False) -> Callable[..., Step]:
     """The function `(state, x, y, lr, random) -> Step`; pure, no synchronisation, can be recorded.
 
     traced: measure the step too. A turn sees the parameters and buffers that the turns before it
@@ -221,22 +223,22 @@ def make_step(task: Task, optimizer: Optimizer, *, traced: bool = False) -> Call
 class Steps:
     """The step of a run: recorded once for each shape of its arguments, then replayed.
 
-    It runs eagerly if the configuration says so, or if a user's model cannot be recorded; `warn`
-    is called with the reason, once.
+    It runs eagerly if the configuration says so, or if a user's model or rule cannot be recorded;
+    `warn` is called with the reason, once.
     """
 
-    def __init__(self, task: Task, rule: Optimizer, config: Config, device: Device, warn: Warn):
+    def __init__(self, task: Task, rule: Updater, config: Config, device: Device, warn: Warn):
         self._task, self._rule, self._config = task, rule, config
         self._device, self._warn = device, warn
         self._warned = self._graph_warned = False
-        self._made: dict[Any, Callable[..., Step]] = {}  # by shape, buffers, traced or not
+        self._made: dict[Any, Callable[..., Step]] = {}  # by shape, names of state, traced
         self._open: set[Any] = set()  # those of which is not known yet whether they are a graph
         self._memory = memory_on(device)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
         """`make_step`'s function of `(state, x, y, lr, random)`."""
         state, x = args[:2]
-        key = (x.shape, tuple(state.buffers), traced)
+        key = (x.shape, tuple(state.buffers), tuple(state.optimizer), traced)
         if key not in self._made:
             step = make_step(self._task, self._rule, traced=traced)
             self._made[key] = step if self._config.eager else self._recorded(step, args)
@@ -266,8 +268,8 @@ class Steps:
             )
 
     def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
-        """The program of a step; the step itself if a user's model cannot be recorded."""
-        own = ":" in self._config.model
+        """The program of a step; the step itself if a user's model or rule cannot be recorded."""
+        own = self._own
         try:
             program = record(step, *args, memory=self._memory, fast=self._config.fast)
             if own and (found := compare(program, record(step, *args))):
@@ -284,10 +286,17 @@ class Steps:
         self._memory.adopt({"state": args[0]})
         return program
 
+    @property
+    def _own(self) -> str:
+        """What the step runs of the user's files."""
+        config = self._config
+        names = [config.model, *own_rules(config.optimizer, config.groups)]
+        return ", ".join(filter(file_of, names))
+
     def _warn_of_eager(self, error: Exception) -> None:
         if not self._warned:
             self._warn(
-                f"the step of {self._config.model} cannot be recorded, so it runs eagerly, call by "
+                f"the step of {self._own} cannot be recorded, so it runs eagerly, call by "
                 f"call (--eager does so without this warning): {error}"
             )
         self._warned = True

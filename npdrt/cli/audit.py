@@ -25,6 +25,7 @@ from npdrt.cli.common import (
 )
 from npdrt.conform import recorded, report, targets
 from npdrt.conform.audit import Audit, audit, audit_recorded
+from npdrt.conform.equivalence import Equivalence, compare
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.rules import KNOWN, RULES, UNKNOWN
 from npdrt.errors import Error, Unavailable
@@ -72,6 +73,14 @@ rule_name = RuleName(list(RULES))
     help="An argument of every call; of a recording, a setting of its rule, as in momentum=0.9, "
     "decoupled=true, betas=[0.8,0.99]. May be repeated.",
 )
+@click.option("--against", metavar="TARGET", help="Compare it with this implementation.")
+@click.option(
+    "--report",
+    "kind",
+    type=Name(["audit", "equivalence"]),
+    help="What to report; equivalence is with --against, or else the published rule."
+    "  [default: audit, or equivalence with --against]",
+)
 @click.option("--dialect", metavar="NAME", help="Pass where it is this dialect.")
 @click.option("--lr", type=float, help="Learning rate of a recording that has none.")
 @click.option("--parameter", metavar="NAME", help="The one tensor of a recording to look at.")
@@ -82,14 +91,16 @@ rule_name = RuleName(list(RULES))
     help="Seconds a test may take; not for recordings.  [default: 10]",
 )
 @html_option
+@click.option("--markdown", type=_FILE, help="Markdown to write.")
 @junit_option
 @click.option("--force", is_flag=True, help="Replace these files if they exist.")
 @click.option("--list", "listing", is_flag=True, help="List known targets and dialects; no audit.")
 @json_option
 def command(
     target: str | None, rule: str | None, formats: tuple[str, ...], settings: tuple[str, ...],
-    dialect: str | None, lr: float | None, parameter: str | None, limit: float,
-    html: Path | None, junit: Path | None, force: bool, listing: bool, as_json: bool,
+    against: str | None, kind: str | None, dialect: str | None, lr: float | None,
+    parameter: str | None, limit: float, html: Path | None, markdown: Path | None,
+    junit: Path | None, force: bool, listing: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Check an implementation of an update rule against the published rule; name its dialect.
 
@@ -100,6 +111,10 @@ def command(
     Exit code 0 where it agrees with the published rule; with --dialect NAME where that dialect
     explains all its answers, differences of mere arithmetic (the norm accumulation) aside. 1
     where not, or where there is no verdict. 4 where the library is not installed.
+
+    With --against, or --report equivalence, it reports whether two implementations are equivalent:
+    the equation, every clause with its evidence, versions and digests. Exit code 0 if they are.
+    --set is for TARGET alone.
 
     \b
     --json prints one object:
@@ -117,8 +132,15 @@ def command(
         return
     if target is None:
         raise click.UsageError("Missing argument 'TARGET'.")
-    check_outputs(force, html, junit)
+    check_outputs(force, html, markdown, junit)
     given = values(settings)
+    if against is not None or kind == "equivalence":
+        _check_equivalence(target, kind, dialect=dialect, junit=junit, lr=lr, parameter=parameter)
+        both = _compared(target, against, rule, given, formats or DEFAULT, limit)
+        write(html, lambda: report.html(both))
+        write(markdown, lambda: report.markdown(both))
+        answer(as_json, report.as_json(both), lambda: report.text(both))
+        raise SystemExit(0 if both.passes else 1)
     if Path(target).suffix.lower() in RECORDED:
         if formats:
             raise click.UsageError(
@@ -130,10 +152,34 @@ def command(
         found = _asked(target, rule, given, formats or DEFAULT, limit, dialect, lr, parameter)
     known_dialect(dialect, found.rule)
     write(html, lambda: report.html(found, dialect))
+    write(markdown, lambda: report.markdown(found, dialect))
     write(junit, lambda: report.junit(found, dialect))
     answer(as_json, report.as_json(found, dialect), lambda: report.text(found, dialect))
     if not report.passes(found, dialect):
         raise SystemExit(1)
+
+
+def _check_equivalence(target: str, kind: str | None, **others: Any) -> None:
+    """Refuse what does not go with a comparison of two implementations."""
+    if kind == "audit":
+        raise click.UsageError("--against makes a report of equivalence; leave out --report audit.")
+    if Path(target).suffix.lower() in RECORDED:
+        raise click.UsageError("a recording answers no tests, so it cannot be compared; give a "
+                               "target that can be called.")  # fmt: skip
+    for name in (name for name, value in others.items() if value is not None):
+        raise click.UsageError(f"--{name} is not for a report of equivalence; leave it out.")
+
+
+def _compared(
+    spec: str, against: str | None, rule: str | None, given: Mapping[str, Any],
+    formats: Sequence[str], limit: float,
+) -> Equivalence:  # fmt: skip
+    """The comparison of a target with another one, or with the published rule."""
+    a = targets.find(spec, given, rule)
+    b = None if against is None else targets.find(against, None, rule)
+    with Bars(show=on_terminal()) as bars:
+        progress = partial(bars.progress, "audit")
+        return compare(a, b, formats, limit=limit, progress=progress)
 
 
 def _asked(

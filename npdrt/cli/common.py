@@ -19,6 +19,7 @@ from npdrt.errors import Error
 from npdrt.plain import printable as printable
 from npdrt.plain import table as table
 from npdrt.regular import missing
+from npdrt.schema import toml_value
 from npdrt.store.log import finite
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,7 +70,7 @@ code_option = click.option(
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Allow this Python file to be run as the model; repeatable.",
+    help="Allow this Python file to be run as the model or the rule; repeatable.",
 )
 
 
@@ -84,20 +85,16 @@ def combined(options: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorated
 
 
-def toml_values(pairs: Sequence[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """--set NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
-    import tomllib
-
+def toml_values(
+    pairs: Sequence[str], words: Mapping[str, Any] | None = None, option: str = "--set"
+) -> dict[str, Any]:
+    """`option` NAME=VALUE as a dict; a value is TOML, or one of `words`, or else text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            toml = tomllib.loads(f"value = {value}")
-            found[name] = toml["value"] if len(toml) == 1 else value
-        except (tomllib.TOMLDecodeError, RecursionError):
-            found[name] = (words or {}).get(value, value)
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint=option)
+        found[name] = toml_value(value, words)
     return found
 
 

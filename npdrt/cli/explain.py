@@ -19,8 +19,8 @@ from npdrt.train.record import record_step
 
 # The fields of `Config` that decide which calls a step makes.
 DECISIVE = (
-    *("model", "model_options", "data", "optimizer", "optimizer_options", "lr", "batch_size"),
-    *("label_smoothing", "clip", "dtype"),
+    *("model", "model_options", "data", "optimizer", "optimizer_options", "groups", "lr"),
+    *("batch_size", "label_smoothing", "clip", "dtype"),
 )
 
 
@@ -83,7 +83,7 @@ def _check_usage(paths: tuple[Path, ...], given: dict[str, Any], target: Path | 
         raise click.UsageError("--save writes one program; two are compared.")
     odd = sorted(given.keys() - {"data_dir", "code"})
     if paths and odd:
-        option = "--set" if odd[0] == "fields" else option_of(odd[0])
+        option = {"fields": "--set", "rule_fields": "--rule-set"}.get(odd[0], option_of(odd[0]))
         raise click.UsageError(
             f"{option} describes a step, but {paths[0]} has its own; leave out {option}."
         )

@@ -7,7 +7,7 @@ Decorate a command with `config_options("model", "lr", "optimizer_options")`, na
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -23,8 +23,9 @@ from npdrt.train import Config
 FLAGS = {  # field of `Config` -> its option, if that is not --field
     "optimizer": ("--optimizer", "--optimiser"),
     "snapshots": ("--snapshot", "snapshots"),
+    "groups": ("--group", "groups"),
 }
-METAVARS = {"schedule": "FORM", "snapshots": "STEP"}
+METAVARS = {"schedule": "FORM", "snapshots": "STEP", "groups": "PATTERN:NAME=VALUE,..."}
 RESUMABLE = [f.name for f in dataclasses.fields(Config) if f.metadata.get("resumable")]
 TYPES = get_type_hints(Config)
 SETTINGS = list(dict.fromkeys(name for rule in optim.RULES.values() for name in rule.settings))
@@ -44,6 +45,14 @@ MORE = click.option(
     multiple=True,
     metavar="NAME=VALUE",
     help="A field of the model, as TOML; any, also one with an option of its own.",
+)
+
+MORE_OF_RULE = click.option(
+    "--rule-set",
+    "rule_fields",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of your own rule, as TOML.",
 )
 
 
@@ -75,7 +84,7 @@ def _options(field: dataclasses.Field[Any]) -> Sequence[Callable[[Any], Any]]:
     if field.name == "model_options":
         return [*(_option(name, kind, words) for name, (kind, words) in MODEL.items()), MORE]
     if field.name == "optimizer_options":
-        return [_of_rules(name) for name in SETTINGS]
+        return [*map(_of_rules, SETTINGS), MORE_OF_RULE]
     if not field.metadata:  # not one for the command line
         return []
     own = _of_field(field, TYPES[field.name])
@@ -109,6 +118,8 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Callable[[Any], Any]:
     default = meta.get("shown", _shown(field.default))
     if kind == tuple[int, ...]:
         return _option(field.name, click.IntRange(min=0), meta["words"], default, multiple=True)
+    if kind == tuple[str, ...]:
+        return _option(field.name, str, meta["words"], multiple=True)
     return _option(field.name, _type(kind, meta), meta["words"], default)
 
 
@@ -146,12 +157,9 @@ def _of_rules(name: str) -> Callable[[Any], Any]:
 def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of `Config`."""
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    fields = toml_values(given.pop("fields", ()))
-    model = {name: given.pop(name) for name in MODEL if name in given}
-    for name in model.keys() & fields.keys():
-        raise click.UsageError(f"--set {name} and --{name} name the same field; give one of them.")
-    optimizer = {name: given.pop(name) for name in SETTINGS if name in given}
-    grouped = {"model_options": model | fields, "optimizer_options": optimizer}
+    model = _settings(given, MODEL, "fields", "--set")
+    optimizer = _settings(given, SETTINGS, "rule_fields", "--rule-set")
+    grouped = {"model_options": model, "optimizer_options": optimizer}
     return {**given, **{name: options for name, options in grouped.items() if options}}
 
 
@@ -161,12 +169,18 @@ def configuration(settings: Mapping[str, Any]) -> Config:
     with naming_options():
         config = Config(**settings)
         optim.schedule(config.schedule, lr=1.0, steps_per_epoch=1, steps=1)
-        rule, given = optim.RULES[config.optimizer], config.optimizer_options
-        for name in given.keys() - rule.settings.keys():
-            takes = ", ".join(map(option_of, rule.settings)) or "no settings"
-            raise Error(f"{rule.name} takes no {option_of(name)}; it takes {takes}")
-        rule(lr=rule.default_rate if isinstance(config.lr, str) else config.lr, **given)
+        if config.optimizer in optim.RULES:  # a user's file is run later
+            _check_rule(optim.RULES[config.optimizer], config)
     return config
+
+
+def _check_rule(rule: optim.Rule[...], config: Config) -> None:
+    """Raise `Error` for settings that the rule does not take."""
+    given = config.optimizer_options
+    for name in given.keys() - rule.settings.keys():
+        takes = ", ".join(map(option_of, rule.settings)) or "no settings"
+        raise Error(f"{rule.name} takes no {option_of(name)}; it takes {takes}")
+    rule(lr=rule.default_rate if isinstance(config.lr, str) else config.lr, **given)
 
 
 @contextmanager
@@ -187,6 +201,18 @@ def as_given(name: str, value: Any) -> str:
         return option_of(name) if value else option_of(f"no_{name}")
     values = value if isinstance(value, list | tuple) else [value]
     return " ".join([option_of(name), *map(str, values)])
+
+
+def _settings(
+    given: dict[str, Any], names: Iterable[str], more: str, option: str
+) -> dict[str, Any]:
+    """The options `names`, taken out of `given`, and the NAME=VALUE pairs of one under `more`."""
+    fields = toml_values(given.pop(more, ()), option=option)
+    own = {name: given.pop(name) for name in names if name in given}
+    for name in own.keys() & fields.keys():
+        flag = option_of(name)
+        raise click.UsageError(f"{option} {name} and {flag} name the same field; give one of them.")
+    return own | fields
 
 
 def option_of(name: str) -> str:

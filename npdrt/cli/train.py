@@ -36,6 +36,8 @@ from npdrt.cli.options import (
 from npdrt.errors import Error
 from npdrt.store.lock import numbered
 from npdrt.train import Config, Reporter, Summary, resume, train
+from npdrt.train.own import file_of
+from npdrt.train.rules import own_rules
 
 
 class Progress(Reporter):
@@ -97,7 +99,7 @@ def command(**given: Any) -> None:
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
     code = given.pop("code")
     settings = settings_of(given)
-    code += tuple(map(Path, _model_file(settings)))
+    code += tuple(map(Path, _own_files(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
     with naming_options(), working(quiet=quiet) as (bars, stop):
@@ -130,10 +132,10 @@ def _configuration(settings: dict[str, Any], quiet: bool) -> Config:
     return dataclasses.replace(config, device=_device(settings.get("device", "auto"), quiet))
 
 
-def _model_file(settings: dict[str, Any]) -> list[str]:
-    """The file of the model that --model names, if it names one."""
-    file = settings.get("model", "").rpartition(":")[0]
-    return [file] if file else []
+def _own_files(settings: dict[str, Any]) -> list[str]:
+    """The files of the model and the rules that options name."""
+    rules = own_rules(settings.get("optimizer", ""), settings.get("groups", ()))
+    return [file for name in (settings.get("model", ""), *rules) if (file := file_of(name))]
 
 
 def _resume(

@@ -9,10 +9,12 @@ from pkgutil import iter_modules
 
 from npdrt.optim.adam import adam
 from npdrt.optim.fromage import fromage
+from npdrt.optim.function import FunctionOptimizer, OwnRule, as_rule
+from npdrt.optim.groups import Groups
 from npdrt.optim.lars import lars
 from npdrt.optim.lars_lesion import lars_lesion
 from npdrt.optim.norm import norm
-from npdrt.optim.optimizer import Optimizer
+from npdrt.optim.optimizer import Optimizer, Updater
 from npdrt.optim.rule import Formula, Rule, rule
 from npdrt.optim.schedules import schedule
 from npdrt.optim.setting import Setting
@@ -35,10 +37,15 @@ globals().update(RULES)  # npdrt.optim.<name> is the rule, not its module
 __all__ = [
     "RULES",
     "Formula",
+    "FunctionOptimizer",
+    "Groups",
     "Optimizer",
+    "OwnRule",
     "Rule",
     "Setting",
+    "Updater",
     "adam",
+    "as_rule",
     "fromage",
     "lars",
     "lars_lesion",

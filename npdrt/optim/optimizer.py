@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,29 @@ Slots = dict[str, Array]
 def no_slots(w: Array) -> Slots:
     """The state of a rule that keeps none for an array."""
     return {}
+
+
+class Updater(Protocol):
+    """What training asks of an optimizer: an `Optimizer`, a function's, or several in groups."""
+
+    @property
+    def name(self) -> str:
+        """The rule's name."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Every setting, "lr" included."""
+
+    def init(self, params: Params) -> dict[str, Array]:
+        """The state before the first step; "step" in it counts steps."""
+
+    def started(self, params: Params) -> dict[str, Array]:
+        """A state of the names and forms that follow the first step."""
+
+    def update(
+        self, params: Params, grads: Params, state: dict[str, Array], *, lr: Any = None
+    ) -> tuple[Params, dict[str, Array]]:
+        """New parameters and new state after one step."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +74,14 @@ class Optimizer:
             with quiet():
                 slots = self.slots(w)
             state.update({f"{name}/{slot}": value for slot, value in slots.items()})
-        like = _first(params)
         for name in self.powers or {}:
-            state[name] = scalar(1.0, like)
-        xp = namespace(like)
-        state["step"] = xp.asarray(0, dtype=xp.int64)
+            state[name] = scalar(1.0, first(params))
+        state["step"] = step_count(params)
         return state
+
+    def started(self, params: Params) -> dict[str, Array]:
+        """A state of the names and forms that follow the first step: those of `init`."""
+        return self.init(params)
 
     def update(
         self, params: Params, grads: Params, state: dict[str, Array], *, lr: Any = None
@@ -68,11 +93,11 @@ class Optimizer:
 
         Raises `Error` where names, shapes or dtypes of params, grads and state do not fit.
         """
-        _check(params, grads)
+        check_fit(params, grads)
         new_params: Params = {}
         new_state: dict[str, Array] = {}
         with quiet(), phase("update"):
-            rate = scalar(_checked_rate(self.settings["lr"] if lr is None else lr), _first(params))
+            rate = scalar(checked_rate(self.settings["lr"] if lr is None else lr), first(params))
             shared = {n: self._take(state, n) * f for n, f in (self.powers or {}).items()}
             shared["step"] = self._take(state, "step")
             for name, w in params.items():
@@ -112,13 +137,21 @@ def representable(rate: Array, w: Array, otherwise: Array) -> Array:
     return xp.where(rate <= float(xp.finfo(w.dtype).max), rate, otherwise)
 
 
-def _first(params: Params) -> Array:
+def step_count(params: Params) -> Array:
+    """The number of steps before the first, on the device of the parameters; 0-d int64."""
+    xp = namespace(first(params))
+    return xp.asarray(0, dtype=xp.int64)
+
+
+def first(params: Params) -> Array:
+    """A parameter, which says where all of them are. Raises `Error` if there is none."""
     if not params:
         raise Error("an optimizer needs at least one parameter; got an empty dict")
     return next(iter(params.values()))
 
 
-def _check(params: Params, grads: Params) -> None:
+def check_fit(params: Params, grads: Params) -> None:
+    """Raise `Error` unless parameters and gradients have the same names, shapes and dtypes."""
     if params.keys() != grads.keys():
         odd = sorted(params.keys() ^ grads.keys())
         raise Error(f"params and grads differ in names: {', '.join(odd[:5])}")
@@ -131,7 +164,7 @@ def _check(params: Params, grads: Params) -> None:
             )
 
 
-def _checked_rate(lr: Any) -> Any:
+def checked_rate(lr: Any) -> Any:
     """A number as `at_least_zero` gives it. Of an array only the shape is checked: its value may be
     on a device, or unknown while a program is recorded."""
     lr = number(lr)

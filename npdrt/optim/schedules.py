@@ -7,7 +7,9 @@ there, and what it remembers are its own fields, so a checkpoint stores the sche
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from npdrt.arrays import plain
 from npdrt.errors import Error
@@ -39,6 +41,10 @@ class Schedule:
     def memory(self) -> dict[str, float | None]:
         """The fields that `observe` changes, for a checkpoint."""
         return {}
+
+    def with_memory(self, memory: Mapping[str, Any]) -> Schedule:
+        """The schedule with the fields that `memory` gave."""
+        return replace(self, **memory)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,47 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from lr at step 0 to `end` at step `steps`, then `end`.
+
+    end + (lr - end) (1 + cos(pi step / steps)) / 2, without restarts (Loshchilov and Hutter 2017,
+    Equation 5). The cosine has 12 decimals, since its last bit is not the same everywhere.
+    """
+
+    steps: int
+    end: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of training step `step`."""
+        height = round(0.5 + 0.5 * math.cos(math.pi * min(step, self.steps) / self.steps), 12)
+        return self.end + (self.lr - self.end) * height
+
+
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """The rate of `then`, times (step + 1) / steps before step `steps` (Goyal et al. 2017)."""
+
+    steps: int
+    then: Schedule
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of training step `step`."""
+        return self.then(step) * min(1.0, (step + 1) / self.steps)
+
+    def observe(self, metric: float) -> Warmup:
+        """The schedule after an evaluation whose loss was `metric`."""
+        return replace(self, then=self.then.observe(metric))
+
+    def memory(self) -> dict[str, float | None]:
+        """The fields that `observe` changes, for a checkpoint."""
+        return self.then.memory()
+
+    def with_memory(self, memory: Mapping[str, Any]) -> Warmup:
+        """The schedule with the fields that `memory` gave."""
+        return replace(self, then=self.then.with_memory(memory))
+
+
+@dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
     """lr times `factor` once more than `patience` evaluations in a row brought no lower loss.
 
@@ -117,14 +164,14 @@ class ReduceOnPlateau(Schedule):
 
 FORMS = (
     "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] "
-    "| plateau[:FACTOR[:PATIENCE]]"
+    "| cosine[:END] | plateau[:FACTOR[:PATIENCE]] | warmup:STEPS:FORM"
 )
 
 
 def schedule(form: str, *, lr: float, steps_per_epoch: int, steps: int) -> Schedule:
     """The schedule that a text such as "exponential:0.98" names; epochs are turned into steps.
 
-    form: one of `FORMS`. steps: the length of the run, for "linear".
+    form: one of `FORMS`. steps: the length of the run, for "linear" and "cosine".
 
     >>> schedule("exponential:0.5", lr=1.0, steps_per_epoch=10, steps=100)(25)
     0.25
@@ -142,6 +189,13 @@ def schedule(form: str, *, lr: float, steps_per_epoch: int, steps: int) -> Sched
             case "linear", ([] | [_]) as end:
                 ends = (at_least_zero("the end of a line", float(value)) for value in end)
                 return Linear(lr, max(steps, 1), *ends)
+            case "cosine", ([] | [_]) as end:
+                ends = (at_least_zero("the end of a cosine", float(value)) for value in end)
+                return Cosine(lr, max(steps, 1), *ends)
+            case "warmup", [rise, name, *_] if name != "warmup":
+                then = form.split(":", 2)[2]
+                made = schedule(then, lr=lr, steps_per_epoch=steps_per_epoch, steps=steps)
+                return Warmup(lr, _whole(rise), made)
             case "plateau", []:
                 return ReduceOnPlateau(lr)
             case "plateau", [factor]:
@@ -152,6 +206,12 @@ def schedule(form: str, *, lr: float, steps_per_epoch: int, steps: int) -> Sched
     except ValueError as error:
         raise Error(f"schedule {form!r}: {error}; expected {FORMS}") from error
     raise Error(f"unknown schedule {form!r}; expected {FORMS}")
+
+
+def _whole(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(f"a warm-up must be at least 1 step, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -120,7 +120,7 @@ class Recorded:
     def __array_function__(self, function: Any, types: Any, args: Any, settings: Any) -> Any:
         """Functions of NumPy, called with a recorded array."""
         name = _SPELLED.get(function.__name__, function.__name__)
-        if name not in KINDS:
+        if name not in (*KINDS, "zeros_like", "ones_like"):
             raise Error(
                 f"{self.recorder.source()}: numpy.{function.__name__} cannot be recorded; a step "
                 "computes with npdrt.ops, or with the functions npdrt.program.calls.KINDS names"

@@ -20,7 +20,8 @@ from msgspec import Struct
 from npdrt import schema
 from npdrt.errors import Error, FileRefused
 from npdrt.regular import contents, require
-from npdrt.train.config import Config, check_names
+from npdrt.train.config import Config
+from npdrt.train.own import check_names
 
 RECIPES = Path(__file__).parent / "recipes"
 SCALES = ("full", "quick", "smoke")

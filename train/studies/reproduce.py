@@ -17,7 +17,8 @@ from npdrt.errors import Error
 from npdrt.store import container
 from npdrt.store.lock import exclusive
 from npdrt.store.log import finite
-from npdrt.train.config import Config, check_names
+from npdrt.train.config import Config
+from npdrt.train.own import check_names
 from npdrt.train.provenance import provenance
 from npdrt.train.studies import sweep
 from npdrt.train.studies.figure import to_json

@@ -32,6 +32,7 @@ from npdrt.store.lock import InUse, exclusive
 from npdrt.train.config import Config, model_digest, resolve
 from npdrt.train.files import not_begun
 from npdrt.train.loop import Reporter
+from npdrt.train.rules import rule_digests
 from npdrt.train.run import go_on, start
 from npdrt.train.studies.cache import Arrays, kept
 from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
@@ -118,10 +119,13 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
 def _hash(config: Config, source: Dataset) -> str:
     """The first 12 hex digits of the SHA-256 of all that decides the numbers of a run."""
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
-    for name, default in {"augment": "none", "clip": None, "precision": "ieee"}.items():
+    later = {"augment": "none", "clip": None, "precision": "ieee", "groups": ()}
+    for name, default in later.items():
         if settings[name] == default:  # which came later: finished runs keep their names
             del settings[name]
     decides = {"config": settings, "data": source.digests, "model": model_digest(config)}
+    if rules := rule_digests(config.optimizer, config.groups):
+        decides["rules"] = rules
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 

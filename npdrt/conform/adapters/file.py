@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,18 +28,29 @@ from npdrt.conform.case import Answer, Case, Neighbour, laid_out, operands
 from npdrt.conform.formats import FORMATS, Values
 from npdrt.conform.rules import SLOTS
 from npdrt.errors import Error
+from npdrt.optim import Optimizer
+from npdrt.optim.function import OURS, is_factory, keywords
 from npdrt.regular import contents
 
-OURS = ("lr", "name", "step")  # keywords of the protocol that are not settings
+
+def from_file(source: str, overrides: Mapping[str, Any]) -> Function | Factory:
+    """The adapter of the callable that "path/to/file.py:callable" names."""
+    path, _, name = source.rpartition(":")
+    return adapted(imported(Path(path), name), name, overrides, path)
 
 
-class File:
-    """A callable in a Python file that follows docs/audit-protocol.md."""
+def adapted(found: Any, name: str, overrides: Mapping[str, Any], path: str) -> Function | Factory:
+    """The adapter of a function of the protocol, or of a factory of optimizers."""
+    make = Factory if is_factory(found) else Function
+    return make(found, name, overrides, path)
 
-    def __init__(self, source: str, overrides: Mapping[str, Any]):
-        path, _, name = source.rpartition(":")
-        self.files: tuple[str, ...] = (path,)
-        self.update = imported(Path(path), name)
+
+class Function:
+    """A function that follows docs/audit-protocol.md, in the file at `path`."""
+
+    def __init__(self, update: Any, name: str, overrides: Mapping[str, Any], path: str):
+        self.files: tuple[str, ...] = (path,) if path else ()
+        self.update = update
         self.overrides = dict(overrides)
         names, self.any = keywords(self.update, name)
         self.named = frozenset(names)
@@ -74,11 +84,8 @@ class File:
         """One call for step k of a case, in which t counts the steps that the state has seen."""
         given, lr = case.steps[k - 1].g, case.steps[k - 1].lr
         w, g = operands(w, given, case.layout, partial(readonly, name=case.format))
-        watched = [(label, x, bits(x)) for label, x in arrays({"w": w, "g": g, "state": state})]
-        result = self.update(w, g, state, **self.keywords(case, lr, t - 1))
-        for label, x, held in watched:
-            if bits(x) != held:
-                raise Unanswered("mutated", f"step {k}: {label} was changed in place")
+        with unchanged(k, w=w, g=g, state=state):
+            result = self.update(w, g, state, **self.keywords(case, lr, t - 1))
         new, state = pair(result, k)
         return wide(checked(new, case.w.shape, case.format, k)), state
 
@@ -90,6 +97,71 @@ class File:
         ours = {"name": case.kind, "step": step}
         given |= {k: v for k, v in ours.items() if k in self.named}
         return {"lr": float(lr), **given, **self.overrides}
+
+
+class Factory:
+    """A function of lr and settings that returns an `npdrt.optim.Optimizer`, in a file."""
+
+    def __init__(self, make: Any, name: str, overrides: Mapping[str, Any], path: str):
+        self.files: tuple[str, ...] = (path,) if path else ()
+        self.make, self.name, self.overrides = make, name, dict(overrides)
+        names, every = keywords(make, name, first=0)
+        if not every:
+            accepts(names, name, overrides)
+        own = {n: needed for n, needed in names.items() if n not in ("lr", *overrides)}
+        self.info = Info(
+            None if every else frozenset(own),
+            frozenset(n for n, needed in own.items() if needed),
+            formats(make, name),
+        )
+
+    def run(self, case: Case) -> list[Answer]:
+        """The answers of a case; the optimizer has its parameter and, if any, its neighbour."""
+        own = {k: v for k, v in plain(case.settings).items()
+               if self.info.offers is None or k in self.info.offers}  # fmt: skip
+        optimizer = self.make(lr=float(case.steps[0].lr), **own, **self.overrides)
+        if not isinstance(optimizer, Optimizer):
+            raise Unanswered("shape", f"it returned {type(optimizer).__name__}, not an Optimizer")
+        w, other = case.w, case.neighbour.w if case.neighbour else None
+        state = self.start(optimizer.init(self.tree(case, w, other)), case)
+        answers = []
+        for k, step in enumerate(case.steps, 1):
+            params = self.tree(case, w, other)
+            beside = case.neighbour.g[k - 1] if case.neighbour else None
+            grads = self.tree(case, step.g, beside, of_g=True)
+            with unchanged(k, w=params, g=grads, state=state):
+                params, state = optimizer.update(params, grads, state, lr=float(step.lr))
+            found = {n: wide(checked(x, case.w.shape, case.format, k)) for n, x in params.items()}
+            *others, w = found.values()
+            other = others[0] if others else None
+            own = {n.removeprefix(f"{case.kind}/"): x for n, x in state.items()}
+            answers.append(Answer(w, slots(own, w.shape)))
+        return answers
+
+    def tree(
+        self, case: Case, own: Values, other: Values | None, of_g: bool = False
+    ) -> dict[str, Any]:
+        """Read-only arrays by name, those of the case last, in its layout."""
+        (neighbour,) = {*KINDS} - {case.kind}
+        values = {case.kind: own} if other is None else {neighbour: other, case.kind: own}
+        layout = "C" if case.layout == "fortran gradient" and not of_g else case.layout
+        return {name: readonly(x, layout, name=case.format) for name, x in values.items()}
+
+    def start(self, state: dict[str, Any], case: Case) -> dict[str, Any]:
+        """The optimizer's own state, with what the case gives in its place."""
+        known = {name.removeprefix(f"{case.kind}/"): name for name in state}
+        given = {known[n]: v for n, v in (case.state or {}).items() if n in known}
+        return state | {n: np.asarray(v).astype(state[n].dtype) for n, v in given.items()}
+
+
+@contextmanager
+def unchanged(k: int, **given: Any) -> Iterator[None]:
+    """Raise `Unanswered` if an array in the arguments of step k is another one afterwards."""
+    watched = [(label, x, bits(x)) for label, x in arrays(given)]
+    yield
+    for label, x, held in watched:
+        if bits(x) != held:
+            raise Unanswered("mutated", f"step {k}: {label} was changed in place")
 
 
 def imported(path: Path, name: str) -> Any:
@@ -106,25 +178,6 @@ def imported(path: Path, name: str) -> Any:
         what = "is not callable" if hasattr(module, name) else "is not there"
         raise Error(f"{path}: {name!r} {what}; it has {', '.join(have) or 'no callable'}")
     return found
-
-
-def keywords(update: Any, name: str) -> tuple[dict[str, bool], bool]:
-    """Keyword -> whether it has no default, and whether any other is taken too."""
-    form = f"{name}(w, g, state, *, lr, ...)"
-    try:
-        parameters = list(inspect.signature(update).parameters.values())
-    except (TypeError, ValueError) as error:
-        raise Error(f"{name}: Python cannot tell its arguments; wrap it as {form}") from error
-    first = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    every = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    rest = [p for p in parameters if p.kind is p.KEYWORD_ONLY or p in first[3:]]
-    names = {p.name: p.default is p.empty for p in rest if p.kind is not p.POSITIONAL_ONLY}
-    fits = (len(first) >= 3 or more) and ("lr" in names or every)
-    if not fits or any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in first[3:]):
-        shown = inspect.signature(update)
-        raise Error(f"{name}{shown} does not fit the protocol: it is called as {form}")
-    return names, every
 
 
 def formats(update: Any, name: str) -> tuple[str, ...]:

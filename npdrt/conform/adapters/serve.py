@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.adapters.adapter import Adapter, Unanswered
-from npdrt.conform.adapters.file import File
+from npdrt.conform.adapters.file import from_file
 from npdrt.conform.adapters.optax import Optax
 from npdrt.conform.adapters.torch import Torch
 from npdrt.conform.case import Answer, Case, Failure, Outcome
@@ -127,5 +127,5 @@ def difference(first: Sequence[Answer], second: Sequence[Answer]) -> str:
 ADAPTERS: dict[str, Callable[[str, Mapping[str, Any]], Adapter]] = {
     "torch": Torch,
     "optax": Optax,
-    "file": File,
+    "file": from_file,
 }

@@ -41,6 +41,7 @@ KEY = (
 FEW = 25  # failing tests that a page shows without being asked
 SOME = 5  # failing norms, primitives and training steps that are named
 ELEMENTS = 12  # elements of an array that are shown
+SMALLEST = "Smallest disagreeing test"
 WHOLE = {"norm": "norms", "primitive": "primitives", "training": "training steps"}
 
 
@@ -167,7 +168,7 @@ def _smallest(audit: Audit) -> list[Section]:
         pair = f"{_values(parting.found)}; published: {_values(parting.published)}"
         blocks.append(f"first difference: {parting.label} is {pair}")
     lines = [f"smallest disagreeing test: {named(judged)}"]
-    return [Section("Smallest disagreeing test", lines, blocks)]
+    return [Section(SMALLEST, lines, blocks)]
 
 
 def _failing(audit: Audit) -> list[Section]:

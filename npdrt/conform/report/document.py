@@ -88,3 +88,30 @@ def text(section: Section) -> str:
     )
     own = "\n".join([*map(line, section.lines), *blocks])
     return "\n\n".join(filter(None, [own, *map(text, section.sections)]))
+
+
+def markdown(section: Section, level: int = 1) -> str:
+    """A section in Markdown, under a heading of a level; plots are left out."""
+    parts = [f"{'#' * level} {_escaped(section.title)}", *map(_escaped, section.lines)]
+    blocks = [*section.blocks, *(block for block in section.more if isinstance(block, Table))]
+    for block in blocks:
+        parts.append(_escaped(block) if isinstance(block, str) else _rows(block))
+    return "\n\n".join([*parts, *(markdown(part, level + 1) for part in section.sections)])
+
+
+def _rows(table: Table) -> str:
+    """A table in Markdown."""
+    head, *rows = table.rows
+    marks = ["---:" if i in table.numbers else "---" for i, _ in enumerate(head)]
+    lines = [map(_cell, head), marks, *(map(_cell, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    return f"`{line(value)}`".replace("|", "\\|") if isinstance(value, Code) else _escaped(value)
+
+
+def _escaped(value: object) -> str:
+    """A text of one line; what Markdown would read as markup, but for backquotes, is escaped."""
+    text = line(value)
+    return "".join(f"\\{c}" if c in "\\*_[]<>|#" else c for c in text)
