@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npdrt.conform.testing import Disagrees, check
+    from npdrt.conform.checking import Disagrees, check
 
 __all__ = ["Disagrees", "check"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("npdrt.conform.testing"), name)
+        return getattr(import_module("npdrt.conform.checking"), name)
     raise AttributeError(f"module 'npdrt.conform' has no attribute {name!r}")
