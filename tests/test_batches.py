@@ -82,8 +82,8 @@ class AnyOrder(Memory):
     def target(self, fast: bool) -> Target:
         return Target(can_compile, batched=True)
 
-    def bind(self, values: Any, plan: Any, persistent: Any, fast: bool) -> Binding:
-        return AnyOrderBinding(values, plan, persistent, self)
+    def bind(self, values: Any, plan: Any, persistent: Any, draws: Any, fast: bool) -> Binding:
+        return AnyOrderBinding(values, plan, persistent, draws, self)
 
 
 class AnyOrderBinding(Binding):
