@@ -987,6 +987,6 @@ def test_explain_refuses_other_files(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     assert "not a saved program" in run(str(tmp_path / "x.json"), code=3)
     (tmp_path / "run").mkdir()
-    assert "cannot be read" in run(str(tmp_path / "run"), code=3)
+    assert "holds no run" in run(str(tmp_path / "run"), code=3)
     npdrt.save(tmp_path / "run" / "checkpoint.h5", {"w": np.ones(2)})
     assert "expected the checkpoint of a training run" in run(str(tmp_path / "run"), code=3)
