@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from npdrt.cli import cli
 from npdrt.errors import Error
 from npdrt.optim import Groups, as_rule
 from npdrt.train import Config, resume, train
+from npdrt.train.step import State, Turn, make_step
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs/your-own-rule.md"]
@@ -328,6 +330,33 @@ def test_a_parameter_below_another() -> None:
     for _ in range(3):
         params, state = opt.update(params, {n: np.ones_like(w) for n, w in params.items()}, state)
     assert [state[k].tolist() for k in ("a/m", "a/b/m")] == [[3.0] * 2, [3.0] * 3]
+
+
+@pytest.mark.parametrize("kind", ["heavy", "by_name", "groups"])
+def test_networks_that_take_turns(kind: str) -> None:
+    """A step that updates one network after the other, with the state of both."""
+    scope: dict[str, Any] = {}
+    exec(RULES, scope)
+    momentum = optim.sgd(lr=0.1, momentum=0.9)
+    by_group = Groups(momentum, {"a/*": own(scope["by_name"]), "b/*": own(scope["heavy"])})
+    rule = by_group if kind == "groups" else own(scope[kind])
+
+    def loss(params: Any, buffers: Any, x: Any, *_: Any) -> Any:
+        total = npdrt.ops.sum(params["a/00/weight"] * params["b/v"] * params["b/v"])
+        return total, (x, buffers)
+
+    task: Any = SimpleNamespace(
+        turns=[Turn("a", loss), Turn("b", loss)], clipped=dict, correct=lambda *_: np.zeros(())
+    )
+    ends = []
+    for optimizer in (momentum, rule):
+        params = {"a/00/weight": np.ones(2), "b/v": np.full(2, 2.0)}
+        state, step = State(params, {}, optimizer.init(params)), make_step(task, optimizer)
+        for _ in range(3):
+            state = step(state, np.ones(1), None, 0.1, None).state
+        assert state.optimizer.keys() == optimizer.started(params).keys()
+        ends.append(state.params)
+    assert_same(*ends)
 
 
 # --- what pages say -----------------------------------------------------------------------------

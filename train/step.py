@@ -13,6 +13,7 @@ from npdrt.errors import Error
 from npdrt.models import Model
 from npdrt.optim import Updater, norm
 from npdrt.optim.clip import clipped
+from npdrt.optim.function import shared_state
 from npdrt.optim.schedules import Schedule
 from npdrt.program import Program, compare, memory_on, record
 from npdrt.random import Random
@@ -194,7 +195,8 @@ def make_step(task: Task, optimizer: Updater, *, traced: bool = False) -> Callab
 
     traced: measure the step too. A turn sees the parameters and buffers that the turns before it
     left. All start from the same optimizer state: it holds the slots of every parameter, and the
-    step count and powers, which are the same for all networks.
+    step count and powers, which are the same for all networks. Only a state that all parameters
+    share (`npdrt.optim.function`) goes from turn to turn.
     """
     turns = task.turns
     networks = [turn.network for turn in turns]
@@ -208,7 +210,8 @@ def make_step(task: Task, optimizer: Updater, *, traced: bool = False) -> Callab
             (loss, (output, buffers)), found = turn.gradients(params, buffers, x, y, random)
             correct = task.correct(output, y) if correct is None else correct
             given = task.clipped(found)
-            new, made = optimizer.update(turn.own(params), given, state.optimizer, lr=lr)
+            before = {**state.optimizer, **shared_state(slots)}
+            new, made = optimizer.update(turn.own(params), given, before, lr=lr)
             params, grads = {**params, **new}, {**grads, **found}
             slots.update(made)
             losses.append(loss)

@@ -74,7 +74,7 @@ class FunctionOptimizer:
                 kept = {} if shared else new_state  # one state for all: the last is the newest
                 new_state = kept | {f"{home}/{slot}": xp.asarray(x) for slot, x in own.items()}
             steps = state["step"] + 1
-        self._check_names(state, new_state)
+        self._check_names(state, new_state, params)
         return new_params, {**new_state, "step": steps}
 
     def _slots(self, state: Mapping[str, Array], home: str) -> dict[str, Any]:
@@ -108,13 +108,25 @@ class FunctionOptimizer:
                 )
         return new, slots
 
-    def _check_names(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> None:
+    def _check_names(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], params: Params
+    ) -> None:
         """Refuse a state that gets or loses names after the first step: a checkpoint of it could
         not be told from one of another rule."""
-        odd = sorted({*before} - {"step"} ^ after.keys())
-        if len(before) > 1 and odd:
+        if "name" in self.takes:  # one state: the networks of a step add their names in turn
+            odd = sorted({k for k in before if k.startswith(f"{SHARED}/")} - after.keys())
+        else:
+            own = {key for key in before if key.rpartition("/")[0] in params}
+            odd = sorted(own ^ after.keys()) if own else []
+        if odd:
             raise Error(f"{self.name}: {', '.join(odd[:3])} is in the state only after some steps; "
                         "return every name from the first step on")  # fmt: skip
+
+
+def shared_state(state: Mapping[str, Array]) -> dict[str, Array]:
+    """What functions that take `name` keep for all parameters: where a step updates several
+    networks in turn, each goes on from what the one before left."""
+    return {key: x for key, x in state.items() if f"/{SHARED}/" in f"/{key}"}
 
 
 def _of_python(x: Array, what: str) -> Any:

@@ -66,7 +66,7 @@ class Groups:
 
     def _states(self, params: Params, make: str) -> dict[str, Array]:
         found: dict[str, Array] = {"step": step_count(params)}
-        for part, mark, own in self._parts(params):
+        for part, mark, own in self._parts(params, whole=True):
             found |= _marked(getattr(part, make)(own), mark, own)
         return found
 
@@ -75,15 +75,18 @@ class Groups:
         own, base = part.settings["lr"], self.settings["lr"]
         return lr if own == base else own * (lr / base) if base else own
 
-    def _parts(self, params: Params) -> list[tuple[Updater, str, Params]]:
-        """(optimizer, where its shared values are, its parameters); none without parameters."""
+    def _parts(self, params: Params, *, whole: bool = False) -> list[tuple[Updater, str, Params]]:
+        """(optimizer, where its shared values are, its parameters); none without parameters.
+
+        whole: these are all parameters, and not those of one network of a step.
+        """
         chosen: dict[str, Params] = {pattern: {} for pattern in self.groups}
         rest: Params = {}
         for name, w in params.items():
             pattern = next((p for p in self.groups if fnmatchcase(name, p)), None)
             (rest if pattern is None else chosen[pattern])[name] = w
         for pattern, own in chosen.items():
-            if not own:
+            if whole and not own:
                 raise Error(
                     f"the group {pattern!r} has no parameter, or an earlier group has them all; "
                     f"the parameters are {', '.join([*params][:8])}{', ...' * (len(params) > 8)}"
