@@ -289,7 +289,7 @@ def test_images_that_are_refused(tmp_path: Path) -> None:
             images.of_path(tmp_path / f"{k}.npz")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.h5").write_bytes(b"")
-    with pytest.raises(Error, match="run is a run; give a folder with images"):
+    with pytest.raises(Error, match="run is a run; real images"):
         images.of_path(tmp_path / "run")
 
 

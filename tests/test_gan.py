@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from test_program import check
 from test_train import assert_same, contents, stop_after
 
-from npdrt import Error, data, optim, store
+from npdrt import Error, arrays, data, optim, store
 from npdrt.cli import cli
+from npdrt.frechet import images as made_images
 from npdrt.models import GAN
 from npdrt.random import Random
 from npdrt.store import png, trace
@@ -30,7 +31,7 @@ from npdrt.train.pictures import grid
 from npdrt.train.step import State, make_step
 from npdrt.train.studies.figure_of_file import load
 
-TABLE = {  # of the facts: the matrix of a weight at width 64 -> how many there are, and first RMS
+TABLE = {  # the matrix of a weight at width 64 -> how many there are, and first RMS
     (4096, 20): (1, 0.015625), (256, 2304): (5, 0.0208333), (128, 2304): (1, 0.0208333),
     (256, 1152): (1, 0.0294628), (128, 1152): (2, 0.0294628), (64, 1152): (1, 0.0294628),
     (80, 1000): (1, 0.0316228), (1000, 256): (1, 0.0316228), (128, 576): (1, 0.0416667),
@@ -325,6 +326,21 @@ def test_the_grids_of_a_run_and_of_sample(whole: Path, tmp_path: Path) -> None:
     shown, _ = model.generate(checkpoint.params, checkpoint.buffers, z, labels)
     last = np.round((shown[9] + 1) * 127.5).transpose(1, 2, 0)
     np.testing.assert_allclose(every[96:, -32:], last, atol=1)
+
+
+def test_the_images_of_a_run_for_the_frechet_distance(whole: Path) -> None:
+    """Any slice has the same images; classes take turns; they are what the generator makes."""
+    made = made_images.of_run(whole, arrays.device("cpu")).first(9)
+    images = made[0:9]
+    assert (images.shape, images.dtype, len(made)) == ((9, 3, 32, 32), np.uint8, 9)
+    np.testing.assert_allclose(np.concatenate([made[0:4], made[4:9]]), images, atol=1)
+    checkpoint = store.load(whole / "checkpoint.h5")
+    model = GAN(outputs=4, width=4)
+    z = model.noise(Random(0, "images", 6), 1).astype(np.float32)
+    shown, _ = model.generate(checkpoint.params, checkpoint.buffers, z, np.array([6 % 4]))
+    np.testing.assert_allclose(images[6], np.round((shown[0] + 1) * 127.5), atol=1)
+    with pytest.raises(Error, match="real images are those of a data set or in a folder"):
+        made_images.of_name(str(whole))
 
 
 def test_sample_refuses(whole: Path, tmp_path: Path) -> None:

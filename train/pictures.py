@@ -1,17 +1,64 @@
-"""Grids of images that a generator makes of fixed noise."""
+"""Images that a trained generator makes, in grids and one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Params, namespace, quiet, to_host
+from npdrt import store
+from npdrt.arrays import Device, Params, namespace, quiet, to_device, to_host
+from npdrt.errors import Error
 from npdrt.random import Random
+from npdrt.store import container
+from npdrt.train.config import stored, stored_model
 
 COLUMNS = 10  # images of a class in the grids of a run
 ROWS = 10  # classes, the first
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model with `generate`, its arrays on a device, and the seed of its run."""
+
+    model: Any
+    params: Params
+    buffers: Params
+    seed: int
+
+    def images(self, numbers: Sequence[int]) -> Any:
+        """Images by number in evaluation mode, bytes (n, C, S, S). The classes take turns; the
+        noise of an image depends on the run's seed and the number alone."""
+        noise = [to_host(self.model.noise(Random(self.seed, "images", i), 1)) for i in numbers]
+        labels = np.asarray([i % self.model.outputs for i in numbers], np.int64)
+        xp = namespace(*self.params.values())
+        given = xp.asarray(np.concatenate(noise)), xp.asarray(labels)
+        with quiet():
+            images, _ = self.model.generate(self.params, self.buffers, *given)
+        return _bytes(to_host(images))
+
+
+def generator(run: Path, device: Device, code: Sequence[Path] = ()) -> Generator:
+    """The generator in a run directory, checkpoint or snapshot. Raises `Error` if there is none.
+
+    code: files of the user's that may be run, for the model of a run that has its own.
+    """
+    file = container.within(run, "checkpoint.h5")
+    if not file.exists():
+        raise Error(f"{file} does not exist; give a run directory, a checkpoint or a snapshot")
+    checkpoint = store.load(file)
+    config = stored(checkpoint.meta, file, code=code)
+    model = stored_model(config)
+    if not hasattr(model, "generate"):
+        raise Error(f"{file}: {config.model} makes no images; give a run of a model like gan")
+    params, buffers = (
+        {name: to_device(value, device) for name, value in group.items()}
+        for group in (checkpoint.params, checkpoint.buffers)
+    )
+    return Generator(model, params, buffers, config.seed)
 
 
 def grid(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from npdrt import frechet
+from npdrt import arrays, frechet
 from npdrt.cli.common import (
     Bars,
     answer,
+    code_option,
     data_dir_option,
     json_option,
     on_terminal,
@@ -24,7 +25,7 @@ from npdrt.frechet.networks import BATCH
 
 
 @click.command("fid")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("made", metavar="RUN|FOLDER", type=click.Path(path_type=Path))
 @click.option(
     "--data",
     "real",
@@ -38,7 +39,11 @@ from npdrt.frechet.networks import BATCH
     default="train",
     help="Which set of the data.  [default: train]",
 )
-@click.option("--count", type=click.IntRange(min=2), help="Only the first so many of both.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=2),
+    help="Only the first so many of both.  [default: all; 10000 of a run]",
+)
 @click.option(
     "--features",
     metavar="FILE",
@@ -60,26 +65,32 @@ from npdrt.frechet.networks import BATCH
 @data_dir_option
 @quiet_option
 @json_option
+@code_option
 def command(
-    folder: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
+    made: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
     batch: int, device: str, data_dir: Path | None, quiet: bool, as_json: bool,
+    code: tuple[Path, ...],
 ) -> None:  # fmt: skip
-    """How far the images in FOLDER (PNG, JPEG or npz; or one .npz file) are from real ones: the
-    Frechet distance of the features that a network makes of both.
+    """How far images are from real ones: the Frechet distance of the features that a network makes
+    of both. The images are in FOLDER (PNG, JPEG or npz; or one .npz file), or the generator in the
+    directory RUN makes them, of all classes in turn.
 
     Only with the published weights of 2015 (--features pt_inception-2015-12-05-6726825d.pth) it is
     the FID. By default the features are those of EfficientNet-Lite0 (extra fid), offline, and the
     distance has that name. Two distances can be compared if they have the same name, numbers of
     images and stretch: docs/frechet.md.
     """
-    made = images.of_path(folder).first(count)
+    where = arrays.device(device)
+    is_run = (made / images.FILE_OF_RUN).exists()
+    fakes = images.of_run(made, where, code) if is_run else images.of_path(made)
+    fakes = fakes.first(count)
     reals = images.of_name(real, part, data_dir).first(count)
     for note in reals.notes:
         warn(note)
     network = frechet.load(features, where=device)
-    with Bars(show=not quiet and on_terminal()) as bars:
+    with arrays.on(where), Bars(show=not quiet and on_terminal()) as bars:
         found = compare(
-            *(network, made, reals),
+            *(network, fakes, reals),
             stretch=stretch,
             batch=batch,
             progress=bars.progress,

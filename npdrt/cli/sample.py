@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from npdrt import arrays, atomic, store
-from npdrt.arrays import to_device
+from npdrt import arrays, atomic
 from npdrt.cli.common import check_outputs, code_option, echo
 from npdrt.errors import Error
-from npdrt.store import container, png
-from npdrt.train.config import stored, stored_model
-from npdrt.train.pictures import COLUMNS, ROWS, grid
+from npdrt.store import png
+from npdrt.train.pictures import COLUMNS, ROWS, generator, grid
 
 
 class Classes(click.ParamType[tuple[int, ...]]):
@@ -59,25 +57,14 @@ def command(
     own seed, the noise of the pictures that the run made itself.
     """
     check_outputs(force, out)
-    file = container.within(run, "checkpoint.h5")
-    if not file.exists():
-        raise Error(f"{file} does not exist; give a run directory, a checkpoint or a snapshot")
-    checkpoint = store.load(file)
-    config = stored(checkpoint.meta, file, code=code)
-    model = stored_model(config)
-    if not hasattr(model, "generate"):
-        raise Error(f"{file}: {config.model} makes no images; give a run of a model like gan")
-    chosen = tuple(range(min(ROWS, model.outputs))) if classes is None else classes
-    if wrong := [label for label in chosen if not 0 <= label < model.outputs]:
-        raise Error(f"{file}: the classes are 0 to {model.outputs - 1}; got {wrong[0]}")
     where = arrays.device(device)
     with arrays.on(where):
-        params, buffers = (
-            {name: to_device(value, where) for name, value in group.items()}
-            for group in (checkpoint.params, checkpoint.buffers)
-        )
-        pixels = grid(
-            model, params, buffers, chosen, columns, config.seed if seed is None else seed
-        )
+        made = generator(run, where, code)
+        known = made.model.outputs
+        chosen = tuple(range(min(ROWS, known))) if classes is None else classes
+        if wrong := [label for label in chosen if not 0 <= label < known]:
+            raise Error(f"{run}: the classes are 0 to {known - 1}; got {wrong[0]}")
+        noise = made.seed if seed is None else seed
+        pixels = grid(made.model, made.params, made.buffers, chosen, columns, noise)
     atomic.replace(out, png.encode(pixels))
     echo(out)

@@ -1,4 +1,5 @@
-"""Images to compare: a folder of PNG or JPEG files or of npz files, one npz file, or a data set.
+"""Images to compare: a folder of PNG or JPEG files or of npz files, one npz file, a data set, or
+those that the generator of a run makes.
 
 All are bytes (N, 3, H, W) of one size, read a few at a time.
 """
@@ -6,7 +7,7 @@ All are bytes (N, 3, H, W) of one size, read a few at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from npdrt import data, regular
+from npdrt.arrays import Device
 from npdrt.data import folder
 from npdrt.data.bounded import FREE, RATIO, contents, reading
 from npdrt.data.catalogue import sources
 from npdrt.data.images import Stored
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
+from npdrt.train.pictures import generator
 
 PARTS = ("train", "test")
 FILE_OF_RUN = "checkpoint.h5"
+OF_RUN = 10_000  # images of a run, as many as Bernstein et al. 2020 took
 
 Bytes = np.ndarray[Any, Any]  # uint8
 
@@ -75,12 +79,24 @@ def of_path(path: Path) -> Source:
     """The images in a folder, with the folders in it, or in a .npz file."""
     if not path.exists():
         raise Error(f"{path} does not exist; give a folder of images or a .npz file")
-    if (path / FILE_OF_RUN).exists():  # a run: its generator would make the images here
-        raise Error(f"{path} is a run; give a folder with images that its network made")
+    if (path / FILE_OF_RUN).exists():
+        raise Error(f"{path} is a run; real images are those of a data set or in a folder")
     if path.is_file():
         return of_arrays(str(path), [path])
     arrays = sorted(path.glob("*.npz"))
     return of_arrays(str(path), arrays) if arrays else of_files(str(path), folder.files_in(path))
+
+
+def of_run(path: Path, device: Device, code: Sequence[Path] = ()) -> Source:
+    """The images that the generator of a run makes, at most `OF_RUN`; its classes take turns."""
+    made = generator(path, device, code)
+
+    def read(key: slice) -> Bytes:
+        images: Bytes = made.images(range(key.start, key.stop, key.step))
+        return images
+
+    name = f"the generator of {path}"
+    return Source(name, OF_RUN, read, lambda: _digest([contents(path / FILE_OF_RUN)]))
 
 
 def of_name(name: str, part: str = "train", data_dir: Path | None = None) -> Source:
