@@ -90,15 +90,17 @@ def test_stand_ins_are_what_they_are(name: str, norm: str) -> None:
     assert (found.parting is None) == (not found.choices)
 
 
-LARS_TOO = ("LARS paper", "optax lars", "apex LARC", "MLPerf TF1 LARS")  # the soak asks all
+OF_EACH = (  # the soak asks all
+    *("LARS paper", "optax lars", "apex LARC", "official Fromage", "optax fromage", "lars lesion"),
+    *("torch SGD", "SGDW", "torch Adam", "Keras Adam"),
+)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        name if standin.rule != "lars" or name in LARS_TOO
-        else pytest.param(name, marks=pytest.mark.soak)
-        for name, standin in ONE_BY_ONE.items()
+        name if name in OF_EACH else pytest.param(name, marks=pytest.mark.soak)
+        for name in ONE_BY_ONE
     ],
 )  # fmt: skip
 def test_the_rule_of_a_stand_in_is_found_too(name: str) -> None:

@@ -25,7 +25,7 @@ from npdrt.store import container
 from npdrt.train import Config, train
 
 FAST = ("-q", "--json")
-FEW = 8  # mutants of a file in the suite; the soak makes all
+FEW = 5  # mutants of a file in the suite; the soak makes all
 DEEP = "DEEP"  # stands for a list in a list, 100,000 times
 NAN = "NAN"
 
@@ -239,7 +239,7 @@ FILES: dict[str, Callable[[Path], File]] = {
         "vectors verify response.json --format float64",
     ),
 }
-SLOW = {"response": 2}  # of which fewer are made in the suite
+SLOW = {"response": 2, "trace": 3}  # of which fewer are made in the suite
 
 
 def lines(path: Path) -> list[Any]:

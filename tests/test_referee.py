@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,7 @@ def audited(source: str, folder: Path, rule: str, formats: Sequence[str] = ("flo
     """The audit of `update` in a source of a file, under a rule."""
     path = folder / "mine.py"
     path.write_text(HEAD + textwrap.dedent(source))
-    adapter = file.File(f"{path}:update", {})
+    adapter = file.from_file(f"{path}:update", {})
     info = adapter.info
     target = targets.Target(
         "", "mine", "file", rule, info.offers, info.formats, {}, required=info.required
@@ -243,7 +243,7 @@ RIGHT_ONES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["float32", pytest.param("float64", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", RIGHT_ONES)
 def test_right_ones_pass(name: str, form: str, tmp_path: Path) -> None:
     rule, source = RIGHT_ONES[name]
@@ -457,7 +457,13 @@ WRONG_ONES: dict[str, tuple[str, str, str, dict[str, str] | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG_ONES)
+def half(names: Iterable[str]) -> list[Any]:
+    """Every second name; the soak asks all."""
+    return [name if k % 2 == 0 else pytest.param(name, marks=pytest.mark.soak)
+            for k, name in enumerate(names)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", half(WRONG_ONES))
 def test_wrong_ones_do_not_pass(name: str, tmp_path: Path) -> None:
     rule, source, form, clause = WRONG_ONES[name]
     found = audited(source, tmp_path, rule, (form,))
@@ -602,7 +608,7 @@ def test_optax_in_a_file(
     monkeypatch.setattr(serve, "LONG", 50)  # a thousand calls of JAX take seconds
     path = tmp_path / "mine.py"
     path.write_text(HEAD + OPTAX.format(options=options))
-    adapter = file.File(f"{path}:update", {})
+    adapter = file.from_file(f"{path}:update", {})
     target = targets.Target("", "mine", "file", "adam", adapter.info.offers, ("float32",), {})
     found = [v for v in asked_of(target, "adam", ("float32",), (False,)) if len(v.case.steps) < 50]
     outcomes = [targets.lacks(target, v.case) or serve.outcome(adapter, v.case) for v in found]

@@ -518,7 +518,7 @@ def kill_many(folder: Path, kills: int) -> None:
 
 
 def test_kill_9(tmp_path: Path) -> None:
-    kill_many(tmp_path, 8)
+    kill_many(tmp_path, 5)
 
 
 @pytest.mark.soak
@@ -578,13 +578,13 @@ left = kill_everywhere("fresh")
 born = next(n for n, names in enumerate(left) if "checkpoint.h5" in names)
 os.rename(f"left-fresh-{born - 1}", "unborn")
 os.rename(f"left-fresh-{(born + len(left)) // 2}", "half")
-counts = {begin: len(kill_everywhere(begin, 14)) for begin in ("unborn", "half")}
+counts = {begin: len(kill_everywhere(begin, 8)) for begin in ("unborn", "half")}
 sys.stderr.write("\\n" + json.dumps({"fresh": len(left), **counts}))
 """
 
 
 def test_killed_before_every_change_of_a_file(tmp_path: Path) -> None:
-    """One kill before each file operation of a whole run; before the first 14 of one that finds
+    """One kill before each file operation of a whole run; before the first 8 of one that finds
     what a run killed before its first checkpoint left, and of a resumption: each resumes."""
     write_blobs(tmp_path / "blobs.npz")
     words = [*KILLED, "--epochs", "1", "--checkpoint-every", "4"]
@@ -601,7 +601,7 @@ def test_killed_before_every_change_of_a_file(tmp_path: Path) -> None:
     expected = contents(tmp_path / "whole")
     for begin, count in json.loads(done.stderr.splitlines()[-1]).items():  # after the warnings
         runs = sorted(tmp_path.glob(f"{begin}-*"))
-        assert len(runs) == count >= 14
+        assert len(runs) == count >= 8
         for run in runs:
             assert_same(contents(run), expected)
             assert names(run) == RUN_FILES, run
@@ -1136,7 +1136,7 @@ def test_lr_auto_elsewhere() -> None:
         ({"optimizer_options": {"momentum": 0.9}}, "unknown setting of fromage: 'momentum'"),
         ({"lr": -1.0}, "lr must be a finite number >= 0; got -1.0"),
         ({"lr": math.nan}, "lr must be a finite number >= 0; got nan"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'; expected constant"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; expected constant"),
         ({"batch_size": 54}, "batch size: expected 1 to 53"),
         ({"seed": 1 << 64}, "seed must lie in"),
         ({"device": "tpu"}, "unknown device 'tpu'"),

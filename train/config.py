@@ -18,7 +18,7 @@ from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS, Model
 from npdrt.optim.schedules import FORMS
 from npdrt.train import rules
-from npdrt.train.own import check_names, digest, found_in, require_code
+from npdrt.train.own import check_names, digest, file_of, found_in, require_code
 from npdrt.train.rules import USER_RULE, own_rules, rule_digests, rule_named
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -185,8 +185,9 @@ def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
     given = value is not None or setting.default is not None
     if given and least is not None and value < least:
         raise Error(f"{setting.name} must be at least {least}; got {value}")
-    if choices and "other" not in setting.metadata:  # else `_model_class` or `rule_named` looks
-        check_names(setting.name, {value: None}, list(choices))
+    other = setting.metadata.get("other")
+    if choices and not (other and file_of(str(value))):
+        check_names(setting.name, {value: None}, [*choices, *([other] if other else [])])
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:
