@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
     "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     "lars": {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 0.02, "eps": 0.0},
     "fromage": {"norm_bound": None},
 }
@@ -63,7 +64,7 @@ def middle(rule: str, form: str, step: int, **settings: Any) -> Case:
     f = FORMATS[form]
     m, v = f.round(np.array([0.3, -0.2, 0.7])), f.round(np.array([0.2, 0.5, 1.5]))
     state: dict[str, Any] = {"step": step, "momentum": m}
-    if rule == "adam":
+    if rule in ("adam", "adamw"):
         betas = settings.get("betas", (0.9, 0.999))
         powers = {f"beta{k}_power": np.float64(b) ** step for k, b in enumerate(betas, 1)}
         state = {"step": step, "exp_avg": m, "exp_avg_sq": v, **powers}
@@ -103,10 +104,10 @@ LARS = {"denominator": "norm of the sum"}
 ASKED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str], float]] = {
     "torch.optim.SGD": (SGD, [], {}, 3),
     "torch.optim.Adam": ([{}, COUPLED, {"betas": (0.8, 0.99), "eps": 1e-3}], [DECOUPLED], {}, 8),
-    "torch.optim.AdamW": ([{}, DECOUPLED], [COUPLED], {}, 8),
+    "torch.optim.AdamW": ([{}, DECAY], [], {}, 8),
     "optax.sgd": ([{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], SGD[2:], {}, 3),
     "optax.adam": ([{}, {"betas": (0.8, 0.99)}], [COUPLED], {"precision": "float32"}, 40),
-    "optax.adamw": ([{}, DECOUPLED], [COUPLED], {"precision": "float32"}, 40),
+    "optax.adamw": ([{}, DECAY], [], {"precision": "float32"}, 40),
     "optax.fromage": ([{}], [{"norm_bound": 1.0}], {}, 8),
     "optax.lars": ([{}, {"momentum": 0.0}, {**DECAY, "eps": 1e-2}], [], LARS, 8),
 }
@@ -171,7 +172,8 @@ def test_optax_gives_the_bits_that_its_users_get(
 def test_libraries_show_their_state(library: tuple[str, list[Outcome], list[Outcome]]) -> None:
     """So that the test above has judged it too; and it moves."""
     spec, outcomes, _ = library
-    names = {"adam": {"exp_avg", "exp_avg_sq"}, "lars": {"momentum"}, "fromage": set()}
+    moments = {"exp_avg", "exp_avg_sq"}
+    names = {"adam": moments, "adamw": moments, "lars": {"momentum"}, "fromage": set()}
     for c, outcome in zip(asked(spec)[0], outcomes, strict=True):
         assert isinstance(outcome, tuple)
         used = {"momentum"} if c.settings.get("momentum") else set()
@@ -188,7 +190,7 @@ def test_libraries_lack(library: tuple[str, list[Outcome], list[Outcome]]) -> No
 def test_libraries_say_what_they_are() -> None:
     pytest.importorskip("torch")
     target = targets.find("torch.optim.AdamW")
-    assert (target.name, target.kind, target.rule) == ("torch.optim.AdamW", "torch", "adam")
+    assert (target.name, target.kind, target.rule) == ("torch.optim.AdamW", "torch", "adamw")
     assert target.versions["torch"].startswith("2.")
     assert target.formats == tuple(FORMATS)
 

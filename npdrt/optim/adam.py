@@ -8,16 +8,14 @@ from typing import Annotated
 from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.optimizer import Slots
 from npdrt.optim.rule import Formula, rule
-from npdrt.optim.setting import Setting, WeightDecay, at_least_zero, below_one_each, flag
+from npdrt.optim.setting import Betas, Setting, WeightDecay, at_least_zero, flag
 
 
 @rule(slots={"exp_avg": "the first moment m", "exp_avg_sq": "the second moment v"})
 def adam(
     *,
     lr: float = 1e-3,
-    betas: Annotated[
-        tuple[float, float], Setting("shares of the two moments that are kept", below_one_each)
-    ] = (0.9, 0.999),
+    betas: Betas = (0.9, 0.999),
     eps: Annotated[float, Setting("added to the root", at_least_zero)] = 1e-8,
     weight_decay: WeightDecay = 0.0,
     decoupled: Annotated[bool, Setting("decay as in AdamW", flag, needs="weight_decay")] = False,

@@ -70,3 +70,9 @@ class Setting:
 WeightDecay = Annotated[
     float, Setting("multiple of the weights that is added to the gradient", at_least_zero)
 ]
+Decoupled = Annotated[
+    float, Setting("multiple of the weights that is added to the step", at_least_zero)
+]
+Betas = Annotated[
+    tuple[float, float], Setting("shares of the two moments that are kept", below_one_each)
+]

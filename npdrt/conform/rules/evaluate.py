@@ -113,6 +113,7 @@ def run(
                 slots["step"] += 1
                 arithmetic = Arithmetic(real, case.number, full)
             g = real(case.steps[k].g)
+            g = -g if full["direction"] == "of the negated gradient" else g
             w, g = operands(w, g, case.layout, read) if read else (w, g)
             w, slots, scale = rule.step(full, w, g, slots, h, arithmetic)
             slots["step"] += 1

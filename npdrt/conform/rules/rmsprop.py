@@ -13,8 +13,8 @@ from npdrt.conform.cases import Draft, Drawer
 from npdrt.conform.formats import Format
 from npdrt.conform.page import ROUND, Norms, Numbers, divide, minus, mixed, plus, root, with_decay
 from npdrt.conform.rules import sgd
-from npdrt.conform.rules.adam import drift
 from npdrt.conform.rules.evaluate import Arithmetic, largest, limited
+from npdrt.conform.rules.moments import drift
 from npdrt.conform.rules.rule import (
     COMMON,
     STATE,
