@@ -126,16 +126,16 @@ def test_help_of_train_in_full() -> None:
     """The choices and defaults a reader looks for."""
     text = " ".join(call("train", "--help").output.split())
     for expected in (
-        "--model [mlp|resnet18|",
+        "--model NAME One of mlp, resnet18, ",
         "Or path/to/file.py:Class. [default: mlp]",
         "--depth INTEGER RANGE Weight matrices L. [default: 2; x>=1]",
         f"--nonlinearity [{'|'.join(NONLINEARITIES)}] [default: relu]",
         "--init [he|orthogonal|xavier|authors] Initialisation. [default: he]",
-        f"--optimizer, --optimiser [{'|'.join(optim.RULES)}] ",
+        f"--optimizer, --optimiser NAME One of {', '.join(optim.RULES)}. ",
         "lars_lesion: Fromage without its prefactor. Or path/to/file.py:rule. [default: fromage]",
         "--lr TEXT Learning rate, or auto. [default: auto]",
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
-        "--betas <FLOAT FLOAT>... adam: shares of the two moments that are kept.",
+        "--betas <FLOAT FLOAT>... adam, adamw: shares of the two moments that are kept.",
         "--momentum FLOAT sgd, lars",
         ": share of the velocity that is kept. [default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",

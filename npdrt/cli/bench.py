@@ -15,6 +15,7 @@ from npdrt.train import bench, bench_gpu
 from npdrt.train.bench import QUICK, Case
 
 DEFAULTS = Case()
+_RULE = Name(list(optim.RULES))
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -26,8 +27,8 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--optimizer",
     "--optimiser",
-    type=Name(list(optim.RULES)),
-    help=f"[default: {DEFAULTS.optimizer}]",
+    type=_RULE,
+    help=f"{_RULE.listed} [default: {DEFAULTS.optimizer}]",
 )
 @click.option("--steps", type=_POSITIVE, help=f"Timed steps.  [default: {DEFAULTS.steps}]")
 @click.option(

@@ -25,6 +25,9 @@ from npdrt.store.log import finite
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+LINE = 58  # characters of choices that fit beside an option
+
+
 class Name(click.ParamType[str]):
     """One of a few names; anything else gets a suggestion.
 
@@ -47,8 +50,14 @@ class Name(click.ParamType[str]):
         self.fail(f"{value!r} is unknown. {hint}", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """The choices, as the help shows them."""
-        return "[" + "|".join(self.choices) + "]"
+        """The choices, as the help shows them; "NAME" if they are `listed` in its words."""
+        return "NAME" if self.listed else "[" + "|".join(self.choices) + "]"
+
+    @property
+    def listed(self) -> str:
+        """The choices as a sentence, if they are too many for a line of the help; else ""."""
+        names = ", ".join(self.choices)
+        return f"One of {names}. " if len(names) > LINE else ""
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
         """The choices that begin so."""

@@ -25,7 +25,7 @@ from npdrt.frechet.networks import BATCH
 
 
 @click.command("fid")
-@click.argument("made", metavar="RUN|FOLDER", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN|FOLDER", type=click.Path(path_type=Path))
 @click.option(
     "--data",
     "real",
@@ -67,7 +67,7 @@ from npdrt.frechet.networks import BATCH
 @json_option
 @code_option
 def command(
-    made: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
+    folder: Path, real: str, part: str, count: int | None, features: Path | None, stretch: bool,
     batch: int, device: str, data_dir: Path | None, quiet: bool, as_json: bool,
     code: tuple[Path, ...],
 ) -> None:  # fmt: skip
@@ -81,8 +81,8 @@ def command(
     images and stretch: docs/frechet.md.
     """
     where = arrays.device(device)
-    is_run = (made / images.FILE_OF_RUN).exists()
-    fakes = images.of_run(made, where, code) if is_run else images.of_path(made)
+    is_run = (folder / images.FILE_OF_RUN).exists()
+    fakes = images.of_run(folder, where, code) if is_run else images.of_path(folder)
     fakes = fakes.first(count)
     reals = images.of_name(real, part, data_dir).first(count)
     for note in reals.notes:

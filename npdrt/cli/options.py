@@ -120,7 +120,9 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Callable[[Any], Any]:
         return _option(field.name, click.IntRange(min=0), meta["words"], default, multiple=True)
     if kind == tuple[str, ...]:
         return _option(field.name, str, meta["words"], multiple=True)
-    return _option(field.name, _type(kind, meta), meta["words"], default)
+    of_type = _type(kind, meta)
+    listed = of_type.listed if isinstance(of_type, Name) else ""
+    return _option(field.name, of_type, listed + meta["words"], default)
 
 
 def _type(kind: Any, meta: Mapping[str, Any]) -> Any:
