@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -545,7 +545,13 @@ def candidates() -> Iterator[tuple[str, dict[str, str]]]:
             yield name, dict(change)
 
 
-@pytest.mark.parametrize(("name", "choices"), list(candidates()))
+def third(every: Iterable[Any]) -> list[Any]:
+    """Every third in the suite; the soak asks all."""
+    return [case if k % 3 == 0 else pytest.param(*case, marks=pytest.mark.soak)
+            for k, case in enumerate(every)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "choices"), third(candidates()))
 def test_every_choice_can_be_told_from_every_other(name: str, choices: dict[str, str]) -> None:
     rule = RULES[name]
     formats = ("float32", "float64") if "precision" in " ".join(choices) else ("float32",)

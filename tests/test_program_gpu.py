@@ -151,7 +151,7 @@ def test_kernels_have_the_bits_of_numpy(device: StandIn) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_have_the_bits_of_numpy(name: str, dtype: str, device: StandIn) -> None:
     """On numbers of all sizes, one update after another, as kernels."""

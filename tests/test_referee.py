@@ -536,6 +536,10 @@ def test_ties_go_to_the_rule_of_the_paper() -> None:
     assert (found.rule, found.finding.choices) == ("fromage", {"prefactor": "squared"})
     found = of_any_rule(lambda w, g, lr: w - relative(w, g, lr))
     assert (found.rule, PASSES[found.verdict]) == ("lars_lesion", True)
+
+
+@pytest.mark.soak
+def test_plain_descent_is_sgd() -> None:
     found = of_any_rule(lambda w, g, lr: w - np.float32(lr) * g)
     assert (found.rule, PASSES[found.verdict]) == ("sgd", True)
 
