@@ -213,7 +213,7 @@ def adam_step(w, m, v, t, lr, betas, eps, ways):
     return ways.pick("step", torch, paper, end_of_section_2, by_reciprocals)
 
 
-def adam_torch(w, g, state, *, lr, betas, eps, weight_decay, decoupled, ways, **_):
+def adam_torch(w, g, state, *, lr, betas, eps, weight_decay, ways, decoupled=False, **_):
     """torch/optim/adam.py and adamw.py, scalars in float64."""
     if decoupled:
         w = w * meet(1 - lr * weight_decay, w)
@@ -238,7 +238,7 @@ def narrow_corrections(w, state, betas):
     return tuple(kind(1) - kind(b) ** kind(t) for b in betas)
 
 
-def adam_optax(w, g, state, *, lr, betas, eps, weight_decay, decoupled, ways, **_):
+def adam_optax(w, g, state, *, lr, betas, eps, weight_decay, ways, decoupled=False, **_):
     """optax adam and adamw: bias correction in the dtype of the parameter."""
     if weight_decay and not decoupled:
         g = ways.axpy(weight_decay, w, g)
@@ -267,7 +267,7 @@ def adam_onnx(w, g, state, *, lr, betas, eps, weight_decay, ways, **_):
     return w - meet(rate, m) * m / (np.sqrt(v) + meet(eps, v)), kept(state, m, v)
 
 
-def amsgrad_torch(w, g, state, *, lr, betas, eps, weight_decay, decoupled, ways, **_):
+def amsgrad_torch(w, g, state, *, lr, betas, eps, weight_decay, ways, decoupled=False, **_):
     """torch.optim.Adam(amsgrad=True)."""
     if decoupled:
         w = w * meet(1 - lr * weight_decay, w)
@@ -552,7 +552,7 @@ def plain_sgd(w, g, state, *, lr, momentum, dampening, nesterov, weight_decay, *
     return w, {"momentum": v, "step": t}
 
 
-def plain_adam(w, g, state, *, lr, betas, eps, weight_decay, decoupled, **_):
+def plain_adam(w, g, state, *, lr, betas, eps, weight_decay, decoupled=False, **_):
     t = state.get("step", 0) + 1
     b1, b2 = betas
     if decoupled:

@@ -306,7 +306,7 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, **given)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     answers = [(tmp_path / f"{k}.txt").read_text("utf-8") for k in range(7)]
-    assert f"[{'|'.join([*optim.RULES, 'toy'])}]" in answers[0]
+    assert f"One of {', '.join([*optim.RULES, 'toy'])}." in answers[0]
     assert "--beta FLOAT toy: share of the mean that is kept. [default: 0.5]" in answers[0]
     assert "--ahead / --no-ahead toy: look ahead, with --beta." in answers[0]
     whole, parts = (npdrt.load(tmp_path / run / "checkpoint.h5") for run in ("whole", "parts"))
@@ -317,7 +317,7 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     assert whole.meta["config"]["lr"] == 0.002
     assert " sign" in answers[4]
     assert answers[5].startswith("the same")
-    assert "|toy]" in answers[6]
+    assert ", toy." in answers[6]
 
 
 # --- a rule that the referee does not know --------------------------------------------------------

@@ -253,7 +253,7 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
             "not known; npdrt audits torch.optim.SGD, .*path/to/file.py:callable",
         ),
         ("torch.optim.Adan", "did you mean torch.optim.Adam?"),
-        ("optax.lion", "optax.fromage, .*by name; .*protocol"),
+        ("optax.novograd", "optax.fromage, .*by name; .*protocol"),
         ("SGD", "is not a target"),
         ("missing.py:update", "missing.py does not exist"),
         (f"{ROOT}/README.md", "name the callable"),
