@@ -112,6 +112,9 @@ def test_the_rule_of_a_stand_in_is_found_too(name: str) -> None:
         pairs = zip(cases, outcomes, strict=True)
         answered[rule] = [(c, o) for c, o in pairs if not isinstance(o, Failure)]
     found = identification.identify_any(answered)
+    if name == "AdamW":  # a dialect of Adam that is a rule of its own
+        assert found.rule.name == "adamw"
+        return
     assert found.rule.name == standin.rule
     assert found.choices == expected(standin, standins.PLAIN, cases)
 
