@@ -86,9 +86,8 @@ class Adversarial(Task):
 
     def loss(self, output: Any, y: Array, *, smoothed: bool) -> Any:
         """The discriminator's loss for scores (2N,); 0-d."""
-        return 2.0 * ops.hinge(
-            output, _signs(detach(output))
-        )  # a mean over 2N: twice it is the sum
+        signs = _signs(detach(output))
+        return 2.0 * ops.hinge(output, signs)  # twice the mean over 2N is the sum of both means
 
     def count(self, y: Array) -> int:
         """Two predictions an image."""

@@ -36,9 +36,7 @@ class Generator:
         labels = np.asarray([i % self.model.outputs for i in numbers], np.int64)
         xp = namespace(*self.params.values())
         given = xp.asarray(np.concatenate(noise)), xp.asarray(labels)
-        with quiet():
-            images, _ = self.model.generate(self.params, self.buffers, *given)
-        return _bytes(to_host(images))
+        return _generated(self.model, self.params, self.buffers, *given)
 
 
 def generator(run: Path, device: Device, code: Sequence[Path] = ()) -> Generator:
@@ -73,13 +71,13 @@ def grid(
     for label in classes:
         noise = model.noise(Random(seed, "samples", label), columns)
         labels = xp.asarray(np.full(columns, label, np.int64))
-        with quiet():
-            images, _ = model.generate(params, buffers, noise, labels)  # (columns, C, S, S)
-        rows.append(_bytes(to_host(images)))
+        rows.append(_generated(model, params, buffers, noise, labels))  # (columns, C, S, S)
     tiles = np.stack(rows).transpose(0, 3, 1, 4, 2)  # (rows, S, columns, S, C)
     return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1, tiles.shape[-1])
 
 
-def _bytes(images: Any) -> Any:
-    """Values in [-1, 1] as 0 to 255."""
-    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+def _generated(model: Any, params: Params, buffers: Params, noise: Any, labels: Any) -> Any:
+    """Images in evaluation mode on the host, bytes (N, C, S, S): [-1, 1] becomes 0 to 255."""
+    with quiet():
+        images, _ = model.generate(params, buffers, noise, labels)
+    return np.rint((np.clip(to_host(images), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
