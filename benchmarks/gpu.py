@@ -26,7 +26,7 @@ from typing import Any
 from gpu_networks import RATES, Network, language_model, perceptron, resnet18, torch_update
 from report import parser, table
 
-from npdrt import arrays, cublas, record
+from npdrt import arrays, cublas, cudnn, record
 from npdrt.errors import Error, Unavailable
 from npdrt.random import Random
 from npdrt.train.bench import take_turns
@@ -162,11 +162,12 @@ def networks(given: Any) -> Iterator[Network]:
 # --- the report ---------------------------------------------------------------------------------
 
 
-def machine(precision: str) -> dict[str, Any]:
+def machine(given: Any) -> dict[str, Any]:
     """What the times depend on."""
     torch = sys.modules.get("torch")
     found = {"gpu": arrays.describe_gpus()[0], "software": arrays.gpu_software()}
-    return {**found, "torch": torch and torch.__version__, "precision": precision}
+    chosen = {"precision": given.precision, "convolutions": given.convolutions}
+    return {**found, "torch": torch and torch.__version__, **chosen}
 
 
 def text_of(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -174,6 +175,7 @@ def text_of(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     software = ", ".join(f"{name} {version}" for name, version in about["software"].items())
     torch = f"; PyTorch {about['torch']}" if about["torch"] else ""
     line = f"{about['gpu']['name']}; {software}{torch}; precision {about['precision']}"
+    line += f"; convolutions by {about['convolutions']}"
     head = ["network", "rule", *WAYS, "graph / compiled", "nodes", "host us, graph"]
     notes = [
         f"{r['network']}: no graph: {r['graph_error']}" for r in results if r.get("graph_error")
@@ -203,6 +205,7 @@ def main(words: list[str] | None = None) -> None:
     options.add_argument("--rules", nargs="+", choices=list(RATES), default=["fromage"])
     options.add_argument("--turns", type=int, default=11, help="timed turns of 10 steps")
     options.add_argument("--precision", choices=cublas.PRECISIONS, default="ieee")
+    options.add_argument("--convolutions", choices=cudnn.CONVOLUTIONS, default="npdrt")
     given = options.parse_args(words)
     try:
         arrays.device("cuda")
@@ -211,9 +214,9 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     results: list[dict[str, Any]] = []
     for network in networks(given):
-        with in_precision(given.precision):
+        with in_precision(given.precision), cudnn.convolutions(given.convolutions):
             results.append(measure(network, given.turns))
-        about = machine(given.precision)
+        about = machine(given)
         text = text_of(results, about)
         if given.output:
             found = json.dumps({"machine": about, "results": results}, indent=1)

@@ -103,7 +103,7 @@ class Cublas:
         assert left is not None
         assert right is not None
         kind, compute, number = TYPES[dtype]
-        compute = TF32 if dtype == "float32" and _takes_tf32() else compute
+        compute = TF32 if dtype == "float32" and takes_tf32() else compute
         stack, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]
         count = math.prod(stack)
         name = "cublasGemmEx" if count == 1 else "cublasGemmStridedBatchedEx"
@@ -230,7 +230,7 @@ def precision(name: str) -> Iterator[None]:
     """
     if name not in PRECISIONS:
         raise Error(f"unknown precision {name!r}; use one of {', '.join(PRECISIONS)}")
-    before = _takes_tf32()
+    before = takes_tf32()
     _of_thread.tf32 = name == "tf32"
     try:
         yield
@@ -238,7 +238,8 @@ def precision(name: str) -> Iterator[None]:
         _of_thread.tf32 = before
 
 
-def _takes_tf32() -> bool:
+def takes_tf32() -> bool:
+    """Whether float32 products of this thread are rounded to TF32."""
     return getattr(_of_thread, "tf32", False)
 
 

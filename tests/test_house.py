@@ -46,7 +46,7 @@ def test_the_whole_package_is_read() -> None:
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
     ("blas", "errors", "plain", "workers"),
-    ("cublas", "kernels", "owner", "philox", "regular", "schema"),
+    ("cublas", "cudnn", "kernels", "owner", "philox", "regular", "schema"),
     ("atomic",),
     ("arrays", "random"),
     ("autodiff",),

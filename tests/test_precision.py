@@ -112,7 +112,7 @@ def test_gpu_a_run_says_its_precision(
     meta = store.load(tmp_path / "run" / "checkpoint.h5").meta
     assert meta["config"]["precision"] == meta["provenance"]["precision"] == "tf32"
     assert asked == {cublas.TF32}
-    assert not cublas._takes_tf32()
+    assert not cublas.takes_tf32()
     with arrays.on(arrays.device("cuda")):
         program = record(arrays.product, *map(on_device, (A, B)), memory=CudaMemory())
         program(*map(on_device, (A, B)))

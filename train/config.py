@@ -13,6 +13,7 @@ from typing import Any
 from npdrt import data, optim, schema
 from npdrt.arrays import plain
 from npdrt.cublas import PRECISIONS
+from npdrt.cudnn import CONVOLUTIONS
 from npdrt.data import AUGMENTS, Dataset
 from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS, Model
@@ -58,9 +59,10 @@ class Config:
     all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
     threads: of BLAS; None is 1 if the matrix products of a step are small
     (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. precision: of float32 products
-    on a GPU, "ieee" or the faster "tf32" (`npdrt.cublas.precision`). eager: run every array call
-    from Python instead of recording the step once and replaying it; same bits. fast: replay with
-    compiled loops (extra `fast`); same bits.
+    on a GPU, "ieee" or the faster "tf32" (`npdrt.cublas.precision`). convolutions: on a GPU, by the
+    kernels of "npdrt" or by "cudnn" (extra `cudnn`; `npdrt.cudnn.convolutions`). eager: run every
+    array call from Python instead of recording the step once and replaying it; same bits. fast:
+    replay with compiled loops (extra `fast`); same bits.
     trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
     the end; None means once an epoch. snapshots: steps after which the parameters are kept in
     RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the
@@ -91,6 +93,7 @@ class Config:
     seed: int = _setting(0, "Of every random number.", least=0)
     dtype: str = _setting("float32", choices=("float32", "float64"))
     precision: str = _setting("ieee", "Of float32 products on a GPU.", choices=PRECISIONS)
+    convolutions: str = _setting("npdrt", "On a GPU; cudnn is an extra.", choices=CONVOLUTIONS)
     device: str = _setting("cpu", "auto, cpu, cuda or cuda:N.", shown="auto", resumable=True)
     threads: int | None = _setting(None, "BLAS threads.", least=1, shown="1 for small nets")
     eager: bool = _setting(False, "Make every array call from Python, no program.", resumable=True)

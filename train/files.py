@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from npdrt import atomic, schema, store
+from npdrt import atomic, cudnn, schema, store
 from npdrt.arrays import to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim.schedules import Schedule
@@ -141,6 +141,8 @@ class RunFiles:
         made = provenance(self._feed.device, self._feed.dataset.digests)
         if self._feed.device.kind == "cuda":
             made["precision"] = self._config.precision
+            if self._config.convolutions == "cudnn":
+                made["cudnn"] = cudnn.version()
         chain = pairwise([*self._earlier, made["blas"]])
         if changed := [blas for blas, after in chain if not same_blas(blas, after)]:
             made["blas_before"] = changed

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from threadpoolctl import threadpool_limits
 
-from npdrt import arrays, optim, store
+from npdrt import arrays, cudnn, optim, store
 from npdrt.arrays import Array, Params, quiet, to_host
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error, Unavailable
@@ -102,11 +102,7 @@ class Trainer:
         self.stepped = False  # whether this process finished a step
         if config.fast:
             require_compiler()  # now, before a run directory is made
-        if config.precision != "ieee" and self.device.kind == "cpu":
-            raise Unavailable(
-                f"precision {config.precision} needs a GPU, and the device is cpu; leave it out, "
-                "or choose a GPU with --device cuda"
-            )
+        _check_device(config, self.device)
         self.feed = Feed(config, dataset, self.model, self.device)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning)
         self.history = History(self.task, self.feed)
@@ -317,3 +313,16 @@ class Trainer:
             f"a loss up to step {at.step} was not finite, but the replay did not reproduce it. "
             f"{good} {LOWER_RATE}"
         )
+
+
+def _check_device(config: Config, device: arrays.Device) -> None:
+    """Raise `Unavailable` for settings of a GPU that this device, or its software, lacks."""
+    for name in ("precision", "convolutions"):
+        value = getattr(config, name)
+        if value != getattr(Config, name) and device.kind == "cpu":
+            raise Unavailable(
+                f"{name} {value} needs a GPU, and the device is cpu; leave it out, or choose a GPU "
+                "with --device cuda"
+            )
+    if config.convolutions == "cudnn":
+        cudnn.load()

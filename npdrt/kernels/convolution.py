@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import cudnn
 from npdrt.kernels.kernel import TYPES, Array, Kernel, Shape, ceil, launch
 
 Pair = tuple[int, int]
@@ -268,6 +269,16 @@ def _parts(rows: int, columns: int, positions: int, groups: int) -> int:
 def _write(
     function: str, library: Any, out: Array, first: Array, second: Array, **setting: Any
 ) -> None:
+    if cudnn.takes(setting["groups"]):
+        cudnn.write(function, library, out, first, second, **setting)
+    else:
+        _multiply(function, library, out, first, second, **setting)
+
+
+def _multiply(
+    function: str, library: Any, out: Array, first: Array, second: Array, **setting: Any
+) -> None:
+    """By our kernels."""
     x, w, y = _shapes(function, first.shape, second.shape, setting)
     groups, (down, across) = setting["groups"], setting["stride"]
     rows, channels, taps = w[0] // groups, w[1], w[2] * w[3]

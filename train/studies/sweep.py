@@ -119,7 +119,9 @@ def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
 def _hash(config: Config, source: Dataset) -> str:
     """The first 12 hex digits of the SHA-256 of all that decides the numbers of a run."""
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
-    later = {"augment": "none", "clip": None, "precision": "ieee", "groups": ()}
+    later = {
+        "augment": "none", "clip": None, "precision": "ieee", "convolutions": "npdrt", "groups": (),
+    }  # fmt: skip
     for name, default in later.items():
         if settings[name] == default:  # which came later: finished runs keep their names
             del settings[name]
