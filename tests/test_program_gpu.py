@@ -26,7 +26,8 @@ from npdrt.program.calls import CREATIONS, KINDS
 from npdrt.program.cuda import WARM_UPS, CudaMemory
 from npdrt.random import Random
 from npdrt.train.config import Config
-from npdrt.train.step import State, Steps, Task
+from npdrt.train.step import State, Task
+from npdrt.train.steps import Steps
 
 NVCC = shutil.which("nvcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

@@ -55,7 +55,8 @@ class Config:
     optimizer: a name in `npdrt.optim.RULES` or "path/to/file.py:rule" (docs/your-own-rule.md).
     optimizer_options: its settings. groups: see `npdrt.train.rules`. lr: a rate or "auto".
     schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data.
-    batch_size: examples of a step; of text, streams (`npdrt.data.text`). clip: the largest norm of
+    batch_size: examples of a step; of text, streams (`npdrt.data.text`). shards: equal parts of a
+    batch, which ranks share (`npdrt.train.shards`). clip: the largest norm of
     all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
     threads: of BLAS; None is 1 if the matrix products of a step are small
     (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. precision: of float32 products
@@ -88,6 +89,7 @@ class Config:
     schedule: str = _setting("linear", FORMS)
     epochs: int = _setting(40, "Passes over the training data.", least=0, resumable=True)
     batch_size: int = _setting(32, "Examples of a step.", least=1)
+    shards: int = _setting(1, "Equal parts of a batch, for ranks.", least=1)
     label_smoothing: float = _setting(0.0, "Share of a label given to all classes.")
     clip: float | None = _setting(None, "Largest norm of all gradients together.")
     seed: int = _setting(0, "Of every random number.", least=0)
@@ -132,6 +134,13 @@ class Config:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.precision != "ieee" and self.dtype != "float32":
             raise Error(f"precision {self.precision} is of float32; the dtype is {self.dtype}")
+        if self.shards > 1 and self.threads not in (None, 1):
+            raise Error(
+                f"shards are computed by one BLAS thread each; leave out threads={self.threads}"
+            )
+        if self.shards > self.batch_size:
+            raise Error(f"{self.shards} shards need as many examples; batch_size is "
+                        f"{self.batch_size}")  # fmt: skip
         if self.eager and self.fast:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
 

@@ -186,6 +186,33 @@ class RunFiles:
         )
 
 
+class Unwritten(RunFiles):
+    """The files of a run for a rank other than 0, which reads but never writes them."""
+
+    begun = True
+
+    @contextmanager
+    def logging(self, tally: Tally | None) -> Iterator[None]:
+        """No log."""
+        yield
+
+    def write(self, record: Record) -> None:
+        """Nothing."""
+
+    def save(self, at: Position, *, ends: bool = False) -> None:
+        """Nothing."""
+
+    def write_trace(self, at: Position) -> None:
+        """Nothing."""
+
+    def snapshot(self, at: Position) -> None:
+        """Nothing."""
+
+    def kernels_changed(self) -> str | None:
+        """Nothing: rank 0 says so."""
+        return None
+
+
 def _check_state(start: State, checkpoint: Checkpoint, path: Path, rule: str) -> None:
     """Refuse arrays unless they have the names, shapes and types of this model and rule."""
     checkpoint.check_shapes({n: tuple(v.shape) for n, v in start.params.items()}, path)

@@ -31,9 +31,11 @@ from npdrt.train.cautions import cautions
 from npdrt.train.config import Config, build_model, build_optimizer, resolve
 from npdrt.train.diagnose import first_nonfinite
 from npdrt.train.feed import Feed
-from npdrt.train.files import RunFiles
+from npdrt.train.files import RunFiles, Unwritten
 from npdrt.train.history import History
-from npdrt.train.step import Position, State, Step, Steps, epoch_sums
+from npdrt.train.shards import ALONE, Alone, bounds
+from npdrt.train.step import Position, State, Step, epoch_sums
+from npdrt.train.steps import Steps
 
 LOWER_RATE = "Try a lower --lr."
 LOOK_AT_DATA = "No rate was used yet: look at the data and the initial weights."
@@ -76,14 +78,14 @@ class Reporter:
 
 
 def blas_threads(
-    batch_size: int, params: Params, asked: int | None = None
+    batch_size: int, params: Params, asked: int | None = None, shards: int = 1
 ) -> AbstractContextManager[Any]:
     """BLAS threads of a run: `asked`, else one if its products are small. A second thread slows
     small products down, on a busy machine by orders of magnitude, and would make their bits depend
-    on the number of cores."""
+    on the number of cores. Shards take one each, so that all ranks make the same bits."""
     largest = max((math.prod(p.shape) for p in params.values()), default=0)
     small = 2.0 * batch_size * largest < SMALL_PRODUCT
-    threads = asked or (1 if small else None)
+    threads = asked or (1 if small or shards > 1 else None)
     limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
     return limits
 
@@ -91,8 +93,13 @@ def blas_threads(
 class Trainer:
     """A resolved configuration with its model, data and files; `run` trains."""
 
-    def __init__(self, config: Config, dataset: Dataset, out: Path, reporter: Reporter):
+    def __init__(
+        self, config: Config, dataset: Dataset, out: Path, reporter: Reporter,
+        ranks: Alone = ALONE,
+    ):  # fmt: skip
         self.config = config = resolve(config, dataset)
+        self.ranks = ranks
+        _check_ranks(config, ranks)
         dataset = dataset.as_streams_for(config.batch_size)
         self.reporter = reporter
         self.device = arrays.device(config.device)
@@ -104,9 +111,9 @@ class Trainer:
             require_compiler()  # now, before a run directory is made
         _check_device(config, self.device)
         self.feed = Feed(config, dataset, self.model, self.device)
-        self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning)
+        self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning, ranks)
         self.history = History(self.task, self.feed)
-        self.files = RunFiles(out, config, self.feed)
+        self.files = (Unwritten if ranks.rank else RunFiles)(out, config, self.feed)
 
     # --- the loop ------------------------------------------------------------------------
 
@@ -117,13 +124,17 @@ class Trainer:
         tally: the counts of the log that is continued; None for a new run.
         """
         start_time, signal = time.perf_counter() - at.seconds, 0
-        threads = blas_threads(self.config.batch_size, at.state.params, self.config.threads)
+        config, stop = self.config, self.ranks.agreed(stop)
+        threads = blas_threads(
+            config.batch_size, at.state.params, config.threads, shards=config.shards
+        )
         with self.files.logging(tally), quiet(), threads, self.feed.ahead:
             self._begin(at)
             while at.step < self.feed.steps and not signal:
                 lr = at.schedule(at.step)
                 at, done = self.advanced(at, *self.feed.batch(at.step), lr)  # no batch outlives it
                 self.stepped = True
+                self.ranks.compare(at.step, at.state.params)
                 at, record = self._logged(at, done, lr, start_time)
                 self.reporter.progress(at.step, self.feed.steps, record)
                 signal = stop()
@@ -268,10 +279,12 @@ class Trainer:
         return Position(state, schedule, 0, **epoch_sums(self.feed.train[1]))
 
     def _require_last_batch(self, state: State) -> None:
-        """Refuse at once, and not after an epoch, a last batch of one example that the model cannot
-        use: a single example may have no batch statistics."""
+        """Refuse at once, and not after an epoch, a last batch or a shard of one example that the
+        model cannot use: a single example may have no batch statistics."""
         n, size = self.feed.sampler.n, self.feed.sampler.batch_size
-        if n % size != 1:
+        batches = [batch for batch in (min(n, size), n % size) if batch]
+        ones = [b for b in batches if any(e - s == 1 for s, e in bounds(b, self.config.shards))]
+        if not ones:
             return
         x, y = self.feed.train
         random = Random(self.config.seed, "train/last-batch")
@@ -282,6 +295,9 @@ class Trainer:
             raise Error(
                 f"the last batch of an epoch has 1 of the {n} examples, since the batch size is "
                 f"{size}; use another: {error}"
+                if self.config.shards == 1
+                else f"a shard of the batch of {ones[-1]} examples has 1 of them; use fewer shards "
+                f"or another batch size: {error}"
             ) from error
 
     # --- divergence ----------------------------------------------------------------------
@@ -296,6 +312,8 @@ class Trainer:
 
     def _explain_divergence(self, at: Position) -> NoReturn:
         """Repeat the run from its last checkpoint, and name the first value that is not finite."""
+        if self.ranks.rank:
+            self.ranks.told(None)  # rank 0 ends all ranks
         checkpoint, path, _ = store.load_newest(self.files.out)
         again = self.restored(checkpoint, path)
         good = f"The last good checkpoint is {path}, step {again.step}."
@@ -313,6 +331,16 @@ class Trainer:
             f"a loss up to step {at.step} was not finite, but the replay did not reproduce it. "
             f"{good} {LOWER_RATE}"
         )
+
+
+def _check_ranks(config: Config, ranks: Alone) -> None:
+    """Raise `Error` for more ranks than shards, and for ranks that differ."""
+    if ranks.size > config.shards:
+        raise Error(
+            f"{ranks.size} ranks need as many shards of a batch; give --shards {ranks.size} or "
+            f"more, or start fewer ranks (shards: {config.shards})"
+        )
+    ranks.require_alike({"configuration": config.as_dict()})
 
 
 def _check_device(config: Config, device: arrays.Device) -> None:

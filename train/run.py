@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from npdrt.train.config import Config, load_data, stored
 from npdrt.train.files import not_begun, remove_files, require_empty, require_run, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
 from npdrt.train.own import file_of
+from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
+from npdrt.train.shards import ALONE, Alone
 
 
 def never() -> int:
@@ -46,10 +48,14 @@ def train(
     Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite. If
     anything else fails before the first step is done, `out` is left as it was.
     """
-    require_empty(out)  # a quick answer; only the one below is certain
-    with exclusive(out, make=True):
-        require_empty(out)
-        return start(config, out, data_dir, reporter or Reporter(), stop)
+    team = ranks()
+    with team.together():
+        if not team.rank:
+            require_empty(out)  # a quick answer; only the one below is certain
+        with _held(team, out, make=True):
+            if not team.rank:
+                require_empty(out)
+            return start(config, out, data_dir, reporter or Reporter(), stop, team)
 
 
 def resume(
@@ -79,13 +85,16 @@ def resume(
     changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
-    if begin is None:
-        require(out)
-    with exclusive(out, make=begin is not None):
-        require_run(out)
-        if begin is not None and not_begun(out):
-            return start(begin(), out, data_dir, reporter or Reporter(), stop)
-        return go_on(out, changes, code, data_dir, reporter or Reporter(), stop, accept)
+    team, reporter = ranks(), reporter or Reporter()
+    with team.together():
+        if begin is None:
+            require(out)
+        with _held(team, out, make=begin is not None):
+            require_run(out)
+            fresh = begin is not None and team.told(not team.rank and not_begun(out))
+            if begin is not None and fresh:
+                return start(begin(), out, data_dir, reporter, stop, team)
+            return go_on(out, changes, code, data_dir, reporter, stop, accept, team)
 
 
 def start(
@@ -94,13 +103,22 @@ def start(
     data_dir: Path | None,
     reporter: Reporter,
     stop: Callable[[], int],
+    team: Alone = ALONE,
 ) -> Summary:
     """Train from the start into `out`, which is empty and held by this process."""
     require_learning(config)
     dataset = load_data(config, data_dir)
-    trainer = Trainer(config, dataset, out, reporter)
+    trainer = Trainer(config, dataset, out, reporter, team)
     with _computing(trainer), blame(config), _undone(trainer):
         return trainer.run(trainer.fresh(), stop)
+
+
+@contextmanager
+def _held(team: Alone, out: Path, *, make: bool) -> Iterator[None]:
+    """Rank 0 holds the directory; the others wait until it does."""
+    with nullcontext() if team.rank else exclusive(out, make=make):
+        team.told(None)
+        yield
 
 
 @contextmanager
@@ -123,7 +141,7 @@ def _undone(trainer: Trainer) -> Iterator[None]:
     except Diverged:
         raise
     except Exception:
-        if not trainer.stepped:
+        if not trainer.stepped and not trainer.ranks.rank:
             remove_files(trainer.files.out)
         raise
 
@@ -136,6 +154,7 @@ def go_on(
     reporter: Reporter,
     stop: Callable[[], int],
     accept: Callable[[Mapping[str, Any]], None] = anything,
+    team: Alone = ALONE,
 ) -> Summary:
     """Resume the run in `out`, which this process holds."""
     checkpoint, path, warning = store.load_newest(out)
@@ -145,7 +164,7 @@ def go_on(
     accept(checkpoint.meta["config"])
     dataset = load_data(config, data_dir)
     _check_data(config, dataset, checkpoint, path)
-    trainer = Trainer(config, dataset, out, reporter)
+    trainer = Trainer(config, dataset, out, reporter, team)
     with _computing(trainer), blame(config):
         at = trainer.restored(checkpoint, path)
         if at.step > trainer.feed.steps:
@@ -153,7 +172,8 @@ def go_on(
                 f"{out} is at step {at.step}, beyond {config.epochs} epochs of "
                 f"{trainer.feed.epoch} steps"
             )
-        tally, seconds, unknown = rewound_log(out, checkpoint, path)
+        mine = (None, 0.0, None) if team.rank else rewound_log(out, checkpoint, path)
+        tally, seconds, unknown = mine
         if unknown:
             reporter.warning(unknown)
         return trainer.run(dataclasses.replace(at, seconds=seconds), stop, tally)

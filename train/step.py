@@ -1,4 +1,4 @@
-"""One training step, its program, one evaluation, and the measurements of a step, on any device."""
+"""One training step, one evaluation, and the measurements of a step, on any device."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from npdrt import ops, value_and_grad
-from npdrt.arrays import Array, Device, Params, label, namespace, phase
+from npdrt.arrays import Array, Params, label, namespace, phase
 from npdrt.errors import Error
 from npdrt.models import Model
 from npdrt.optim import Updater, norm
 from npdrt.optim.clip import clipped
 from npdrt.optim.function import shared_state
 from npdrt.optim.schedules import Schedule
-from npdrt.program import Program, compare, memory_on, record
 from npdrt.random import Random
-from npdrt.train.config import Config
-from npdrt.train.own import file_of
-from npdrt.train.rules import own_rules
 from npdrt.trust.descent import descent_threshold, dot
 from npdrt.trust.distances import (
     log_deep_relative_trust,
@@ -27,7 +23,6 @@ from npdrt.trust.distances import (
     weights,
 )
 
-Warn = Callable[[str], None]
 EVALUATED = 1 << 22  # values of a batch in an evaluation; 1000 images of CIFAR have 3 million
 
 
@@ -221,88 +216,6 @@ def make_step(task: Task, optimizer: Updater, *, traced: bool = False) -> Callab
         return Step(State(params, buffers, slots), losses[0], correct, measured, others)
 
     return step
-
-
-class Steps:
-    """The step of a run: recorded once for each shape of its arguments, then replayed.
-
-    It runs eagerly if the configuration says so, or if a user's model or rule cannot be recorded;
-    `warn` is called with the reason, once.
-    """
-
-    def __init__(self, task: Task, rule: Updater, config: Config, device: Device, warn: Warn):
-        self._task, self._rule, self._config = task, rule, config
-        self._device, self._warn = device, warn
-        self._warned = self._graph_warned = False
-        self._made: dict[Any, Callable[..., Step]] = {}  # by shape, names of state, traced
-        self._open: set[Any] = set()  # those of which is not known yet whether they are a graph
-        self._memory = memory_on(device)
-
-    def __call__(self, *args: Any, traced: bool) -> Step:
-        """`make_step`'s function of `(state, x, y, lr, random)`."""
-        state, x = args[:2]
-        key = (x.shape, tuple(state.buffers), tuple(state.optimizer), traced)
-        if key not in self._made:
-            step = make_step(self._task, self._rule, traced=traced)
-            self._made[key] = step if self._config.eager else self._recorded(step, args)
-            self._open |= {key} if self._device.kind == "cuda" else set()
-        done = self._made[key](*args)
-        if key in self._open:
-            self._warn_without_graph(key)
-        return done
-
-    @property
-    def graph(self) -> str:
-        """How steps run on a GPU: "one CUDA graph", "call by call: REASON"; "" if that is not known
-        yet, and on a CPU."""
-        programs = [made for made in self._made.values() if isinstance(made, Program)]
-        if error := next((p.graph_error for p in programs if p.graph_error), None):
-            return f"call by call: {error}"
-        return "one CUDA graph" if any(p.graph for p in programs) else ""
-
-    def _warn_without_graph(self, key: Any) -> None:
-        program = self._made[key]
-        if not isinstance(program, Program) or program.graph or program.graph_error:
-            self._open.remove(key)
-        if not self._graph_warned and self.graph.startswith("call by call"):
-            self._graph_warned = True
-            self._warn(
-                f"the step does not become a CUDA graph; it runs several times slower, {self.graph}"
-            )
-
-    def _recorded(self, step: Callable[..., Step], args: tuple[Any, ...]) -> Callable[..., Step]:
-        """The program of a step; the step itself if a user's model or rule cannot be recorded."""
-        own = self._own
-        try:
-            program = record(step, *args, memory=self._memory, fast=self._config.fast)
-            if own and (found := compare(program, record(step, *args))):
-                raise Error(
-                    f"recorded again, it makes other calls (call {found.number}, {found.what}: "
-                    f"{found.a} and {found.b}); what differs between steps must be an argument"
-                )
-        except Exception as error:
-            if not own:
-                raise
-            step(*args)  # a model that fails either way says why, without this warning
-            self._warn_of_eager(error)
-            return step
-        self._memory.adopt({"state": args[0]})
-        return program
-
-    @property
-    def _own(self) -> str:
-        """What the step runs of the user's files."""
-        config = self._config
-        names = [config.model, *own_rules(config.optimizer, config.groups)]
-        return ", ".join(filter(file_of, names))
-
-    def _warn_of_eager(self, error: Exception) -> None:
-        if not self._warned:
-            self._warn(
-                f"the step of {self._own} cannot be recorded, so it runs eagerly, call by "
-                f"call (--eager does so without this warning): {error}"
-            )
-        self._warned = True
 
 
 def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:

