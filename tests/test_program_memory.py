@@ -21,6 +21,7 @@ from npdrt.program import Memory, Program
 from npdrt.random import Random
 
 RNG = np.random.default_rng(2026)
+HOLD = 0.2  # seconds
 HELD = "an earlier result, which was passed back to the program, is still held"
 
 
@@ -474,3 +475,17 @@ def test_a_program_is_planned_while_another_is(monkeypatch: pytest.MonkeyPatch) 
     go_on.set()
     slow.join()
     assert (found, len(plans)) == (1, 2)
+
+
+def test_a_thread_that_looks_at_our_frames_for_a_moment_is_no_holder() -> None:
+    """As a profiler's does, Dask's for one; a thread that keeps what it saw is one."""
+    program, state, x, w = new(), start(), *inputs(2)
+    seen: list[Any] = []
+    state = program(state, x)[0]
+    seen.append(state["w"])
+    glancing = threading.Timer(HOLD, seen.clear)
+    glancing.start()
+    state = program(state, w)[0]
+    state = program(state, x)[0]
+    glancing.join()
+    assert not seen

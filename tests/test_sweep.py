@@ -221,6 +221,39 @@ def test_a_sweep_killed_three_times_gives_the_same_table(
     assert table(path, out, "--jobs", "2") == expected
 
 
+def test_a_lost_worker_of_dask_changes_no_number(
+    through: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Its run goes on from its last checkpoint, on another worker or its successor."""
+    pytest.importorskip("distributed")
+    import psutil
+
+    path, expected = through
+    out = tmp_path / "dask"
+    process = subprocess.Popen(command(path, out, "--dask", "local", "--jobs", "1"), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    while progress(out) < 30:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    assert workers
+    for worker in workers:
+        worker.kill()
+    rows, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert json.loads(rows)["runs"] == expected
+
+
+def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    words = command(write(tmp_path, RUNS), tmp_path / "out", "--dask", "nonsense")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no Dask scheduler answers at nonsense" in done.stderr
+    assert "or give --dask local" in done.stderr
+
+
 def wait_for_workers(group: int) -> None:
     """Until no process of the group is left; a killed sweep leaves none behind."""
     deadline = time.monotonic() + 60

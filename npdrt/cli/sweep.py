@@ -56,6 +56,12 @@ run_options = combined(  # of `sweep` and `reproduce`
             default=CORES,
             help=f"Runs at a time.  [default: one a core, here {CORES}]",
         ),
+        click.option(
+            "--dask",
+            default="",
+            metavar="ADDRESS",
+            help="Make the runs on Dask: a scheduler such as tcp://host:8786, or local.",
+        ),
         fast_option,
         click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
         data_dir_option,

@@ -34,6 +34,7 @@ from npdrt.train.files import not_begun
 from npdrt.train.loop import Reporter
 from npdrt.train.rules import rule_digests
 from npdrt.train.run import go_on, start
+from npdrt.train.studies import cluster
 from npdrt.train.studies.cache import Arrays, kept
 from npdrt.train.studies.recipe import RUN_OPTIONS, Recipe
 
@@ -85,8 +86,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: worker processes, share of the runs as (i, n), compiled loops, device, data, and
-    the Python files of users' models that may be run."""
+    """How to run: worker processes, share of the runs as (i, n), compiled loops, device, data, the
+    Python files of users' models that may be run, and the address of Dask's scheduler, or "local";
+    "" does without Dask."""
 
     jobs: int = 1
     shard: tuple[int, int] = (0, 1)
@@ -94,6 +96,7 @@ class Options:
     device: str = "cpu"
     data_dir: Path | None = None
     code: tuple[Path, ...] = ()
+    dask: str = ""
 
 
 def runs(recipe: Recipe, out: Path, options: Options) -> list[Run]:
@@ -157,7 +160,12 @@ def sweep(
     total = sum(run.steps for run in mine)
     steps = multiprocessing.get_context("spawn").Array("q", max(len(todo), 1), lock=False)
     futures: list[Future[None]] = []
-    for _ in _working(todo, options, steps, stop, futures):
+    if options.dask:
+        ours = [dataclasses.replace(run, path=run.path.absolute()) for run in todo]
+        work = cluster.working(_work_elsewhere, ours, options, steps, stop, futures)
+    else:
+        work = _working(todo, options, steps, stop, futures)
+    for _ in work:
         progress(done + sum(steps), total)
     ended = {run: f.exception() for run, f in zip(todo, futures, strict=True) if not f.cancelled()}
     if failed := {run: error for run, error in ended.items() if error}:
@@ -248,6 +256,12 @@ def _work(index: int, run: Run, options: Options) -> None:
     with _busy:
         if not _stop():
             _make(index, run, options)
+
+
+def _work_elsewhere(index: int, run: Run, options: Options, name: str) -> None:
+    """`_work` on a worker of a cluster. name: of the signal that ends the sweep."""
+    _shared.update(steps={}, signalled=cluster.Signal(name))
+    _work(index, run, options)
 
 
 def _make(index: int, run: Run, options: Options) -> None:
