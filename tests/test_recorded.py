@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[Arrays, str]] = {
     "numbers": (changed(weights=np.float32(1), gradients=np.float32(1)), "shapes do not fit"),
     "two dtypes": (
         changed(gradients=np.zeros((5, 2, 3))),
-        "one dtype; found weights float32, gradients float64",
+        "gradients of a narrower one; found weights float32, gradients float64",
     ),
     "integers": (changed(gradients=np.zeros((5, 2, 3), np.int32)), "gradients is int32"),
 }

@@ -3,12 +3,13 @@
 A file is npz, safetensors or HDF5, and has for one tensor the arrays
 
     weights    (steps + 1, ...)  before the first step and after every step
-    gradients  (steps, ...)
+    gradients  (steps, ...), or (steps, parts, ...) where a step adds up the gradients of its parts
     lr         (steps,) or one number; if it is absent the caller gives it
 
 or `before` and `after`, both (steps, ...), in place of `weights`. Several tensors have them as
 "<name>/weights", "<name>/gradients"; a plain `lr` then holds for all of them. Arrays of other
-names are ignored. float16, float32 and float64; bfloat16 in safetensors.
+names are ignored. float16, float32 and float64; bfloat16 in safetensors. Gradients may be of a
+narrower format than the weights, as those of a network in bfloat16 are beside its float32 weights.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.case import Answer, Case, Step
-from npdrt.conform.formats import Values
+from npdrt.conform.formats import FORMATS, Format, Values
 from npdrt.conform.rules import RULES
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
 
 FIELDS = ("weights", "gradients", "before", "after", "lr")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+WIDER = {  # format -> those that have all its numbers
+    "float16": ("float32", "float64"), "bfloat16": ("float32", "float64"), "float32": ("float64",),
+}  # fmt: skip
 LAYOUT = "expected weights (steps + 1, ...) or before and after, with gradients (steps, ...)"
 
 Numbers = tuple[str, Values]  # the dtype's name, and the values as float64
@@ -176,21 +180,37 @@ def _recording(name: str, fields: Arrays, shared_lr: Numbers | None, lr: float |
         raise FileRefused(f"{where}has weights and before or after; keep one form")
     shapes = {field: fields[field][1].shape for field in needed}
     steps = shapes["gradients"][0] if shapes["gradients"] else 0
-    inner = shapes["gradients"][1:]
+    apart = len(shapes["gradients"]) - len(shapes[needed[0]]) == 1  # the gradients of parts
+    inner = shapes["gradients"][1 + apart :]
+    if apart:
+        shapes["gradients"] = (steps * bool(shapes["gradients"][1]), *inner)
     expected = {field: (steps + (field == "weights"), *inner) for field in needed}
     if not steps or shapes != expected:
-        found = ", ".join(f"{field} {shape}" for field, shape in shapes.items())
+        found = ", ".join(f"{field} {fields[field][1].shape}" for field in needed)
         raise FileRefused(f"{where}shapes do not fit: {found}; {LAYOUT}, of one step at least")
     kinds = {field: fields[field][0] for field in needed}
-    if len(set(kinds.values())) > 1:
+    form = kinds[needed[0]]
+    fit = (form, *(narrow for narrow, wider in WIDER.items() if form in wider))
+    if kinds["gradients"] not in fit or {kinds[f] for f in needed if f != "gradients"} != {form}:
         found = ", ".join(f"{field} {kind}" for field, kind in kinds.items())
-        raise FileRefused(f"{where}expected arrays of one dtype; found {found}")
+        raise FileRefused(f"{where}expected arrays of one dtype, or gradients of a narrower one; "
+                          f"found {found}")  # fmt: skip
+    gradients = fields["gradients"][1]
+    gradients = added(gradients, FORMATS[form]) if apart else gradients
     if has_before_after:
         before, after = fields["before"][1], fields["after"][1]
     else:
         before, after = fields["weights"][1][:-1], fields["weights"][1][1:]
     rates = _rates(where, fields.get("lr", shared_lr), lr, steps)
-    return Recording(name, kinds["gradients"], before, fields["gradients"][1], after, rates)
+    return Recording(name, form, before, gradients, after, rates)
+
+
+def added(parts: Values, number: Format) -> Values:
+    """The sums over the second axis, in its order, each rounded to the format."""
+    total = parts[:, 0]
+    for k in range(1, parts.shape[1]):
+        total = number.round(total + parts[:, k])
+    return total
 
 
 def _rates(where: str, given: Numbers | None, lr: float | None, steps: int) -> Values:
