@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from npdrt.conform import targets
-from npdrt.conform.adapters.serve import ADAPTERS, outcome
+from npdrt.conform.adapters.load import load
+from npdrt.conform.adapters.serve import outcome
 from npdrt.conform.case import Case, Outcome
 from npdrt.conform.targets import Target, lacks
 
@@ -35,5 +36,5 @@ def outcomes(target: Target, cases: Iterable[Case]) -> list[Outcome]:
     """What a target makes of cases, each of which it runs twice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in the child
-        adapter = ADAPTERS[target.kind](target.source, target.overrides)
+        adapter = load(target.source, target.overrides)
         return [lacks(target, case) or outcome(adapter, case) for case in cases]

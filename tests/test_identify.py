@@ -17,8 +17,8 @@ from standins import NARROW, NORMS, OPTIONAL, RIGHT, STANDINS, Standin, Ways
 
 from npdrt.conform import identify as identification
 from npdrt.conform import page, targets
-from npdrt.conform.audit import Audit, audit, concluded
-from npdrt.conform.case import Answer, Case, Failure, Outcome, Step
+from npdrt.conform.audit import Audit, audit, concluded, in_use
+from npdrt.conform.case import USES, Answer, Case, Failure, Outcome, Step
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.identify import Finding, identify
 from npdrt.conform.judge import accepted, distances
@@ -558,7 +558,8 @@ def third(every: Iterable[Any]) -> list[Any]:
 def test_every_choice_can_be_told_from_every_other(name: str, choices: dict[str, str]) -> None:
     rule = RULES[name]
     formats = ("float32", "float64") if "precision" in " ".join(choices) else ("float32",)
-    found = vectors(name, formats, large="first" in " ".join(choices.values()))
+    stored = vectors(name, formats, large="first" in " ".join(choices.values()))
+    found = [v for one in stored for v in (one, *in_use(one, [*USES]))]
     cases = [v.case for v in found if v.case.result == "valid" and len(v.case.steps) <= 8]
     outcomes = [
         tuple(Answer(c.number.round(e.w) + 0 * c.w) for e in run(rule, choices, c)) for c in cases
@@ -568,10 +569,15 @@ def test_every_choice_can_be_told_from_every_other(name: str, choices: dict[str,
 
 
 # choices that are another choice in disguise
+LARGEST = (
+    "largest absolute value",
+    "largest absolute value, eps inside",
+)  # they need no correction
 SAME: dict[Any, tuple[dict[str, str], ...]] = {
-    ("adam", ("second moment", "largest absolute value")): (
-        {"second moment": "largest absolute value", "bias correction": "first moment only"},
-    ),
+    ("adam", ("second moment", largest)): (
+        {"second moment": largest, "bias correction": "first moment only"},
+    )
+    for largest in LARGEST
 }
 
 # --- PyTorch and optax --------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from npdrt.conform import (
     vectors,
     verify,
 )
-from npdrt.conform.adapters import file, serve
+from npdrt.conform.adapters import serve
+from npdrt.conform.adapters.load import load
 from npdrt.conform.audit import PASSES, Audit, asked_of, audit_recorded, concluded
 from npdrt.conform.case import Answer, Case, Step
 from npdrt.conform.formats import FORMATS
@@ -62,7 +63,7 @@ def audited(source: str, folder: Path, rule: str, formats: Sequence[str] = ("flo
     """The audit of `update` in a source of a file, under a rule."""
     path = folder / "mine.py"
     path.write_text(HEAD + textwrap.dedent(source))
-    adapter = file.from_file(f"{path}:update", {})
+    adapter = load(f"{path}:update", {})
     info = adapter.info
     target = targets.Target(
         "", "mine", "file", rule, info.offers, info.formats, {}, required=info.required
@@ -612,7 +613,7 @@ def test_optax_in_a_file(
     monkeypatch.setattr(serve, "LONG", 50)  # a thousand calls of JAX take seconds
     path = tmp_path / "mine.py"
     path.write_text(HEAD + OPTAX.format(options=options))
-    adapter = file.from_file(f"{path}:update", {})
+    adapter = load(f"{path}:update", {})
     target = targets.Target("", "mine", "file", "adam", adapter.info.offers, ("float32",), {})
     found = [v for v in asked_of(target, "adam", ("float32",), (False,)) if len(v.case.steps) < 50]
     outcomes = [targets.lacks(target, v.case) or serve.outcome(adapter, v.case) for v in found]

@@ -210,7 +210,7 @@ def test_overrides_reach_the_library() -> None:
 
 def test_overrides_that_do_not_fit() -> None:
     pytest.importorskip("torch")
-    with pytest.raises(Error, match=r"torch\.optim\.SGD has no 'speed'; it has params, lr"):
+    with pytest.raises(Error, match=r"torch\.optim\.SGD has no 'speed'; it has lr, momentum"):
         targets.find("torch.optim.SGD", {"speed": 2})
     with pytest.raises(Error, match="momentum is set by the cases"):
         targets.find("torch.optim.SGD", {"momentum": 0.5})
@@ -221,13 +221,22 @@ def test_overrides_that_do_not_fit() -> None:
 def test_a_library_that_refuses() -> None:
     pytest.importorskip("torch")
     target = targets.find("torch.optim.SGD")
-    outcomes = targets.answers(target, [case("sgd", rates=[-1.0]), case("sgd")])
+    outcomes = targets.answers(
+        target,
+        [
+            replace(case("sgd", rates=[-1.0]), result="error"),
+            case("sgd"),
+            case("sgd", rates=[-1.0]),
+        ],
+    )
     assert isinstance(outcomes[0], Failure)
     assert outcomes[0].kind == "raised"
     assert re.match(
         r"ValueError: Invalid learning rate: -1\.0 \(sgd\.py:\d+\)", outcomes[0].message
     )
     assert isinstance(outcomes[1], tuple)
+    refused = Failure("not offered", "it refuses some settings: Invalid learning rate: -1.0")
+    assert outcomes[2] == refused
 
 
 def test_torch_has_no_limit_of_steps_and_optax_has() -> None:
@@ -249,12 +258,18 @@ def test_a_library_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "words"),
     [
         (
-            "torch.optim.LBFGS",
-            "not known; npdrt audits torch.optim.SGD, .*path/to/file.py:callable",
+            "torch.optim.Adan",
+            "torch.optim has no Adan; did you mean torch.optim.Adam?",
         ),
-        ("torch.optim.Adan", "did you mean torch.optim.Adam?"),
-        ("optax.novograd", "optax.fromage, .*by name; .*protocol"),
-        ("SGD", "is not a target"),
+        (
+            "torch.optim.swa_utils",
+            "is no optimizer of PyTorch or Keras, .*path/to/file.py:callable",
+        ),
+        (
+            "no_such_package.optim.SGD",
+            "there is no package no_such_package; use a name in a package",
+        ),
+        ("SGD", "is not a target; use a name in a package, .*protocol"),
         ("missing.py:update", "missing.py does not exist"),
         (f"{ROOT}/README.md", "name the callable"),
     ],

@@ -266,7 +266,12 @@ def _list(as_json: bool) -> None:
         return
     rows = [("target", "rule", "version")]
     rows += [(t["target"], t["rule"], t["version"] or "not installed") for t in _targets()]
-    lines = [table(rows), "path/to/file.py:callable: docs/audit-protocol.md", ""]
+    lines = [
+        table(rows),
+        "any other optimizer: package.module.Name, or path/to/file.py:callable "
+        "(docs/audit-protocol.md)",
+        "",
+    ]
     named = [("rule", "dialect", "source, and how it differs from the published rule")]
     for d in _dialects():
         name = d["dialect"] if d["in_scope"] else f"{d['dialect']} (out of scope)"
@@ -280,8 +285,8 @@ def _targets() -> list[dict[str, Any]]:
     found = []
     for name, (rule, _) in KNOWN.items():
         try:
-            target = targets.find(name)
-            version = ", ".join(f"{k} {v}" for k, v in target.versions.items())
+            packages = targets.versions(name.partition(".")[0])
+            version = ", ".join(f"{k} {v}" for k, v in packages.items())
         except Unavailable:
             version = None
         found.append({"target": name, "rule": rule.name, "version": version})

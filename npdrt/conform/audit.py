@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from npdrt.conform import canonical, targets
-from npdrt.conform.case import Answer, Case, Failure, Outcome
+from npdrt.conform.case import USES, Answer, Case, Failure, Outcome
 from npdrt.conform.identify import (
     AnsweredCase,
     Finding,
@@ -33,6 +33,7 @@ PASSES = {
     "out of scope": False,  # another optimizer
     "no verdict": False,  # it raised, hung, changed its arguments, ...
 }
+USED = 10_000_000  # what is added to the number of a test for a use
 NOT_ASKED = ("not offered", "not run", "missing")  # failures to put the test to it at all
 
 
@@ -248,7 +249,20 @@ def asked_of(
             if key in seen or targets.lacks(target, case):
                 continue
             seen.add(key)
-        yield vector_from(group, test)
+        vector = vector_from(group, test)
+        yield vector
+        yield from in_use(vector, target.uses)
+
+
+def in_use(vector: Vector, uses: Sequence[str]) -> Iterator[Vector]:
+    """A test of two tensors again, put to uses that change none of its answers; none of another."""
+    for use in uses if vector.case.neighbour is not None else ():
+        case = vector.case
+        number = case.id + USED * (1 + list(USES).index(use))
+        comment = f"{case.comment}; {USES[use][1]}"
+        yield replace(
+            vector, case=replace(case, id=number, comment=comment, flags=(use, *case.flags))
+        )
 
 
 def concluded(

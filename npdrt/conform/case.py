@@ -16,6 +16,19 @@ import numpy as np
 from npdrt.conform.formats import FORMATS, Format, Values
 
 Slots = dict[str, Any]  # "momentum", "exp_avg", ... as arrays; "step", "max_norm" ... as numbers
+# Flags of cases with a neighbour, as FLAGS of `npdrt.conform.cases`. They say how the tensor stands
+# beside its neighbour in an optimizer, which changes none of its answers.
+USES: dict[str, tuple[str, str]] = {
+    "GROUPS": (
+        "MISSING_STEP",
+        "the other tensor is in the first group, with a learning rate and a decay of its own",
+    ),
+    "MISSING_GRADIENT": (
+        "MISSING_STEP",
+        "between two steps, the optimizer makes one in which the tensor has no gradient",
+    ),
+}
+FIRST_GROUP = 0.5  # the learning rate of the neighbour's group, over that of the tensor's
 LAYOUTS = ("C", "fortran", "fortran gradient", "strided", "reversed")
 FILLER = 3.0  # what lies between the elements of a strided operand, and behind a reversed one
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from npdrt.conform import targets
-from npdrt.conform.adapters.file import adapted
+from npdrt.conform.adapters.load import adapted
 from npdrt.conform.adapters.serve import outcome
 from npdrt.conform.audit import Audit, asked_of, audit, concluded
 from npdrt.conform.case import Case, Failure, Outcome
@@ -87,7 +87,7 @@ def _here(
     versions = {"python": sys.version.split()[0], "numpy": metadata.version("numpy")}
     target = targets.Target(
         name, name, "file", rule, adapter.info.offers, adapter.info.formats, versions,
-        overrides=dict(settings), required=adapter.info.required,
+        overrides=dict(settings), required=adapter.info.required, uses=adapter.info.uses,
     )  # fmt: skip
 
     def answer(case: Case) -> Outcome:

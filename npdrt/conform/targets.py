@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from npdrt.conform.adapters.adapter import Info, Unanswered
-from npdrt.conform.case import Case, Failure, Outcome
+from npdrt.conform.adapters.signature import RATES
+from npdrt.conform.case import USES, Case, Failure, Outcome
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.rules import KNOWN
 from npdrt.errors import Error, Unavailable
@@ -34,9 +34,19 @@ from npdrt.workers import Worker
 START = 120.0  # seconds to import a target
 UNIT = 500  # steps for which the limit of a case is enough
 LOSSES = 3  # children that a target may crash
-COUNTER = 2**31 - 1  # where optax stops counting
-PACKAGES = {"torch": ("torch",), "optax": ("optax", "jax")}
-FIRST = {"torch": "params", "optax": "learning_rate"}  # the argument that is none of the settings
+COUNTER = 2**31 - 1  # where optax and Keras stop counting
+PACKAGES = {  # what optimizers of a package need
+    "torch": ("torch",),
+    "optax": ("optax", "jax"),
+    "keras": ("keras",),
+    "timm": ("timm", "torch"),
+    "pytorch_optimizer": ("pytorch_optimizer", "torch"),
+    "torch_optimizer": ("torch_optimizer", "torch"),
+}
+FORMS = (
+    "a name in a package, such as torch.optim.SGD (npdrt audit --list), or "
+    "path/to/file.py:callable (docs/audit-protocol.md)"
+)
 _BOOT = "import sys; sys.path[:] = {!r}; sys.argv[1:] = []; "
 _CALL = "from npdrt.conform.adapters.serve import serve; serve({}, {})"
 
@@ -45,12 +55,12 @@ _CALL = "from npdrt.conform.adapters.serve import serve; serve({}, {})"
 class Target:
     """An optimizer that can be asked.
 
-    spec: as the user named it. name: for reports, with the overrides. kind: "torch", "optax" or
-    "file". rule: a name in `npdrt.optim.RULES`, or None for a file whose rule the user did not
-    name. offers: the settings it takes by npdrt's names, None for any. formats: those it runs.
+    spec: as the user named it. name: for reports, with the overrides. kind: the package ("torch",
+    "optax", ...) or "file". rule: a name in `npdrt.optim.RULES`, or None if nobody has said which.
+    offers: the settings it takes by npdrt's names, None for any. formats: those it runs.
     versions: package -> version. overrides: extra keyword arguments of every call. required:
     settings that it cannot be called without. fixed: settings that have one value only.
-    source: what the child loads.
+    source: what the child loads. uses: those of `npdrt.conform.case.USES` that it can be put to.
     """
 
     spec: str
@@ -64,18 +74,18 @@ class Target:
     required: frozenset[str] = frozenset()
     fixed: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    uses: tuple[str, ...] = ()
 
 
 # --- finding ----------------------------------------------------------------------------------
 
 
 def find(spec: str, overrides: Mapping[str, Any] | None = None, rule: str | None = None) -> Target:
-    """The target of that name: a class of torch.optim, a function of optax, or
-    "path/to/file.py:callable" with a callable of the protocol in docs/audit-protocol.md.
+    """The target of that name: an optimizer of a package ("torch.optim.SGD", "optax.contrib.muon",
+    "my_package.optim.Mine"), or "path/to/file.py:callable" (docs/audit-protocol.md).
 
     overrides: keyword arguments that every call gets in addition to npdrt's settings. rule: the
-    rule of a file; that of a library's optimizer is known. A child process imports a file, and a
-    library if there are overrides to check.
+    rule to compare it with, if npdrt does not know it. A child process imports it.
 
     Raises Error if the target is unknown, does not fit or does not import, and Unavailable if a
     library is not installed.
@@ -83,38 +93,44 @@ def find(spec: str, overrides: Mapping[str, Any] | None = None, rule: str | None
     overrides = dict(overrides or {})
     if rule is not None and rule not in RULES:
         raise Error(f"unknown rule {rule!r}; use one of {', '.join(RULES)}")
-    kind = spec.partition(".")[0]
-    target = _known(spec, kind, rule) if kind in PACKAGES and ":" not in spec else _file(spec, rule)
+    target = _file(spec, rule) if ":" in spec or Path(spec).is_file() else _packaged(spec, rule)
     _check(overrides, target)
     shown = ", ".join(f"{k}={v}" for k, v in overrides.items())
     name = f"{target.name}({shown})" if overrides else target.name
     target = replace(target, overrides=overrides, name=name)
-    if target.kind != "file" and not overrides:
+    if target.offers is not None and not overrides:
         return target
     with closing(_Child(target)) as child:
         info = child.info
-    return replace(target, offers=info.offers, required=info.required, formats=info.formats)
+    return replace(
+        target, offers=info.offers, required=info.required, formats=info.formats, uses=info.uses
+    )
 
 
-def _known(spec: str, kind: str, rule: str | None) -> Target:
-    """A target in one of the libraries."""
-    if spec not in KNOWN:
-        names = [name for name in KNOWN if name.startswith(kind)]
-        last = {name.rpartition(".")[2].lower(): name for name in names}
-        close = get_close_matches(spec.rpartition(".")[2].lower(), last, 1)
-        hint = f"did you mean {last[close[0]]}? " if close else ""
-        raise Error(
-            f"{spec!r} is not known; {hint}npdrt audits {', '.join(names)} by name; for any other "
-            "optimizer, write a file of your own, path/to/file.py:callable (docs/audit-protocol.md)"
-        )
-    own, known = KNOWN[spec]
-    if rule not in (own.name, None):
+def _packaged(spec: str, rule: str | None) -> Target:
+    """A target in a package; what it offers is known where the rule's file says so."""
+    kind, dot, _ = spec.partition(".")
+    if not dot or not all(part.isidentifier() for part in spec.split(".")):
+        raise Error(f"{spec!r} is not a target; use {FORMS}")
+    own, known = KNOWN.get(spec, (None, None))
+    if own is not None and rule not in (own.name, None):
         raise Error(f"{spec} is {own.name}, not {rule}")
-    versions = {package: _version(package) for package in PACKAGES[kind]}
-    return Target(
-        spec, spec, kind, own.name, known.settings, tuple(FORMATS), versions,
-        fixed=dict(known.fixed), source=spec,
+    if kind not in PACKAGES and importlib.util.find_spec(kind) is None:
+        raise Error(f"{spec!r} is not a target: there is no package {kind}; use {FORMS}")
+    target = Target(
+        spec, spec, kind, own.name if own else rule, None, (), versions(kind), source=spec
+    )
+    if known is None or known.offers is None:
+        return target
+    return replace(
+        target, offers=known.settings, fixed=dict(known.fixed), formats=tuple(FORMATS),
+        uses=tuple(USES) if kind == "torch" else (),
     )  # fmt: skip
+
+
+def versions(kind: str) -> dict[str, str]:
+    """The versions of a package, which is not imported, and of those that it needs."""
+    return {package: _version(package) for package in PACKAGES.get(kind, (kind,))}
 
 
 def _version(package: str) -> str:
@@ -130,17 +146,15 @@ def _version(package: str) -> str:
 def _file(spec: str, rule: str | None) -> Target:
     """A target in a file; what it offers is not known yet."""
     path, colon, name = spec.rpartition(":")
-    if not colon and Path(spec).is_file():
+    if not colon:
         raise Error(f"{spec}: name the callable in it too, as in {spec}:update")
-    if not colon or not name.isidentifier():
-        raise Error(
-            f"{spec!r} is not a target; use one of {', '.join(KNOWN)}, or path/to/file.py:callable"
-        )
+    if not name.isidentifier():
+        raise Error(f"{spec!r} is not a target; use {FORMS}")
     require(Path(path), "file")
-    versions = {"python": sys.version.split()[0], "numpy": metadata.version("numpy")}
+    python = {"python": sys.version.split()[0], "numpy": metadata.version("numpy")}
     source = f"{Path(path).resolve()}:{name}"
     shown = f"{Path(path).name}:{name}"
-    return Target(spec, shown, "file", rule, None, (), versions, source=source)
+    return Target(spec, shown, "file", rule, None, (), python, source=source)
 
 
 def _check(overrides: Mapping[str, Any], target: Target) -> None:
@@ -148,10 +162,12 @@ def _check(overrides: Mapping[str, Any], target: Target) -> None:
     rules = [target.rule] if target.rule else list(RULES)
     taken = {"lr", "w", "g", "state", "name", "step"}
     taken.update(name for rule in rules for name in RULES[rule].settings)
-    if target.kind in PACKAGES:
+    if target.kind != "file":
+        taken |= {"params", *RATES}
+    if target.spec in KNOWN:
         rule, known = KNOWN[target.spec]
-        asked = {name: RULES[rule.name].defaults[name] for name in known.offers}
-        taken |= {FIRST[target.kind], *known.arguments(asked)}
+        offers = known.offers or ()
+        taken |= {*known.arguments({name: RULES[rule.name].defaults[name] for name in offers})}
     for key in overrides:
         if key in taken:
             hint = "" if target.rule else "; where the rule has no such setting, name the rule"
@@ -174,7 +190,7 @@ def _lacks(target: Target, case: Case) -> str:
         return f"it runs {', '.join(target.formats) or 'no format'}; not {case.format}"
     if missing := sorted(target.required - set(case.settings)):
         return f"it needs {', '.join(missing)}, which {case.rule} has not"
-    if target.kind == "optax" and (case.state or {}).get("step", 0) > COUNTER:
+    if target.kind in ("optax", "keras") and (case.state or {}).get("step", 0) > COUNTER:
         return f"it counts steps up to {COUNTER}"
     for name, value in case.settings.items():
         setting = RULES[case.rule].settings[name]
@@ -269,8 +285,7 @@ class _Child(Worker):
 
     def _load(self, target: Target) -> Any:
         try:
-            request = (target.kind, target.source, target.overrides)
-            what, content = self._exchange(request, START)
+            what, content = self._exchange((target.source, target.overrides), START)
         except Unanswered as lost:
             what, content = "error", lost.failure.message
         if what == "error":

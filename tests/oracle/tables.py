@@ -28,7 +28,8 @@ def optimizers() -> Iterator[str]:
     yield "|---|---|---|"
     for name, (rule, known) in KNOWN.items():
         fixed = (f"{key} = {str(value).lower()}" for key, value in known.fixed.items())
-        yield f"| `{name}` | {rule.name} | {', '.join((*known.offers, *fixed)) or 'none'} |"
+        offers = ("those in its signature",) if known.offers is None else known.offers
+        yield f"| `{name}` | {rule.name} | {', '.join((*offers, *fixed)) or 'none'} |"
 
 
 TABLES = {"audit.md": dialects, "audit-protocol.md": optimizers}

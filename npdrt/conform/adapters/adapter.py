@@ -7,7 +7,8 @@ known once it is loaded, and `run(case)`, the answers of every step from the cas
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +16,15 @@ import numpy as np
 
 from npdrt.conform.case import Answer, Case, Failure
 from npdrt.conform.formats import Values
-from npdrt.conform.rules import LibraryOptimizer
+from npdrt.conform.rules import RULES, LibraryOptimizer
 from npdrt.errors import Error
 
 NUMPY_FORMATS = ("float16", "float32", "float64")
 KINDS = ("weight", "bias")
+X64 = (
+    'JAX has no float64 unless the file sets it, with jax.config.update("jax_enable_x64", True); '
+    "set it, or audit with --format float32"
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,13 @@ class Info:
     """What an adapter knows of its target.
 
     offers: the settings that it takes, None for any. required: those without a default.
-    formats: the formats it runs.
+    formats: the formats it runs. uses: those of `npdrt.conform.case.USES` that it can be put to.
     """
 
     offers: frozenset[str] | None
     required: frozenset[str]
     formats: tuple[str, ...]
+    uses: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):
@@ -79,7 +85,9 @@ def checked(w: Any, shape: tuple[int, ...], name: str, k: int) -> Any:
         raise Unanswered("shape", f"step {k}: returned shape {tuple(w.shape)} for a w of {shape}")
     found = str(getattr(w.dtype, "name", w.dtype)).removeprefix("torch.")
     if found != name:
-        raise Unanswered("dtype", f"step {k}: returned {found} for a w of {name}")
+        narrowed = name == "float64" and type(w).__module__.partition(".")[0] in ("jax", "jaxlib")
+        hint = f"; {X64}" if narrowed else ""
+        raise Unanswered("dtype", f"step {k}: returned {found} for a w of {name}{hint}")
     return w
 
 
@@ -91,7 +99,36 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def arguments(case: Case, known: LibraryOptimizer) -> dict[str, Any]:
     """The keyword arguments by which a library's optimizer takes the settings of a case."""
-    return known.arguments({k: v for k, v in plain(case.settings).items() if k in known.offers})
+    own = known.offers or ()
+    return known.arguments({k: v for k, v in plain(case.settings).items() if k in own})
+
+
+@contextmanager
+def asked_with(case: Case) -> Iterator[None]:
+    """Where an optimizer is made: raise `Unanswered` if it refuses the settings of a case that is
+    to be answered."""
+    try:
+        yield
+    except ValueError as error:
+        if case.result == "error":
+            raise
+        raise Unanswered("not offered", f"it refuses some settings: {error}") from error
+
+
+def form_of(known: LibraryOptimizer, case: Case, package: str) -> LibraryOptimizer:
+    """Of which form the state of an optimizer is: its own, if npdrt knows its slots, or else that
+    of the package's optimizers of the case's rule."""
+    others = RULES[case.rule].optimizers
+    several = (known, *(other for other in others if other.name.startswith(f"{package}.")))
+    return next((other for other in several if other.slots), known)
+
+
+def check_start(case: Case, kept: Collection[str], names: Mapping[str, str]) -> None:
+    """Raise `Unanswered` if a case gives a slot that the optimizer does not keep under its name."""
+    for slot in case.state or {}:
+        counted = slot == "step" or slot.endswith("_power")
+        if not counted and names.get(slot) not in kept:
+            raise Unanswered("not offered", f"npdrt does not see where it keeps {slot}")
 
 
 def accepts(known: Collection[str], name: str, overrides: Mapping[str, Any]) -> None:

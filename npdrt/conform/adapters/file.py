@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,20 +26,7 @@ from npdrt.conform.formats import FORMATS, Values
 from npdrt.conform.rules import SLOTS
 from npdrt.errors import Error
 from npdrt.optim import Optimizer
-from npdrt.optim.function import OURS, is_factory, keywords
-from npdrt.regular import contents
-
-
-def from_file(source: str, overrides: Mapping[str, Any]) -> Function | Factory:
-    """The adapter of the callable that "path/to/file.py:callable" names."""
-    path, _, name = source.rpartition(":")
-    return adapted(imported(Path(path), name), name, overrides, path)
-
-
-def adapted(found: Any, name: str, overrides: Mapping[str, Any], path: str) -> Function | Factory:
-    """The adapter of a function of the protocol, or of a factory of optimizers."""
-    make = Factory if is_factory(found) else Function
-    return make(found, name, overrides, path)
+from npdrt.optim.function import OURS, keywords
 
 
 class Function:
@@ -162,22 +146,6 @@ def unchanged(k: int, **given: Any) -> Iterator[None]:
     for label, x, held in watched:
         if bits(x) != held:
             raise Unanswered("mutated", f"step {k}: {label} was changed in place")
-
-
-def imported(path: Path, name: str) -> Any:
-    """The callable of that name in a file, which is run; no bytecode is read or left behind."""
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(path.parent))  # as `python file.py` has it
-    module = types.ModuleType("npdrt_audit_target")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    exec(compile(contents(path, follow=True), str(path), "exec"), module.__dict__)
-    found = getattr(module, name, None)
-    if not callable(found):
-        have = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        what = "is not callable" if hasattr(module, name) else "is not there"
-        raise Error(f"{path}: {name!r} {what}; it has {', '.join(have) or 'no callable'}")
-    return found
 
 
 def formats(update: Any, name: str) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""Optimizers of optax."""
+"""Optimizers of optax: its functions, and others that return a `GradientTransformation`."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,17 +11,20 @@ import numpy as np
 from npdrt.conform.adapters.adapter import (
     KINDS,
     Info,
-    accepts,
     arguments,
+    asked_with,
+    check_start,
     checked,
     double,
     dtype,
+    form_of,
     library,
     wide,
 )
+from npdrt.conform.adapters.signature import fitted, required, signature_of
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.formats import FORMATS, Values
-from npdrt.conform.rules import KNOWN
+from npdrt.conform.rules import LibraryOptimizer
 
 
 class Optax:
@@ -32,16 +34,16 @@ class Optax:
     only: with them the bias correction of a float32 parameter is computed in float64.
     """
 
-    files: tuple[str, ...] = ()
-
-    def __init__(self, source: str, overrides: Mapping[str, Any]):
+    def __init__(
+        self, make: Any, known: LibraryOptimizer, overrides: Mapping[str, Any], path: str = ""
+    ):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
-        self.known = KNOWN[source][1]
-        self.make = getattr(self.optax, source.rpartition(".")[2])
-        accepts(inspect.signature(self.make).parameters, source, overrides)
-        self.overrides = dict(overrides)
-        self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
+        self.make, self.overrides = make, dict(overrides)
+        signature = signature_of(make)
+        self.rate, self.known = signature.rate, fitted(known, signature, overrides)
+        self.files: tuple[str, ...] = (path,) if path else ()
+        self.info = Info(self.known.settings, required(self.known, signature), tuple(FORMATS))
         self.jnp.zeros(1).block_until_ready()
 
     def run(self, case: Case) -> list[Answer]:
@@ -53,7 +55,9 @@ class Optax:
         """The answers of a case under the present precision."""
         other = case.neighbour
         params = self.tree(case, case.w, None if other is None else other.w)
-        state = self.start(case, self.transform(case, case.steps[0].lr).init(params))
+        with asked_with(case):
+            transform = self.transform(case, case.steps[0].lr)
+        state = self.start(case, transform.init(params))
         answers = []
         for k, step in enumerate(case.steps):
             transform = self.transform(case, step.lr)
@@ -78,16 +82,17 @@ class Optax:
 
     def transform(self, case: Case, lr: float) -> Any:
         """The transformation with the case's settings."""
-        return self.make(lr, **{**arguments(case, self.known), **self.overrides})
+        return self.make(**{self.rate: lr, **arguments(case, self.known), **self.overrides})
 
     def start(self, case: Case, state: Any) -> Any:
         """`state` with the case's slots in it; the others stay."""
-        fields = {"step": "count", **self.known.slots}
-        given = self.turned(case.state or {})
+        form = form_of(self.known, case, "optax")
+        check_start(case, dict(named(state)), form.slots)
+        fields, given = {"step": "count", **form.slots}, turned(case.state or {}, form)
         values = {fields[k]: v for k, v in given.items() if k in fields}
 
         def put(old: Any, name: str) -> Any:
-            if name not in values:
+            if name not in values or not hasattr(old, "dtype"):
                 return replaced(old, put)
             return self.jnp.asarray(np.asarray(values[name]).astype(old.dtype))
 
@@ -95,13 +100,16 @@ class Optax:
 
     def slots(self, state: Any, case: Case) -> dict[str, Values]:
         """The array slots by npdrt's names."""
-        fields, slots = dict(named(state)), self.known.slots
-        return self.turned({k: wide(own(fields[n], case)) for k, n in slots.items() if n in fields})
+        form = form_of(self.known, case, "optax")
+        fields = dict(reversed([*named(state)]))  # the first of a name
+        found = {k: wide(own(fields[n], case)) for k, n in form.slots.items() if n in fields}
+        return turned(found, form)
 
-    def turned(self, slots: Mapping[str, Any]) -> dict[str, Any]:
-        """The slots with the velocity from npdrt's direction to optax's, or back."""
-        sign = {"momentum": self.known.velocity}
-        return {k: np.asarray(sign[k] * v) if k in sign else v for k, v in slots.items()}
+
+def turned(slots: Mapping[str, Any], form: LibraryOptimizer) -> dict[str, Any]:
+    """The slots with the velocity from npdrt's direction to the form's, or back."""
+    sign = {"momentum": form.velocity}
+    return {k: np.asarray(sign[k] * v) if k in sign else v for k, v in slots.items()}
 
 
 def own(tree: Any, case: Case) -> Any:
@@ -110,14 +118,18 @@ def own(tree: Any, case: Case) -> Any:
 
 
 def replaced(state: Any, put: Callable[[Any, str], Any]) -> Any:
-    """A tree of (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    """A tree of dicts and (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    if isinstance(state, dict):
+        return {name: replaced(x, put) for name, x in state.items()}
     if hasattr(state, "_fields"):
         return type(state)(*(put(x, name) for name, x in zip(state._fields, state, strict=True)))
     return tuple(replaced(x, put) for x in state) if isinstance(state, tuple) else state
 
 
 def named(state: Any) -> Iterator[tuple[str, Any]]:
-    """The fields of all named tuples in a tree of tuples."""
+    """The fields of all named tuples in a tree of dicts and tuples."""
+    if isinstance(state, dict):
+        state = tuple(state.values())
     if isinstance(state, tuple):
         yield from zip(getattr(state, "_fields", ()), state, strict=False)
         for x in state:

@@ -6,7 +6,7 @@ An optimizer that prints, changes, breaks or never finishes something does it th
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import walk_tb
@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.adapters.adapter import Adapter, Unanswered
-from npdrt.conform.adapters.file import from_file
-from npdrt.conform.adapters.optax import Optax
-from npdrt.conform.adapters.torch import Torch
+from npdrt.conform.adapters.load import load
 from npdrt.conform.case import Answer, Case, Failure, Outcome
 from npdrt.errors import Error
 from npdrt.workers import end_with
@@ -29,13 +27,13 @@ LONG = 500  # steps above which a case is run once
 def serve(descriptor: int, parent: int) -> None:
     """Answer requests on a connection until it closes; end with the parent, whatever happens.
 
-    The first request is (kind, source, overrides); its reply is ("ready", Info) or ("error",
+    The first request is (source, overrides); its reply is ("ready", Info) or ("error",
     message). Every other is (number, Case), and its reply (number, Outcome).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     end_with(parent)
     connection: Connection[Any, Any] = Connection(descriptor)
-    adapter = load(connection)
+    adapter = loaded(connection)
     while adapter is not None:
         try:
             number, case = connection.recv()
@@ -44,11 +42,11 @@ def serve(descriptor: int, parent: int) -> None:
         connection.send((number, outcome(adapter, case)))
 
 
-def load(connection: Connection[Any, Any]) -> Adapter | None:
+def loaded(connection: Connection[Any, Any]) -> Adapter | None:
     """The adapter that the first request names; None, after sending the reason, if it fails."""
-    kind, source, overrides = connection.recv()
+    source, overrides = connection.recv()
     try:
-        adapter = ADAPTERS[kind](source, overrides)
+        adapter = load(source, overrides)
     except Error as error:
         connection.send(("error", str(error)))
     except BaseException as error:  # a target that is imported may raise anything
@@ -122,10 +120,3 @@ def difference(first: Sequence[Answer], second: Sequence[Answer]) -> str:
                     f"is {values}"
                 )
     return ""
-
-
-ADAPTERS: dict[str, Callable[[str, Mapping[str, Any]], Adapter]] = {
-    "torch": Torch,
-    "optax": Optax,
-    "file": from_file,
-}

@@ -1,54 +1,107 @@
-"""Optimizers of torch.optim."""
+"""Optimizers of PyTorch: the classes of torch.optim, and those that others derive from them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from npdrt.conform.adapters.adapter import Info, accepts, arguments, checked, library, wide
-from npdrt.conform.case import FILLER, Answer, Case, operands
+from npdrt.conform.adapters.adapter import (
+    Info,
+    arguments,
+    asked_with,
+    check_start,
+    checked,
+    library,
+    wide,
+)
+from npdrt.conform.adapters.signature import fitted, required, signature_of
+from npdrt.conform.case import FILLER, FIRST_GROUP, USES, Answer, Case, operands
 from npdrt.conform.formats import FORMATS, Values
-from npdrt.conform.rules import KNOWN, SLOTS
+from npdrt.conform.rules import SLOTS, LibraryOptimizer
+
+# what optimizers call the slots, and the bound on a norm, if npdrt is not told otherwise
+NAMES = {slot: slot for slot in SLOTS} | {"momentum": "momentum_buffer", "max_norm": "max"}
 
 
 class Torch:
-    """A class of torch.optim, stepped on a parameter of its own, on the CPU."""
+    """A class of optimizers, stepped on a parameter of its own, on the CPU."""
 
-    files: tuple[str, ...] = ()
-
-    def __init__(self, source: str, overrides: Mapping[str, Any]):
-        self.torch, (_, self.known) = library("torch"), KNOWN[source]
-        self.make = getattr(self.torch.optim, source.rpartition(".")[2])
-        accepts(inspect.signature(self.make).parameters, source, overrides)
-        self.overrides = dict(overrides)
-        self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
+    def __init__(
+        self, make: Any, known: LibraryOptimizer, overrides: Mapping[str, Any], path: str = ""
+    ):
+        self.torch, self.make, self.overrides = library("torch"), make, dict(overrides)
+        signature = signature_of(make, first=1)
+        self.known = fitted(known, signature, overrides)
+        self.names = {**NAMES, **self.known.slots}
+        self.files: tuple[str, ...] = (path,) if path else ()
+        self.info = Info(
+            self.known.settings, required(self.known, signature), tuple(FORMATS), tuple(USES)
+        )
         one = self.torch.zeros(1, requires_grad=True)  # the first step imports half of torch
         self.torch.optim.SGD([one], lr=0.0).step()
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `step()` with the learning rate set in the group."""
         w = self.operands(case, case.w, case.w)[0].requires_grad_()
-        settings = {**arguments(case, self.known), **self.overrides}
         other: Any = None
         if case.neighbour is not None:
             other = self.tensor(case.neighbour.w, case).requires_grad_()
-        tensors = [w] if other is None else [other, w]
-        optimizer = self.make(tensors, lr=case.steps[0].lr, **settings)
-        if state := self.state(case):
-            optimizer.state[w] = state
+        with asked_with(case):
+            optimizer = self.optimizer(case, w, other)
+        self.start(case, optimizer, w)
         answers = []
         for k, step in enumerate(case.steps, 1):
-            optimizer.param_groups[0]["lr"] = step.lr
+            optimizer.param_groups[0]["lr"] = FIRST_GROUP * step.lr
+            optimizer.param_groups[-1]["lr"] = step.lr
             if case.neighbour is not None:
                 other.grad = self.tensor(case.neighbour.g[k - 1], case)
+            if "MISSING_GRADIENT" in case.flags and k > 1:
+                w.grad = None
+                optimizer.step()
             w.grad = self.operands(case, case.w, step.g)[1]
             optimizer.step()
             checked(w, case.w.shape, case.format, k)
-            answers.append(Answer(self.values(w), self.slots(optimizer.state.get(w, {}))))
+            answers.append(Answer(self.values(w), self.slots(optimizer.state.get(w, {}), case)))
         return answers
+
+    def optimizer(self, case: Case, w: Any, other: Any) -> Any:
+        """The optimizer of a tensor, last in its last group, and of its neighbour, if any."""
+        lr, settings = (
+            case.steps[0].lr or 1.0,
+            arguments(case, self.known),
+        )  # some refuse 0 at first
+        if "GROUPS" in case.flags:
+            apart = {"params": [other], "lr": FIRST_GROUP * lr}
+            if "weight_decay" in settings:
+                apart["weight_decay"] = settings["weight_decay"] + 0.5
+            return self.make([apart, {"params": [w]}], lr=lr, **settings, **self.overrides)
+        tensors = [w] if other is None else [other, w]
+        return self.make(tensors, lr=lr, **settings, **self.overrides)
+
+    def start(self, case: Case, optimizer: Any, w: Any) -> None:
+        """Give the parameter the state of a case that starts in the middle. A step of zeros makes
+        the optimizer's own, in which the given values take their places."""
+        given = case.state or {}
+        if not given.get("step", 0) and not given.keys() & self.names.keys():
+            return
+        before = w.detach().clone()
+        w.data.zero_()
+        w.grad = self.torch.zeros_like(w)
+        optimizer.step()
+        w.data.copy_(before)
+        self.set_step(optimizer, optimizer.state[w], given.get("step", 0))
+        kept = {n: x for n, x in optimizer.state[w].items() if isinstance(x, self.torch.Tensor)}
+        check_start(case, kept, self.names)
+        for slot in given.keys() & self.names.keys():
+            kept[self.names[slot]].copy_(self.tensor(given[slot], case))
+
+    def set_step(self, optimizer: Any, state: dict[str, Any], step: int) -> None:
+        """Set the count of steps, wherever it is."""
+        for home in (state, *optimizer.param_groups):
+            if "step" in home:
+                old = home["step"]
+                tensor = isinstance(old, self.torch.Tensor)
+                home["step"] = self.torch.full_like(old, step) if tensor else type(old)(step)
 
     def tensor(self, values: Values, case: Case) -> Any:
         """Numbers of the case's format, exactly, as a tensor."""
@@ -73,22 +126,10 @@ class Torch:
         """A copy of a tensor as float64."""
         return wide(tensor.detach().to(self.torch.float64).numpy())
 
-    def state(self, case: Case) -> dict[str, Any]:
-        """The state of the parameter at the case's start; {} if the optimizer makes it itself."""
-        given, slots = case.state or {}, dict(self.known.slots)
-        if not given.get("step", 0) and not given.keys() & SLOTS:
-            return {}
-        state, zero = {}, np.zeros_like(case.w)
-        if name := slots.pop("step", ""):
-            state[name] = self.torch.tensor(float(given.get("step", 0)), dtype=self.torch.float32)
-        for slot, name in slots.items():
-            state[name] = self.tensor(given.get(slot, zero), case)
-        for argument, name in self.known.adds.items():
-            if self.overrides.get(argument):  # no case has it: it is as at the start
-                state[name] = self.tensor(zero, case)
-        return state
-
-    def slots(self, state: Mapping[str, Any]) -> dict[str, Values]:
+    def slots(self, state: Mapping[str, Any], case: Case) -> dict[str, Values]:
         """The array slots by npdrt's names."""
-        own = {k: state.get(name) for k, name in self.known.slots.items() if k in SLOTS}
-        return {k: self.values(value) for k, value in own.items() if value is not None}
+        own = {slot: state.get(self.names[slot]) for slot in SLOTS}
+        return {
+            k: self.values(value) for k, value in own.items()
+            if getattr(value, "shape", None) == case.w.shape
+        }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from npdrt.conform.audit import Audit
-from npdrt.conform.case import Answer
+from npdrt.conform.case import USES, Answer
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.formats import Format
 from npdrt.conform.judge import Judged, errors_of
@@ -143,7 +143,7 @@ def _first_flag(j: Judged) -> str:
 
 
 def _order(flag: str) -> int:
-    names = list(FLAGS)
+    names = [*FLAGS, *USES]
     return names.index(flag) if flag in names else len(names)
 
 
@@ -194,7 +194,7 @@ def _flags(audit: Audit) -> list[Section]:
     rows: list[Row] = [("flag", "held", "tests", "what is tested")]
     for flag in sorted(tests, key=_order):
         held, total = sum(tests[flag]), len(tests[flag])
-        rows.append((flag, held, total, FLAGS.get(flag, ("", ""))[1]))
+        rows.append((flag, held, total, ({**FLAGS, **USES}).get(flag, ("", ""))[1]))
     table = Table("Gated tests within the accepted error", rows, (1, 2))
     return [Section("By flag", more=[table])] if tests else []
 

@@ -14,7 +14,7 @@ from npdrt.conform.rules.evaluate import run
 from npdrt.conform.rules.rule import Choices, Dialect, LibraryOptimizer, Rule
 from npdrt.errors import Error
 
-LIBRARIES = ("torch", "optax")
+LIBRARIES = ("torch", "optax", "keras", "timm", "pytorch_optimizer", "torch_optimizer")
 
 
 class Rules(dict[str, Rule]):

@@ -14,7 +14,7 @@ from npdrt.conform.formats import Format
 from npdrt.conform.page import ROUND, Norms, Numbers, divide, scaled, with_decay
 from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.moments import (
-    AMSGRAD,
+    ADABELIEF,
     MEANS,
     OPTAX,
     TORCH,
@@ -72,6 +72,10 @@ CLAUSES: dict[str, dict[str, str]] = {
     },
     **COMMON,
     **STATE,
+    "missing gradient": {
+        **STATE["missing gradient"],
+        "counted": "the tensor makes no step, but t counts it",
+    },
 }
 
 
@@ -143,11 +147,26 @@ DIALECTS = (
     ),
     Dialect(
         "Adamax",
-        "Kingma and Ba 2015, Algorithm 2",
+        "Kingma and Ba 2015, Algorithm 2, with epsilon as in Keras Adamax",
         {"second moment": "largest absolute value", "bias correction": "first moment only"},
         scope=False,
     ),
+    Dialect(
+        "Adamax, eps inside",
+        "torch/optim/adamax.py; optax adamax",
+        {
+            "second moment": "largest absolute value, eps inside",
+            "bias correction": "first moment only",
+        },
+        scope=False,
+    ),
     Dialect("AdaBelief", "Zhuang et al. 2020", {"second moment": "centred"}, scope=False),
+    Dialect(
+        "AdaBelief, eps in the variance",
+        "Zhuang et al. 2020, Algorithm 2; kozistr pytorch_optimizer, adabelief.py",
+        {"second moment": "centred, plus eps"},
+        scope=False,
+    ),
 )
 
 # --- what is asked --------------------------------------------------------------------------------
@@ -229,8 +248,17 @@ RULE = Rule(
         *(Generated(SETTINGS[k], plainer=True) for k in (2, 0)),
     ),
     optimizers=(
-        LibraryOptimizer("torch.optim.Adam", (*MOMENTS, "weight_decay"), slots=TORCH, adds=AMSGRAD),
+        LibraryOptimizer("torch.optim.Adam", (*MOMENTS, "weight_decay"), slots=TORCH),
         LibraryOptimizer("optax.adam", MOMENTS, arguments=two_betas, slots=OPTAX),
         LibraryOptimizer("optax.amsgrad", MOMENTS, arguments=two_betas, slots=OPTAX),
+        LibraryOptimizer("torch.optim.Adamax", slots={"exp_avg_sq": "exp_inf"}),
+        LibraryOptimizer("optax.adamax", slots=OPTAX),
+        LibraryOptimizer("optax.adabelief", slots=OPTAX),
+        LibraryOptimizer(
+            "keras.optimizers.Adamax", slots={"exp_avg": "momentum", "exp_avg_sq": "norm"}
+        ),
+        LibraryOptimizer("timm.optim.AdaBelief", slots=ADABELIEF),
+        LibraryOptimizer("pytorch_optimizer.AdaBelief", slots=ADABELIEF),
+        LibraryOptimizer("torch_optimizer.AdaBelief", slots=ADABELIEF),
     ),
 )

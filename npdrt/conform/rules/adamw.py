@@ -9,7 +9,7 @@ from npdrt.conform.page import Norms, Numbers
 from npdrt.conform.rules import adam
 from npdrt.conform.rules.adam import page as page_adam
 from npdrt.conform.rules.evaluate import Arithmetic
-from npdrt.conform.rules.moments import AMSGRAD, OPTAX, TORCH, powers, start, two_betas
+from npdrt.conform.rules.moments import KERAS, OPTAX, TORCH, powers, start, two_betas
 from npdrt.conform.rules.rule import (
     COMMON,
     Dialect,
@@ -169,7 +169,10 @@ RULE = Rule(
     later=adam.later,
     generated=(Generated(SETTINGS[1]), Generated(SETTINGS[0], plainer=True)),
     optimizers=(
-        LibraryOptimizer("torch.optim.AdamW", OFFERS, slots=TORCH, adds=AMSGRAD),
+        LibraryOptimizer("torch.optim.AdamW", OFFERS, slots=TORCH),
         LibraryOptimizer("optax.adamw", OFFERS, arguments=two_betas, slots=OPTAX),
+        LibraryOptimizer("keras.optimizers.AdamW", slots=KERAS),
+        LibraryOptimizer("keras.optimizers.Adam", slots=KERAS),  # its decay is decoupled, too
+        LibraryOptimizer("timm.optim.AdamWLegacy"),
     ),
 )

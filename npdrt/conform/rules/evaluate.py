@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.conform.case import Answer, Case, Slots, as_if_contiguous, operands
+from npdrt.conform.case import FIRST_GROUP, Answer, Case, Slots, as_if_contiguous, operands
 from npdrt.conform.formats import FORMATS, Format
 from npdrt.conform.rules.rule import BLOCKS, Choices, Rule, Settings
 
@@ -112,6 +112,9 @@ def run(
                 other_w, slots, _ = rule.step(full, other_w, other_g, slots, h, arithmetic)
                 slots["step"] += 1
                 arithmetic = Arithmetic(real, case.number, full)
+            if k and "MISSING_GRADIENT" in case.flags:
+                w, slots = without_gradient(rule, case, w, slots, h, arithmetic)
+                arithmetic = Arithmetic(real, case.number, full)
             g = real(case.steps[k].g)
             g = -g if full["direction"] == "of the negated gradient" else g
             w, g = operands(w, g, case.layout, read) if read else (w, g)
@@ -127,12 +130,30 @@ def run(
     return steps
 
 
+def without_gradient(
+    rule: Rule, case: Case, w: Any, slots: Slots, h: Settings, arithmetic: Arithmetic
+) -> tuple[Any, Slots]:
+    """A step in which the tensor has no gradient, by the clause "missing gradient"."""
+    full = arithmetic.choices
+    made = full.get("missing gradient", "skipped")
+    if made == "skipped":
+        return w, slots
+    moved, after, _ = rule.step(full, w, w * 0, dict(slots), h, arithmetic)
+    after["step"] += 1
+    if made == "counted":
+        counts = {"step", *rule.scalars(0, case.settings)}
+        return w, slots | {name: after[name] for name in counts}
+    return moved, after
+
+
 def _rate(case: Case, k: int, arithmetic: Arithmetic) -> Settings:
     """The learning rate of step k with its sign, by the clauses "learning rate of", "learning rate
     precision" and "direction"."""
     c = arithmetic.choices
     at = {"the step before": max(k - 1, 0), "the first step": 0}.get(c["learning rate of"], k)
     lr, precision = case.steps[at].lr, c["learning rate precision"]
+    if c["learning rate of"] == "the first group" and "GROUPS" in case.flags:
+        lr *= FIRST_GROUP
     rate = arithmetic.real(lr) if precision == "float64" else arithmetic.rounded(lr, precision)
     return {"lr": rate, "sign": -1 if c["direction"] == "ascent" else 1}
 

@@ -128,6 +128,7 @@ def step(
     if c["norm bound"] == "of the first result":
         limit = slots["max_norm"] if "max_norm" in slots else h["norm_bound"] * size
     factor = np.where(size > limit, limit / np.where(size > limit, size, size * 0 + 1), 1)
+    a.change = largest(a.change, np.where(factor < 1, new, 0))  # of which two norms have the size
     return new * factor, {**slots, "max_norm": slots.get("max_norm", limit)}, scale
 
 
@@ -264,5 +265,8 @@ RULE = Rule(
     asked=SETTINGS,
     edges=edges,
     generated=(Generated(SETTINGS[1]), Generated(SETTINGS[0], plainer=True)),
-    optimizers=(LibraryOptimizer("optax.fromage"),),
+    optimizers=(
+        LibraryOptimizer("optax.fromage", ()),
+        LibraryOptimizer("pytorch_optimizer.Fromage"),
+    ),
 )

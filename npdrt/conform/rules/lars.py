@@ -342,5 +342,8 @@ RULE = Rule(
             slots={"momentum": "trace"},
             velocity=-1.0,  # it points to the new parameter
         ),
+        LibraryOptimizer("timm.optim.Lars"),
+        LibraryOptimizer("pytorch_optimizer.LARS"),
+        LibraryOptimizer("torch_optimizer.LARS"),
     ),
 )

@@ -200,5 +200,8 @@ RULE = Rule(
             "optax.lion", ("betas", "weight_decay"), arguments=two_betas,
             slots={"exp_avg": "mu"},
         ),
+        LibraryOptimizer("keras.optimizers.Lion", slots={"exp_avg": "momentum"}),
+        LibraryOptimizer("timm.optim.Lion"),
+        LibraryOptimizer("pytorch_optimizer.Lion"),
     ),
 )  # fmt: skip

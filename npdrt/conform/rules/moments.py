@@ -67,7 +67,9 @@ MEANS: dict[str, dict[str, str]] = {
         "largest mean of squares": "the largest v so far (AMSGrad)",
         "largest corrected": "the largest v / (1 - beta2^t) so far (AMSGrad in optax)",
         "largest absolute value": "max(beta2 v, |g|), no root (Adamax)",
+        "largest absolute value, eps inside": "max(beta2 v, |g| + eps), no root, no other eps",
         "centred": "beta2 v + (1 - beta2) (g - m)^2 (AdaBelief)",
+        "centred, plus eps": "beta2 v + (1 - beta2) (g - m)^2 + eps, and eps outside, too",
         "without g^2 weight": "beta2 v + g^2",
     },
     "first moment": {
@@ -91,7 +93,7 @@ def direction(
     beta1, beta2 = h["betas"]
     old_m, old_v = slots.get("exp_avg", g * 0), slots.get("exp_avg_sq", g * 0)
     m = a.note("m", first_moment(c, old_m, g, beta1))
-    v = a.note("v", second_moment(c, old_v, g, m, beta2))
+    v = a.note("v", second_moment(c, old_v, g, m, beta2, h["eps"]))
     slots["exp_avg"], slots["exp_avg_sq"] = m, v
     c1, c2 = corrections(c, slots, beta1, beta2, a)
     used = {"nesterov": beta1 * m + (1 - beta1) * g, "of before": old_m}
@@ -114,13 +116,17 @@ def first_moment(c: dict[str, str], m: Any, g: Any, beta: Any) -> Any:
     return beta * m + (g if c["first moment"] == "without g weight" else (1 - beta) * g)
 
 
-def second_moment(c: dict[str, str], v: Any, g: Any, m: Any, beta: Any) -> Any:
+def second_moment(c: dict[str, str], v: Any, g: Any, m: Any, beta: Any, eps: Any) -> Any:
     """The running mean of its square."""
     match c["second moment"]:
         case "largest absolute value":
             return np.maximum(beta * v, np.abs(g))
+        case "largest absolute value, eps inside":
+            return np.maximum(beta * v, np.abs(g) + eps)
         case "centred":
             return beta * v + (1 - beta) * (g - m) * (g - m)
+        case "centred, plus eps":
+            return beta * v + (1 - beta) * (g - m) * (g - m) + eps
         case "without g^2 weight":
             return beta * v + g * g
     return beta * v + (1 - beta) * g * g
@@ -175,6 +181,8 @@ def denominator(c: dict[str, str], v: Any, v_hat: Any, c2: Any, eps: Any, a: Ari
     """The corrected root with epsilon, by the clause "epsilon"."""
     if c["second moment"] == "largest absolute value":
         return v + eps
+    if c["second moment"] == "largest absolute value, eps inside":
+        return v
     match c["epsilon"]:
         case "epsilon-hat":
             return (np.sqrt(v) + eps) / np.sqrt(c2)
@@ -272,4 +280,5 @@ def two_betas(settings: Settings) -> Settings:
 
 TORCH = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"}
 OPTAX = {"exp_avg": "mu", "exp_avg_sq": "nu"}
-AMSGRAD = {"amsgrad": "max_exp_avg_sq"}
+KERAS = {"exp_avg": "momentum", "exp_avg_sq": "velocity"}
+ADABELIEF = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_var"}

@@ -303,5 +303,13 @@ RULE = Rule(
             slots={"square_avg": "nu", "grad_avg": "mu", "momentum": "trace"},
             velocity=-1.0,  # it points to the new parameter
         ),
+        LibraryOptimizer("torch.optim.Adagrad", slots={"square_avg": "sum"}),
+        LibraryOptimizer(
+            "keras.optimizers.RMSprop",
+            slots={
+                "square_avg": "velocity", "grad_avg": "average_gradient", "momentum": "momentum",
+            },
+        ),
+        LibraryOptimizer("timm.optim.RMSpropTF"),
     ),
 )  # fmt: skip

@@ -35,6 +35,7 @@ COMMON: dict[str, dict[str, str]] = {
         "this step": "the rate given with the gradient",
         "the step before": "the rate given with the gradient before; the first step has its own",
         "the first step": "later rates are ignored",
+        "the first group": "that of the optimizer's first group, for every group",
     },
     "operands": {
         "by their strides": "element by element, wherever they lie in memory",
@@ -47,6 +48,10 @@ STATE: dict[str, dict[str, str]] = {
         "of each tensor": "kept from step to step, for every tensor apart",
         "shared": "one state for all tensors of an optimizer",
         "lost": "forgotten after every step",
+    },
+    "missing gradient": {
+        "skipped": "a tensor without a gradient makes no step; its state stays, too",
+        "a step of zeros": "as if its gradient were 0",
     },
 }
 # Clauses of the rules that take norms.
@@ -86,20 +91,20 @@ class Dialect:
 
 @dataclass(frozen=True)
 class LibraryOptimizer:
-    """An optimizer of PyTorch or optax that is a form of the rule."""
+    """An optimizer of a library that is a form of the rule."""
 
     name: str  # "torch.optim.SGD", "optax.sgd"
-    offers: tuple[str, ...] = ()  # the settings that it takes, by npdrt's names
+    offers: tuple[str, ...] | None = None  # the settings that it takes, by npdrt's names; None if
+    # npdrt reads them, with `arguments`, in its signature (npdrt.conform.adapters.signature)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # settings of which it has one value
     arguments: Callable[[Settings], Settings] = dict  # settings -> its keyword arguments
-    slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name; torch: "step" too
-    adds: Mapping[str, str] = field(default_factory=dict)  # argument -> slot that it adds, from 0
+    slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name
     velocity: float = 1.0  # -1 if its "momentum" points the other way than npdrt's
 
     @property
     def settings(self) -> frozenset[str]:
         """The settings of npdrt that it has, including those of one value."""
-        return frozenset((*self.offers, *self.fixed))
+        return frozenset((*(self.offers or ()), *self.fixed))
 
 
 @dataclass(frozen=True)

@@ -193,5 +193,9 @@ RULE = Rule(
             "optax.sgd", ("momentum", "nesterov"), arguments=without_zero,
             slots={"momentum": "trace"},
         ),
+        LibraryOptimizer("keras.optimizers.SGD", slots={"momentum": "momentum"}),
+        LibraryOptimizer("timm.optim.SGDW"),
+        LibraryOptimizer("pytorch_optimizer.SGDW"),
+        LibraryOptimizer("torch_optimizer.SGDW"),
     ),
 )  # fmt: skip
