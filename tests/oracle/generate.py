@@ -87,12 +87,14 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     """The exact elements of a generated case that are stored. Where elements do not know of each
     other, no other is computed."""
     at = generated.sample(case.w.shape, len(case.steps))
-    kept = range(case.w.size) if RULES[case.rule].takes_norms else sorted({i for _, i in at})
-    place, part = {i: k for k, i in enumerate(kept)}, list(kept)
-    steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
-    few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
+    place, few = {i: i for _, i in at}, case
+    if not RULES[case.rule].takes_norms:
+        part = sorted(place)
+        place = {i: k for k, i in enumerate(part)}
+        steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
+        few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
     found = run(RULES[case.rule], {}, few, partial(reals, context=context))
-    values = [found[k].w[place[i]] for k, i in at]
+    values = [found[k].w.reshape(-1)[place[i]] for k, i in at]
     return {"at": at, "exact": case.number.bits(rounded(values, case.number))}
 
 
@@ -105,7 +107,9 @@ def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]
     for step in case.steps:
         g = step.g.reshape(-1).tolist()
         sizes = (page.norm(w), page.norm(g)) if RULES[case.rule].takes_norms else None
-        w = by_page(case.rule, w, g, state, step.lr, case.format, **case.settings)
+        w = by_page(
+            case.rule, w, g, state, step.lr, case.format, shape=case.w.shape, **case.settings
+        )
         slots: Slots = {
             k: np.reshape(v, case.w.shape) if isinstance(v, list) else v for k, v in state.items()
         }
