@@ -135,7 +135,7 @@ def test_help_of_train_in_full() -> None:
         "lars_lesion: Fromage without its prefactor. Or path/to/file.py:rule. [default: fromage]",
         "--lr TEXT Learning rate, or auto. [default: auto]",
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
-        "--betas <FLOAT FLOAT>... adam, adamw: shares of the two moments that are kept",
+        "--betas <FLOAT FLOAT>... adam, adamw, lamb: shares of the two moments that are kept",
         "--momentum FLOAT sgd, lars",
         ": share of the velocity that is kept. [default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",

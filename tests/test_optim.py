@@ -627,7 +627,7 @@ def test_state_names_shapes_dtypes(name: str) -> None:
         for p, w in PARAMS.items():
             for slot in kept:
                 value = state[f"{p}/{slot}"]
-                like = w if slot != "max_norm" else np.zeros(())
+                like = w if slot not in ("max_norm", "scale") else np.zeros(())
                 assert (value.shape, value.dtype) == (like.shape, like.dtype)
         assert all(state[key].shape == () for key in shared)
         assert (state["step"].dtype, int(state["step"])) == (np.int64, steps)

@@ -275,13 +275,14 @@ def problem(n: int, dtype: str, steps: int) -> tuple[Numbers, list[Numbers]]:
 
 
 def by_the_page(
-    rule: str, options: Any, w: Numbers, gradients: list[Numbers], rates: Numbers, dtype: str
-) -> list[dict[str, Any]]:
-    """After every step the parameter under "w", and the state."""
+    rule: str, options: Any, w: Numbers, gradients: list[Numbers], rates: Numbers, dtype: str,
+    shape: tuple[int, ...] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """After every step the parameter under "w", and the state. shape: for rules that see rows."""
     state: dict[str, Any] = {"step": 0}
     seen = []
     for g, lr in zip(gradients, rates, strict=True):
-        w = canonical.step(rule, w, g, state, lr, dtype, **options)
+        w = canonical.step(rule, w, g, state, lr, dtype, shape=shape, **options)
         seen.append({"w": w, **state})
     return seen
 
@@ -367,20 +368,23 @@ def test_equals_the_page(rule: str, options: dict[str, Any], dtype: str) -> None
     """Every rule and combination of options, shapes of 0 to 257 elements, three steps."""
     for shape in SHAPES:
         w, gradients = problem(math.prod(shape), dtype, 3)
-        expected = by_the_page(rule, options, w, gradients, RATES, dtype)
+        expected = by_the_page(rule, options, w, gradients, RATES, dtype, shape)
         arrays = [array(g, dtype, shape) for g in gradients]
         ours = by_npdrt(rule, options, array(w, dtype, shape), arrays, RATES)
         assert_same_bits(ours, expected, dtype)
         assert all(step["w"].shape == shape for step in ours)
 
 
+LARGE = (436, 151)  # 65,836 elements
+
+
 @pytest.fixture(scope="module")
 def large() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """By the page: 65,836 elements, more than one chunk of the norm and not whole rows."""
+    """By the page: LARGE, more than one chunk of the norm and not whole rows of it."""
     found = {}
     for rule, dtype in itertools.product(RICHEST, DTYPES):
         w, gradients = problem(65536 + 300, dtype, 2)
-        found[rule, dtype] = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype)
+        found[rule, dtype] = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, LARGE)
     return found
 
 
@@ -388,8 +392,8 @@ def large() -> dict[tuple[str, str], list[dict[str, Any]]]:
 @pytest.mark.parametrize("rule", RICHEST)
 def test_equals_the_page_large(rule: str, dtype: str, large: Any) -> None:
     w, gradients = problem(65536 + 300, dtype, 2)
-    arrays = [array(g, dtype) for g in gradients]
-    ours = by_npdrt(rule, RICHEST[rule], array(w, dtype), arrays, RATES[:2])
+    arrays = [array(g, dtype, LARGE) for g in gradients]
+    ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, LARGE), arrays, RATES[:2])
     assert_same_bits(ours, large[rule, dtype], dtype)
 
 
@@ -437,8 +441,8 @@ def test_every_backend(rule: str, backend: backends.Backend) -> None:
     """NumPy, a strict array API library, the double of CuPy, and CuPy where there is a GPU."""
     for dtype in DTYPES if backend.exact else DTYPES[1:]:  # float16 is NumPy's
         w, gradients = problem(300, dtype, 3)
-        expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES, dtype)
         shape = (20, 15)
+        expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES, dtype, shape)
         on_it = [backend.asarray(array(g, dtype, shape)) for g in gradients]
         start = backend.asarray(array(w, dtype, shape))
         ours = by_npdrt(rule, RICHEST[rule], start, on_it, RATES)
@@ -486,7 +490,7 @@ def layouts(values: Numbers, dtype: str) -> list[Any]:
 @pytest.mark.parametrize("rule", RICHEST)
 def test_memory_layout_does_not_matter(rule: str, dtype: str) -> None:
     w, gradients = problem(300, dtype, 2)
-    expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype)
+    expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, (20, 15))
     kinds = [layouts(values, dtype) for values in (w, *gradients)]
     for start, *arrays in zip(*kinds, strict=True):
         for x in (start, *arrays):
@@ -505,9 +509,9 @@ def ways(dtype: str) -> list[str]:
 def test_eager_or_replayed(rule: str, dtype: str, large: Any) -> None:
     """A program and its compiled loops, which take arrays of 1,024 elements and more."""
     w, gradients = problem(65536 + 300, dtype, 2)
-    arrays = [array(g, dtype) for g in gradients]
+    arrays = [array(g, dtype, LARGE) for g in gradients]
     for way in ways(dtype)[1:]:
-        ours = by_npdrt(rule, RICHEST[rule], array(w, dtype), arrays, RATES[:2], way)
+        ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, LARGE), arrays, RATES[:2], way)
         assert_same_bits(ours, large[rule, dtype], dtype)
 
 
@@ -581,7 +585,7 @@ def digests(compiled: bool) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {f"{rule} {dtype}": set() for rule in RICHEST for dtype in DTYPES}
     for rule, dtype, make in itertools.product(RICHEST, DTYPES, (array, strided)):
         w, gradients = problem(65536 + 300, dtype, 2)
-        start, *arrays = (make(x, dtype, (436, 151)) for x in (w, *gradients))
+        start, *arrays = (make(x, dtype, LARGE) for x in (w, *gradients))
         for way in ways(dtype) if compiled else ["eager", "replayed"]:
             steps = by_npdrt(rule, RICHEST[rule], start, arrays, RATES[:2], way)
             found[f"{rule} {dtype}"].add(digest(steps, dtype))

@@ -104,6 +104,18 @@ def norm(values: Numbers) -> float:
     return math.sqrt(total[0])
 
 
+def row_sum(values: Numbers) -> float:
+    """The section "The sum of a row"."""
+    width = 1
+    while width < len(values):
+        width *= 2
+    total = values + [0.0] * (width - len(values))
+    while len(total) > 1:
+        half = len(total) // 2
+        total = [total[k] + total[k + half] for k in range(half)]
+    return total[0]
+
+
 def sizes(w: Numbers, g: Numbers, norms: Norms) -> tuple[float, float]:
     """|w| and |g|: as given, or by the page."""
     return (norm(w), norm(g)) if norms is None else norms

@@ -61,14 +61,21 @@ def update(
     decoupled: bool,
 ) -> tuple[Array, Slots]:
     """Algorithm 1 of Kingma and Ba, one array."""
-    xp = namespace(w)
     if decay and decoupled:
         w = w * cast(1.0 - lr * decay, w)
     elif decay:
         g = g + decay * w
+    m_hat, v_hat, slots = corrected(g, slots, shared, beta1, beta2)
+    w = w - cast(lr, w) * m_hat / (namespace(w).sqrt(v_hat) + eps)
+    return w, slots
+
+
+def corrected(
+    g: Array, slots: Slots, shared: Slots, beta1: float, beta2: float
+) -> tuple[Array, Array, Slots]:
+    """m / (1 - beta1**t), v / (1 - beta2**t) and the slots m and v, after the gradient g."""
     m = beta1 * slots["exp_avg"] + (1.0 - beta1) * g
     v = beta2 * slots["exp_avg_sq"] + (1.0 - beta2) * (g * g)
-    m_hat = label(m / cast(1.0 - shared["beta1_power"], w), "m_hat")
-    v_hat = label(v / cast(1.0 - shared["beta2_power"], w), "v_hat")
-    w = w - cast(lr, w) * m_hat / (xp.sqrt(v_hat) + eps)
-    return w, {"exp_avg": m, "exp_avg_sq": v}
+    m_hat = label(m / cast(1.0 - shared["beta1_power"], g), "m_hat")
+    v_hat = label(v / cast(1.0 - shared["beta2_power"], g), "v_hat")
+    return m_hat, v_hat, {"exp_avg": m, "exp_avg_sq": v}

@@ -1,15 +1,19 @@
-"""Makes the vector files: `python -m tests.oracle.generate [FOLDER] [--check]`, from the root.
+"""Makes the vector files, from the root:
 
-Without a folder it also brings the tables in docs/ up to date (`tests.oracle.tables`). The same
-version gives the same bytes on any machine. Needs mpmath (extra `test`).
+    python -m tests.oracle.generate [FOLDER] [--check] [--rule NAME]
+
+Without a folder it also brings the tables in docs/ up to date (`tests.oracle.tables`). With --rule
+only the files of that rule are made; the others keep their lines in SHA256SUMS. The same version
+gives the same bytes on any machine. Needs mpmath (extra `test`).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -25,7 +29,7 @@ from npdrt.conform.canonical import step as by_page
 from npdrt.conform.case import Answer, Case, Slots
 from npdrt.conform.cases import FLAGS
 from npdrt.conform.encoding import settings_json
-from npdrt.conform.formats import Values
+from npdrt.conform.formats import FORMATS, Values
 from npdrt.conform.judge import accepted, ulps_away
 from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import (
@@ -34,6 +38,7 @@ from npdrt.conform.vectors import (
     Expected,
     Vector,
     sampled,
+    sums,
     vector_json,
 )
 from npdrt.errors import Diverged
@@ -82,12 +87,14 @@ def sample(case: Case, context: Any) -> dict[str, Any]:
     """The exact elements of a generated case that are stored. Where elements do not know of each
     other, no other is computed."""
     at = generated.sample(case.w.shape, len(case.steps))
-    kept = range(case.w.size) if RULES[case.rule].takes_norms else sorted({i for _, i in at})
-    place, part = {i: k for k, i in enumerate(kept)}, list(kept)
-    steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
-    few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
+    place, few = {i: i for _, i in at}, case
+    if not RULES[case.rule].takes_norms:
+        part = sorted(place)
+        place = {i: k for k, i in enumerate(part)}
+        steps = tuple(replace(s, g=s.g.reshape(-1)[part]) for s in case.steps)
+        few = replace(case, w=case.w.reshape(-1)[part], steps=steps)
     found = run(RULES[case.rule], {}, few, partial(reals, context=context))
-    values = [found[k].w[place[i]] for k, i in at]
+    values = [found[k].w.reshape(-1)[place[i]] for k, i in at]
     return {"at": at, "exact": case.number.bits(rounded(values, case.number))}
 
 
@@ -100,7 +107,9 @@ def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]
     for step in case.steps:
         g = step.g.reshape(-1).tolist()
         sizes = (page.norm(w), page.norm(g)) if RULES[case.rule].takes_norms else None
-        w = by_page(case.rule, w, g, state, step.lr, case.format, **case.settings)
+        w = by_page(
+            case.rule, w, g, state, step.lr, case.format, shape=case.w.shape, **case.settings
+        )
         slots: Slots = {
             k: np.reshape(v, case.w.shape) if isinstance(v, list) else v for k, v in state.items()
         }
@@ -147,12 +156,13 @@ def with_scalars(case: Case) -> Case:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def update_files() -> Iterator[tuple[str, dict[str, Any]]]:
+def update_files(only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A file a rule and format."""
     context = mp_context()
     files: dict[tuple[str, str], list[Case]] = {}
     for case in chain(cases(), generated.cases()):
-        files.setdefault((case.rule, case.format), []).append(case)
+        if case.rule in only:
+            files.setdefault((case.rule, case.format), []).append(case)
     for (rule, form), found in files.items():
         tests = [answered(case, context) for case in found]
         yield (
@@ -209,13 +219,31 @@ def numbered(groups: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
 
 def all_files() -> dict[str, bytes]:
     """Every file by its name, SHA256SUMS last."""
-    documents = dict(update_files())
+    documents = dict(update_files(list(RULES)))
     for name, module in (("norms", norms), ("primitives", primitives), ("steps", steps)):
         groups = numbered(module.groups(), NUMBERS[name])
         documents[name] = document(str(module.TITLE), groups, module.FLAGS)
     found = {f"{name}.json": text(content) for name, content in documents.items()}
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in found.items()]
-    return {**found, "SHA256SUMS": "".join(lines).encode()}
+    return {**found, "SHA256SUMS": listed({n: digest(data) for n, data in found.items()})}
+
+
+def files_of(rule: str) -> dict[str, bytes]:
+    """The files of one rule, and SHA256SUMS with those of the others as they are."""
+    found = {f"{name}.json": text(content) for name, content in update_files([rule])}
+    digests = sums() | {name: digest(data) for name, data in found.items()}
+    order = [f"{name}_{form}.json" for name in RULES for form in FORMATS]
+    names = sorted(digests, key=lambda n: order.index(n) if n in order else len(order))
+    return {**found, "SHA256SUMS": listed({name: digests[name] for name in names})}
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def listed(digests: dict[str, str]) -> bytes:
+    """SHA256SUMS."""
+    return "".join(f"{value}  {name}\n" for name, value in digests.items()).encode()
 
 
 def text(content: dict[str, Any]) -> bytes:
@@ -231,13 +259,20 @@ def text(content: dict[str, Any]) -> bytes:
     return f'{opening},\n "testGroups": [\n{body}]}}\n'.encode()
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write the files, or with --check compare them with those that are there."""
-    places = [Path(a) for a in arguments if a != "--check"]
-    folder, found = (places[0] if places else FOLDER), all_files() | {schema.NAME: schema.text()}
-    pages = {} if places else {tables.DOCS / n: tables.page(n).encode() for n in tables.TABLES}
+    parser = argparse.ArgumentParser(prog="python -m tests.oracle.generate", allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--rule", choices=list(RULES))
+    given = parser.parse_args(arguments)
+    folder, found = given.folder or FOLDER, files_of(given.rule) if given.rule else all_files()
+    found |= {schema.NAME: schema.text()}
+    pages = (
+        {} if given.folder else {tables.DOCS / n: tables.page(n).encode() for n in tables.TABLES}
+    )
     found = {folder / name: data for name, data in found.items()} | pages
-    if "--check" in arguments:
+    if given.check:
         odd = [path.name for path, data in found.items() if not same(path, data)]
         if odd:
             raise Diverged(f"{folder}: not what is generated: {', '.join(odd)}")

@@ -106,10 +106,11 @@ def run(
     with np.errstate(all="ignore"):
         for k in range(len(case.steps)):
             arithmetic = Arithmetic(real, case.number, full)
-            h = settings | _rate(case, k, arithmetic)
+            h = settings | _rate(case, k, arithmetic) | _beside(case, k, real)
             if case.neighbour and shares:
                 other_g = real(case.neighbour.g[k])
-                other_w, slots, _ = rule.step(full, other_w, other_g, slots, h, arithmetic)
+                its = h | {"gradient beside": real(case.steps[k].g)}
+                other_w, slots, _ = rule.step(full, other_w, other_g, slots, its, arithmetic)
                 slots["step"] += 1
                 arithmetic = Arithmetic(real, case.number, full)
             if k and "MISSING_GRADIENT" in case.flags:
@@ -156,6 +157,11 @@ def _rate(case: Case, k: int, arithmetic: Arithmetic) -> Settings:
         lr *= FIRST_GROUP
     rate = arithmetic.real(lr) if precision == "float64" else arithmetic.rounded(lr, precision)
     return {"lr": rate, "sign": -1 if c["direction"] == "ascent" else 1}
+
+
+def _beside(case: Case, k: int, real: Callable[[Any], Any]) -> Settings:
+    """The gradient of the neighbour in step k, for rules that clip all gradients together."""
+    return {"gradient beside": real(case.neighbour.g[k])} if case.neighbour else {}
 
 
 def _slots(case: Case, real: Callable[[Any], Any]) -> Slots:

@@ -143,6 +143,7 @@ class Rule:
     generated: tuple[Generated, ...]  # the richest first
 
     published: Choices = field(default_factory=dict)  # if not the first alternative of each clause
+    by_rows: bool = False  # its page takes `rows`, the number of rows of a w that has any
     slots: tuple[str, ...] = ()  # the array slots
     remembers: Callable[[Mapping[str, Any]], str] = lambda settings: ""  # in words: "a velocity"
     # formats in which rounded scalars count, so that generated cases need the scale of `step`
