@@ -21,7 +21,7 @@ PLAIN = 256  # elements up to which plain Python is the quicker
 
 def step(
     rule: str, w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, *,
-    norms: Norms = None, **settings: Any,
+    norms: Norms = None, shape: tuple[int, ...] | None = None, **settings: Any,
 ) -> Numbers:  # fmt: skip
     """The parameter after one step of `rule`; `state` becomes the state after the step.
 
@@ -29,13 +29,15 @@ def step(
     the number of steps made under "step" and the slots of the rule under their names. Scalars that
     it lacks (Adam's powers) are computed from "step". Lists in it are replaced, not written.
     norms: |w| and |g|, taken as given in place of the page's norm, also for a "max_norm" that is
-    not in the state; the norm of a new w, for norm_bound, is always the page's. settings: by the
-    names and with the defaults of the page.
+    not in the state; the norm of a new w, for norm_bound, is always the page's. shape: of the
+    parameter, (len(w),) if not given; most rules do not depend on it. settings: by the names and
+    with the defaults of the page.
 
     >>> step("lars_lesion", [3.0, 4.0], [0.0, 1.0], {"step": 0}, 0.5, "float32")
     [3.0, 1.5]
     """
-    w = RULES[rule].page(w, g, state, lr, dtype, norms, **settings)
+    shaped = {"shape": (len(w),) if shape is None else shape} if RULES[rule].shaped else {}
+    w = RULES[rule].page(w, g, state, lr, dtype, norms, **shaped, **settings)
     state["step"] += 1
     return w
 
@@ -51,7 +53,7 @@ def _by_page(case: Case, given: Sequence[Answer] | None) -> Iterator[Answer]:
     w, shape = case.w, case.w.shape
     for k, asked in enumerate(case.steps):
         flat, g = w.reshape(-1).tolist(), asked.g.reshape(-1).tolist()
-        flat = step(case.rule, flat, g, state, asked.lr, case.format, **case.settings)
+        flat = step(case.rule, flat, g, state, asked.lr, case.format, shape=shape, **case.settings)
         slots = {k: np.reshape(v, shape) for k, v in state.items() if isinstance(v, list)}
         w = np.reshape(flat, shape)
         yield Answer(w, slots)

@@ -174,6 +174,9 @@ def _lacks(target: Target, case: Case) -> str:
         return f"it runs {', '.join(target.formats) or 'no format'}; not {case.format}"
     if missing := sorted(target.required - set(case.settings)):
         return f"it needs {', '.join(missing)}, which {case.rule} has not"
+    known = KNOWN[target.spec][1] if target.kind in PACKAGES else None
+    if known and known.dimensions not in (case.w.ndim, None):
+        return f"it takes tensors of {known.dimensions} dimensions only"
     if target.kind == "optax" and (case.state or {}).get("step", 0) > COUNTER:
         return f"it counts steps up to {COUNTER}"
     for name, value in case.settings.items():

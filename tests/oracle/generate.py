@@ -100,7 +100,9 @@ def canonical(case: Case) -> Iterator[tuple[Answer, tuple[float, float] | None]]
     for step in case.steps:
         g = step.g.reshape(-1).tolist()
         sizes = (page.norm(w), page.norm(g)) if RULES[case.rule].takes_norms else None
-        w = by_page(case.rule, w, g, state, step.lr, case.format, **case.settings)
+        w = by_page(
+            case.rule, w, g, state, step.lr, case.format, shape=case.w.shape, **case.settings
+        )
         slots: Slots = {
             k: np.reshape(v, case.w.shape) if isinstance(v, list) else v for k, v in state.items()
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ class Optax:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self.jax, self.jnp, self.optax = library("jax"), library("jax.numpy"), library("optax")
         self.known = KNOWN[source][1]
-        self.make = getattr(self.optax, source.rpartition(".")[2])
+        self.make = reduce(getattr, source.split(".")[1:], self.optax)
         accepts(inspect.signature(self.make).parameters, source, overrides)
         self.overrides = dict(overrides)
         self.info = Info(self.known.settings, frozenset(), tuple(FORMATS))
@@ -46,7 +48,8 @@ class Optax:
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `update` and `apply_updates`."""
-        with double(self.jax, case.format == "float64"):
+        plain = self.jax.disable_jit() if self.known.interpreted else nullcontext()
+        with double(self.jax, case.format == "float64"), plain:
             return self.steps(case)
 
     def steps(self, case: Case) -> list[Answer]:
@@ -87,7 +90,7 @@ class Optax:
         values = {fields[k]: v for k, v in given.items() if k in fields}
 
         def put(old: Any, name: str) -> Any:
-            if name not in values:
+            if name not in values or not hasattr(old, "dtype"):
                 return replaced(old, put)
             return self.jnp.asarray(np.asarray(values[name]).astype(old.dtype))
 
@@ -95,7 +98,7 @@ class Optax:
 
     def slots(self, state: Any, case: Case) -> dict[str, Values]:
         """The array slots by npdrt's names."""
-        fields, slots = dict(named(state)), self.known.slots
+        fields, slots = dict(reversed([*named(state)])), self.known.slots  # the first of a name
         return self.turned({k: wide(own(fields[n], case)) for k, n in slots.items() if n in fields})
 
     def turned(self, slots: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,14 +113,18 @@ def own(tree: Any, case: Case) -> Any:
 
 
 def replaced(state: Any, put: Callable[[Any, str], Any]) -> Any:
-    """A tree of (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    """A tree of dicts and (named) tuples with every field `name` of value `x` as `put(x, name)`."""
+    if isinstance(state, dict):
+        return {name: replaced(x, put) for name, x in state.items()}
     if hasattr(state, "_fields"):
         return type(state)(*(put(x, name) for name, x in zip(state._fields, state, strict=True)))
     return tuple(replaced(x, put) for x in state) if isinstance(state, tuple) else state
 
 
 def named(state: Any) -> Iterator[tuple[str, Any]]:
-    """The fields of all named tuples in a tree of tuples."""
+    """The fields of all named tuples in a tree of dicts and tuples."""
+    if isinstance(state, dict):
+        state = tuple(state.values())
     if isinstance(state, tuple):
         yield from zip(getattr(state, "_fields", ()), state, strict=False)
         for x in state:

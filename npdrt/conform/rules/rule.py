@@ -95,6 +95,8 @@ class LibraryOptimizer:
     slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name; torch: "step" too
     adds: Mapping[str, str] = field(default_factory=dict)  # argument -> slot that it adds, from 0
     velocity: float = 1.0  # -1 if its "momentum" points the other way than npdrt's
+    dimensions: int | None = None  # of the tensors that it takes, if not any
+    interpreted: bool = False  # JAX runs it call by call: it would compile its loop at every step
 
     @property
     def settings(self) -> frozenset[str]:
@@ -121,7 +123,8 @@ class Rule:
     # new rule takes the next round, and the tests of the others keep their numbers
 
     # docs/updates.md in plain Python, with the arithmetic of npdrt.conform.page and nothing else:
-    # page(w, g, state, lr, dtype, norms, **settings) returns w and changes `state`
+    # page(w, g, state, lr, dtype, norms, **settings) returns w and changes `state`; that of a rule
+    # that is `shaped` also takes shape
     page: Callable[..., list[float]]
 
     # step(c, w, g, slots, h, a) is one update under the full choices c, in real arithmetic: it
@@ -152,6 +155,7 @@ class Rule:
     apart: tuple[str, ...] = ()  # settings that exclude the richest: asked in generated cases too
 
     optimizers: tuple[LibraryOptimizer, ...] = ()
+    shaped: bool = False  # a step depends on the shape; sources define two dimensions and more
     ablation: bool = False  # nobody sets out to write it, so it is suspected last
 
     @property
