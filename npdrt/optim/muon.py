@@ -43,8 +43,8 @@ def muon(
     rounded to the dtype of w at its end. It runs on the transpose of X if that has fewer rows.
 
     More than two dimensions: a matrix of w.shape[0] rows. Fewer: a matrix of one row, so that the
-    step is the momentum over its 2-norm, times 0.696. Most users give such parameters, and
-    the first and last layer, to Adam: `npdrt train --optimizer muon --group '*/bias=adam'`.
+    step is the momentum over its 2-norm, times 0.696. Most users give such parameters, and the
+    first and last layer, to Adam: `--optimizer muon --group '*/bias:rule=adam,lr=0.001'`.
 
     Slot: "momentum" (m), from zero. A NaN or inf in d makes all of w NaN. A zero gradient from
     zero leaves the decay. In float64, |d| overflows above 1e154, and w only decays.
