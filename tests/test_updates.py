@@ -69,7 +69,7 @@ def test_the_arithmetic_of_the_page_is_independent() -> None:
     """Nothing but the standard library: neither npdrt nor an array library."""
     tree = ast.parse(Path(page.__file__).read_text(encoding="utf-8"))
     found = set(imported(tree).values())
-    assert found == {"__future__", "collections.abc", "math", "struct", "sys"}
+    assert found == {"__future__", "collections.abc", "math", "struct", "sys", "typing"}
 
 
 def outside_names(source: str) -> list[str]:
@@ -219,7 +219,7 @@ def test_norms_as_given() -> None:
             for norms in (None, own, (2 * own[0], own[1]))
         )
         assert plain == same
-        assert (plain == other) == (not optim.RULES[rule].layerwise)
+        assert (plain == other) == (not RULES[rule].takes_norms)
 
 
 def every(**choices: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
@@ -275,10 +275,15 @@ def problem(n: int, dtype: str, steps: int) -> tuple[Numbers, list[Numbers]]:
 
 
 def by_the_page(
-    rule: str, options: Any, w: Numbers, gradients: list[Numbers], rates: Numbers, dtype: str,
-    shape: tuple[int, ...] = (),
-) -> list[dict[str, Any]]:  # fmt: skip
-    """After every step the parameter under "w", and the state. shape: for rules that see rows."""
+    rule: str,
+    options: Any,
+    w: Numbers,
+    gradients: list[Numbers],
+    rates: Numbers,
+    dtype: str,
+    shape: tuple[int, ...] | None = None,
+) -> list[dict[str, Any]]:
+    """After every step the parameter under "w", and the state."""
     state: dict[str, Any] = {"step": 0}
     seen = []
     for g, lr in zip(gradients, rates, strict=True):
@@ -375,25 +380,29 @@ def test_equals_the_page(rule: str, options: dict[str, Any], dtype: str) -> None
         assert all(step["w"].shape == shape for step in ours)
 
 
-LARGE = (436, 151)  # 65,836 elements
+def large_problem(rule: str, dtype: str) -> tuple[Numbers, list[Numbers], tuple[int, int]]:
+    """65,836 elements, more than one chunk of the norm and not whole rows; fewer where the page
+    multiplies matrices. And their shape."""
+    shape = (40, 26) if RULES[rule].matrices else (436, 151)
+    return *problem(math.prod(shape), dtype, 2), shape
 
 
 @pytest.fixture(scope="module")
 def large() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """By the page: LARGE, more than one chunk of the norm and not whole rows of it."""
+    """By the page: two steps of `large_problem`."""
     found = {}
     for rule, dtype in itertools.product(RICHEST, DTYPES):
-        w, gradients = problem(65536 + 300, dtype, 2)
-        found[rule, dtype] = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, LARGE)
+        w, gradients, shape = large_problem(rule, dtype)
+        found[rule, dtype] = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, shape)
     return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RICHEST)
 def test_equals_the_page_large(rule: str, dtype: str, large: Any) -> None:
-    w, gradients = problem(65536 + 300, dtype, 2)
-    arrays = [array(g, dtype, LARGE) for g in gradients]
-    ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, LARGE), arrays, RATES[:2])
+    w, gradients, shape = large_problem(rule, dtype)
+    arrays = [array(g, dtype, shape) for g in gradients]
+    ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, shape), arrays, RATES[:2])
     assert_same_bits(ours, large[rule, dtype], dtype)
 
 
@@ -490,7 +499,8 @@ def layouts(values: Numbers, dtype: str) -> list[Any]:
 @pytest.mark.parametrize("rule", RICHEST)
 def test_memory_layout_does_not_matter(rule: str, dtype: str) -> None:
     w, gradients = problem(300, dtype, 2)
-    expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, (20, 15))
+    shape = (20, 15)
+    expected = by_the_page(rule, RICHEST[rule], w, gradients, RATES[:2], dtype, shape)
     kinds = [layouts(values, dtype) for values in (w, *gradients)]
     for start, *arrays in zip(*kinds, strict=True):
         for x in (start, *arrays):
@@ -508,10 +518,10 @@ def ways(dtype: str) -> list[str]:
 @pytest.mark.parametrize("rule", RICHEST)
 def test_eager_or_replayed(rule: str, dtype: str, large: Any) -> None:
     """A program and its compiled loops, which take arrays of 1,024 elements and more."""
-    w, gradients = problem(65536 + 300, dtype, 2)
-    arrays = [array(g, dtype, LARGE) for g in gradients]
+    w, gradients, shape = large_problem(rule, dtype)
+    arrays = [array(g, dtype, shape) for g in gradients]
     for way in ways(dtype)[1:]:
-        ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, LARGE), arrays, RATES[:2], way)
+        ours = by_npdrt(rule, RICHEST[rule], array(w, dtype, shape), arrays, RATES[:2], way)
         assert_same_bits(ours, large[rule, dtype], dtype)
 
 
@@ -584,8 +594,8 @@ def digests(compiled: bool) -> dict[str, list[str]]:
     arrays and from slices; all of them where they differ."""
     found: dict[str, set[str]] = {f"{rule} {dtype}": set() for rule in RICHEST for dtype in DTYPES}
     for rule, dtype, make in itertools.product(RICHEST, DTYPES, (array, strided)):
-        w, gradients = problem(65536 + 300, dtype, 2)
-        start, *arrays = (make(x, dtype, LARGE) for x in (w, *gradients))
+        w, gradients, shape = large_problem(rule, dtype)
+        start, *arrays = (make(x, dtype, shape) for x in (w, *gradients))
         for way in ways(dtype) if compiled else ["eager", "replayed"]:
             steps = by_npdrt(rule, RICHEST[rule], start, arrays, RATES[:2], way)
             found[f"{rule} {dtype}"].add(digest(steps, dtype))

@@ -233,15 +233,20 @@ def test_our_norms(tests: list[tuple[Json, Json]]) -> None:
 # --- generated tests ------------------------------------------------------------------------------
 
 
+GENERATED = [rule for rule in RULES if RECORDS[rule].generated]
+
+
 def of_generated(tests: list[tuple[Json, Json]]) -> list[tuple[Json, Json]]:
     """The generated tests with their groups."""
     return [(group, test) for group, test in tests if "generated" in test]
 
 
 def test_generated_tests_are_large_or_long(tests: list[tuple[Json, Json]]) -> None:
-    """Above 1,024 and 65,536 elements, past 300 and 5,000 steps, of every rule, in both formats."""
+    """Above 1,024 and 65,536 elements, past 300 and 5,000 steps, of every rule that has such tests,
+    in both formats: products of large matrices take too long in 400 bits."""
     found = of_generated(tests)
-    for rule in RULES:
+    assert [rule for rule in RULES if rule not in GENERATED] == ["muon"]
+    for rule in GENERATED:
         for form in ("float32", "float64"):
             mine = [
                 t
@@ -283,7 +288,7 @@ def test_the_stored_elements_are_close_to_our_answers(
             assert not judge(replace(vector, expected=tuple(spoilt)), answers).accurate
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", GENERATED)
 def test_two_ways_to_npdrts_answers(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page in plain Python and npdrt.optim give a generated case the same bits."""
     found = [
@@ -309,7 +314,7 @@ def test_generated_numbers_are_in_the_prompts(prompts: Path) -> None:
     found = json.loads(prompts.read_bytes())["testGroups"]
     asked = {t["tcId"]: (g, t) for g in found if g["type"] == "OptimizerStep" for t in g["tests"]}
     cases = [c for c in generated.cases() if c.id in asked]
-    assert len(cases) == len(RULES) * sum(len(row.formats) for row in generated.ROWS) + 4
+    assert len(cases) == len(GENERATED) * sum(len(row.formats) for row in generated.ROWS) + 4
     for case in cases:
         assert set(asked[case.id][1]["flags"]) <= {"LARGE", "LONG"}
         read = vectors.case_from(*asked[case.id])

@@ -21,7 +21,7 @@ PLAIN = 256  # elements up to which plain Python is the quicker
 
 def step(
     rule: str, w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, *,
-    norms: Norms = None, shape: tuple[int, ...] = (), **settings: Any,
+    norms: Norms = None, shape: tuple[int, ...] | None = None, **settings: Any,
 ) -> Numbers:  # fmt: skip
     """The parameter after one step of `rule`; `state` becomes the state after the step.
 
@@ -29,15 +29,15 @@ def step(
     the number of steps made under "step" and the slots of the rule under their names. Scalars that
     it lacks (Adam's powers) are computed from "step". Lists in it are replaced, not written.
     norms: |w| and |g|, taken as given in place of the page's norm, also for a "max_norm" that is
-    not in the state; the norm of a new w, for norm_bound, is always the page's. shape: of w, for
-    rules that look at its rows. settings: by the names and with the defaults of the page.
+    not in the state; the norm of a new w, for norm_bound, is always the page's. shape: of the
+    parameter, (len(w),) if not given; most rules do not depend on it. settings: by the names and
+    with the defaults of the page.
 
     >>> step("lars_lesion", [3.0, 4.0], [0.0, 1.0], {"step": 0}, 0.5, "float32")
     [3.0, 1.5]
     """
-    if RULES[rule].by_rows and len(shape) > 1:
-        settings["rows"] = shape[0]
-    w = RULES[rule].page(w, g, state, lr, dtype, norms, **settings)
+    shaped = {"shape": (len(w),) if shape is None else shape} if RULES[rule].shaped else {}
+    w = RULES[rule].page(w, g, state, lr, dtype, norms, **shaped, **settings)
     state["step"] += 1
     return w
 

@@ -28,6 +28,8 @@ from npdrt.conform.rules.rule import PROFILES
 
 AnsweredCase = tuple[Case, tuple[Answer, ...]]
 MARGIN = 2.0  # a candidate is accepted within this many times the error of a right implementation
+PROPORTION = 0.005  # by how much the size of steps may be off, if that of each may be off by more
+SCATTER = 0.1  # the same for one element, whose error is independent of others
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
 FIRST = 16  # steps of a longer case that are tried before the rest
@@ -180,7 +182,28 @@ def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], budget:
             if len(case.steps) <= SHORT:
                 answered.insert(0, answered.pop(k))
             return False
-    return True
+    return in_proportion(rule, choices, answered)
+
+
+def in_proportion(rule: Rule, choices: Choices, answered: Sequence[AnsweredCase]) -> bool:
+    """Whether steps that are judged by a wide bound have the right size on average: over all
+    elements of all directions, <step, expected> / <expected, expected> is near 1.
+
+    Steps below 2**-8 of the parameter do not count, since its rounding is part of them.
+    """
+    excess: dict[bytes, tuple[int, float]] = {}
+    for case, answers in answered:
+        for step, answer in zip(run(rule, choices, case, answers=answers), answers, strict=True):
+            if step.moved is None:
+                return True
+            moved, error = (np.asarray(x, float) for x in (step.moved, step.w - answer.w))
+            square = float(np.sum(moved * moved))
+            if square > 2.0**-16 * np.sum(answer.w * answer.w) and np.isfinite(square):
+                direction = np.round(moved / np.sqrt(square), 3) + 0.0  # the same for the same g
+                share = float(np.sum(error * moved)) / square
+                excess[direction.tobytes()] = moved.size, moved.size * share
+    elements, total = (sum(column) for column in zip((1, 0.0), *excess.values(), strict=True))
+    return bool(abs(total / elements) <= max(PROPORTION, SCATTER / elements**0.5))
 
 
 def prefix_and_whole(

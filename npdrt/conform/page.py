@@ -15,6 +15,7 @@ import math
 import struct
 import sys
 from collections.abc import Callable
+from typing import Any
 
 Numbers = list[float]
 Rounding = Callable[[float], float]
@@ -138,6 +139,48 @@ def power(beta: float, t: int) -> float:
 def representable(rate: float, lr: float, dtype: str) -> float:
     """`rate`, or `lr` unless the rate is at most the largest number of the dtype."""
     return rate if rate <= LARGEST[dtype] else lr
+
+
+# --- products of matrices -------------------------------------------------------------------------
+
+SLICES = {"float32": 2, "float64": 3}
+PAIRS = {2: ((0, 0), (0, 1), (1, 0)), 3: ((2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0))}
+
+
+def product(rows: list[Numbers], columns: list[Numbers], dtype: str) -> list[Numbers]:
+    """The section "The product": the rows of a b, from the rows of a and the columns of b."""
+    t = (53 - (len(rows[0]) - 1).bit_length()) // 2
+    left, right = ([cut(x, SLICES[dtype], t) for x in lines] for lines in (rows, columns))
+    return [[element(a, b, t, ROUND[dtype]) for b in right] for a in left]
+
+
+def cut(line: Numbers, slices: int, t: int) -> tuple[list[list[int]], int] | None:
+    """The slices of a row or column as integers, and the exponent of its scale; None if an element
+    is not finite."""
+    if not all(map(math.isfinite, line)):
+        return None
+    largest = max(map(abs, line))
+    exponent = math.frexp(largest)[1] - 1 if largest else 0
+    rest, found = [math.ldexp(x, -exponent) for x in line], []
+    for count in range(1, slices + 1):
+        unit = 1 - count * t
+        found.append([round(math.ldexp(x, -unit)) for x in rest])
+        rest = [x - math.ldexp(n, unit) for x, n in zip(rest, found[-1], strict=True)]
+    return found, exponent
+
+
+def element(a: Any, b: Any, t: int, fl: Rounding) -> float:
+    """An element of a product, from a row and a column that are cut."""
+    if a is None or b is None:
+        return math.nan
+    (left, e), (right, f), total = a, b, 0.0
+    for i, j in PAIRS[len(left)]:
+        whole = sum(x * y for x, y in zip(left[i], right[j], strict=True))
+        total += math.ldexp(whole, 2 - (i + j + 2) * t)
+    try:
+        return fl(math.ldexp(total, e + f))
+    except OverflowError:
+        return math.copysign(math.inf, total)
 
 
 # --- tensor operations --------------------------------------------------------------------------

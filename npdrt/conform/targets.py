@@ -190,6 +190,9 @@ def _lacks(target: Target, case: Case) -> str:
         return f"it runs {', '.join(target.formats) or 'no format'}; not {case.format}"
     if missing := sorted(target.required - set(case.settings)):
         return f"it needs {', '.join(missing)}, which {case.rule} has not"
+    known = KNOWN[target.spec][1] if target.spec in KNOWN else None
+    if known and known.dimensions not in (case.w.ndim, None):
+        return f"it takes tensors of {known.dimensions} dimensions only"
     if target.kind in ("optax", "keras") and (case.state or {}).get("step", 0) > COUNTER:
         return f"it counts steps up to {COUNTER}"
     for name, value in case.settings.items():

@@ -41,6 +41,7 @@ from npdrt.trust.distances import (
     surrogate_trust,
     weights,
 )
+from npdrt.trust.dual import dual_direction, dual_norm, steepest_step
 from npdrt.trust.jacobians import batch_jacobian, gram_spectrum, jacobian, skip_spectra
 from npdrt.trust.layers import (
     Image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,13 @@ def cases() -> Iterator[Case]:
             for f in FORMATS.values():
                 for draft, settings in drafted(rule, f, Drawer(f)):
                     number += 1
-                    yield finished(number, rule.name, f, draft, settings)
+                    yield finished(number, rule.name, f, gated(rule, draft), settings)
+
+
+def gated(rule: Rule, draft: Draft) -> Draft:
+    """The draft; acceptable if it is no matrix, and the rule is defined for matrices alone."""
+    odd = rule.matrices and (np.ndim(draft.w) < 2 or not np.size(draft.w))
+    return replace(draft, result="acceptable") if odd and draft.result == "valid" else draft
 
 
 def later(rule: Rule, f: Format, draw: Drawer) -> Iterator[tuple[Draft, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class Optax:
 
     def run(self, case: Case) -> list[Answer]:
         """The answers of a case, through `update` and `apply_updates`."""
-        with double(self.jax, case.format == "float64"):
+        plain = self.jax.disable_jit() if self.known.interpreted else nullcontext()
+        with double(self.jax, case.format == "float64"), plain:
             return self.steps(case)
 
     def steps(self, case: Case) -> list[Answer]:

@@ -26,6 +26,7 @@ class Arithmetic:
     notes: dict[str, Any] = field(default_factory=dict)
     change: Any = 0.0  # the size of the operands of the step, without w; the rule sets it
     slack: Any = 0.0  # the error that the arithmetic of a profile explains; the rule sets it
+    moved: Any = None  # the step itself, if the slack is so large that its size is judged too
 
     def note(self, label: str, value: Any) -> Any:
         """`value`, kept under `label` to find the first operation where two evaluations differ."""
@@ -39,7 +40,7 @@ class Arithmetic:
             x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
         if self.choices["norm of"] == "1-norm":
             return np.sum(np.abs(x), axis=axis, keepdims=keep)
-        return np.sqrt(self._limited(np.sum(self._limited(x * x), axis=axis, keepdims=keep)))
+        return np.sqrt(self.in_range(np.sum(self.in_range(x * x), axis=axis, keepdims=keep)))
 
     def _axis(self, x: Any) -> tuple[Any, bool]:
         if np.ndim(x) < 2 or self.choices["norm of"] not in ("row", "column"):
@@ -47,7 +48,8 @@ class Arithmetic:
         row = self.choices["norm of"] == "row"
         return tuple(range(1, x.ndim) if row else range(x.ndim - 1)), True
 
-    def _limited(self, x: Any) -> Any:
+    def in_range(self, x: Any) -> Any:
+        """x by the clause "norm accumulation"."""
         return x if self.choices["norm accumulation"] == "wide" else limited(x, self.format)
 
     def representable(self, rate: Any, value: Any, otherwise: Any) -> Any:
@@ -73,7 +75,8 @@ class Evaluated:
 
     change: the size of the operands of the step that is added to the parameter. slack: the
     absolute error that a choice of arithmetic explains, in addition to that of a right
-    implementation.
+    implementation. moved: what the step adds to the parameter, with the other sign, if its size is
+    judged over all cases.
     """
 
     w: Any
@@ -82,6 +85,7 @@ class Evaluated:
     notes: dict[str, Any]
     change: Any = 0.0
     slack: Any = 0.0
+    moved: Any = None
 
 
 def run(
@@ -123,7 +127,13 @@ def run(
             slots["step"] += 1
             steps.append(
                 Evaluated(
-                    w, dict(slots), scale, arithmetic.notes, arithmetic.change, arithmetic.slack
+                    w,
+                    dict(slots),
+                    scale,
+                    arithmetic.notes,
+                    arithmetic.change,
+                    arithmetic.slack,
+                    arithmetic.moved,
                 )
             )
             w = real(answers[k].w) if answers is not None and k < len(answers) else w

@@ -41,9 +41,10 @@ from npdrt.conform.rules.rule import (
 
 def page(
     w: Numbers, g: Numbers, state: dict[str, Any], lr: float, dtype: str, norms: Norms = None, *,
-    rows: int | None = None, beta: float = 0.999,
+    shape: tuple[int, ...], beta: float = 0.999,
 ) -> Numbers:  # fmt: skip
-    """The sequence. rows: of an array of two or more dimensions."""
+    """The sequence."""
+    rows = shape[0] if len(shape) > 1 else None
     fl, n = ROUND[dtype], max(len(w) // (rows or 1), 1) if rows is not None else 1
     s = state.setdefault("scale", page_scale(w, n))
     b = state["beta_power"] = page_power(state, "beta_power", beta)
@@ -292,7 +293,7 @@ RULE = Rule(
     name="nero",
     added=6,
     page=page,
-    by_rows=True,
+    shaped=True,
     clauses=CLAUSES,
     step=step,
     dialects=DIALECTS,

@@ -100,6 +100,8 @@ class LibraryOptimizer:
     arguments: Callable[[Settings], Settings] = dict  # settings -> its keyword arguments
     slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name
     velocity: float = 1.0  # -1 if its "momentum" points the other way than npdrt's
+    dimensions: int | None = None  # of the tensors that it takes, if not any
+    interpreted: bool = False  # JAX runs it call by call: it would compile its loop at every step
 
     @property
     def settings(self) -> frozenset[str]:
@@ -126,7 +128,8 @@ class Rule:
     # new rule takes the next round, and the tests of the others keep their numbers
 
     # docs/updates.md in plain Python, with the arithmetic of npdrt.conform.page and nothing else:
-    # page(w, g, state, lr, dtype, norms, **settings) returns w and changes `state`
+    # page(w, g, state, lr, dtype, norms, **settings) returns w and changes `state`; that of a rule
+    # that is `shaped` also takes shape
     page: Callable[..., list[float]]
 
     # step(c, w, g, slots, h, a) is one update under the full choices c, in real arithmetic: it
@@ -143,7 +146,6 @@ class Rule:
     generated: tuple[Generated, ...]  # the richest first
 
     published: Choices = field(default_factory=dict)  # if not the first alternative of each clause
-    by_rows: bool = False  # its page takes `rows`, the number of rows of a w that has any
     slots: tuple[str, ...] = ()  # the array slots
     remembers: Callable[[Mapping[str, Any]], str] = lambda settings: ""  # in words: "a velocity"
     # formats in which rounded scalars count, so that generated cases need the scale of `step`
@@ -158,6 +160,8 @@ class Rule:
     apart: tuple[str, ...] = ()  # settings that exclude the richest: asked in generated cases too
 
     optimizers: tuple[LibraryOptimizer, ...] = ()
+    shaped: bool = False  # a step depends on the shape, and its page takes it
+    matrices: bool = False  # sources define it for two dimensions and more alone
     ablation: bool = False  # nobody sets out to write it, so it is suspected last
 
     @property
