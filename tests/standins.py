@@ -25,7 +25,7 @@ from npdrt.conform.targets import Target, lacks
 Update = Callable[..., tuple[Any, dict[str, Any]]]
 WIDER = {"float16": np.float32, "float32": np.float64, "float64": np.longdouble}
 WIDER[np.dtype(np.longdouble).name] = np.longdouble
-SLOTS = ("momentum", "exp_avg", "exp_avg_sq")
+SLOTS = ("momentum", "exp_avg", "exp_avg_sq", "square_avg", "grad_avg")
 
 # --- liberties ----------------------------------------------------------------------------------
 
@@ -728,6 +728,8 @@ OPTIONAL = {
     "adam": {"weight_decay", "decoupled"},
     "lars": {"weight_decay", "eps"},
     "fromage": {"norm_bound"},
+    "lion": {"weight_decay"},
+    "rmsprop": {"momentum", "centered", "weight_decay"},
 }
 
 

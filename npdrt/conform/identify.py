@@ -15,16 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, takewhile
-from typing import Any, NamedTuple
+from itertools import chain, combinations, groupby, takewhile
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from npdrt.conform.candidates import (
+    Candidate,
+    arithmetics,
+    candidates,
+    distinct,
+    faults,
+    in_any_arithmetic,
+)
 from npdrt.conform.case import Answer, Case
 from npdrt.conform.formats import Values
 from npdrt.conform.judge import of_step, remembered
 from npdrt.conform.rules import RULES, Choices, Dialect, Rule, run
-from npdrt.conform.rules.rule import PROFILES
+from npdrt.conform.rules.rule import PROFILES, RESETS
 
 AnsweredCase = tuple[Case, tuple[Answer, ...]]
 MARGIN = 2.0  # a candidate is accepted within this many times the error of a right implementation
@@ -32,6 +41,8 @@ PROPORTION = 0.005  # by how much the size of steps may be off, if that of each 
 SCATTER = 0.1  # the same for one element, whose error is independent of others
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
+LONGEST = 500  # steps of a case in which a state that is reset is looked for
+LATE = 5  # steps, less one, that may pass until a state that was forgotten shows
 FIRST = 16  # steps of a longer case that are tried before the rest
 BUDGET = 30_000  # steps, of arrays of 2,000 elements at most, that are spent on candidates
 COSTLY = ("LARGE", "LONG")  # flags of cases on which only a candidate is tried that explains others
@@ -75,11 +86,11 @@ class Finding:
         "deviation" (clauses that no dialect has) or "unknown"."""
         if self.choices is None:
             return "unknown"
-        if self.dialect is not None and not self.dialect.scope:
-            return "out of scope"
         rules = [clause for clause in self.extra_choices if clause not in PROFILES]
         if rules:
             return "deviation"
+        if self.dialect is not None and not self.dialect.scope:
+            return "out of scope"
         if not self.choices:
             return "published"
         return "profile" if all(c in PROFILES for c in self.choices) else "dialect"
@@ -90,9 +101,9 @@ def identify(rule: Rule, answered: Sequence[AnsweredCase]) -> Finding:
     valid = [a for a in answered if a[0].result == "valid"]
     cases = sorted((a for a in valid if not costly(a[0])), key=refutes_soonest)
     rest = sorted((a for a in valid if costly(a[0])), key=refutes_soonest)
-    budget = Budget()
-    tried = takewhile(lambda _: budget.left > 0, candidates(rule))
-    parts = (cases, rest)
+    budget, parts = Budget(), (cases, rest)
+    every = chain(candidates(rule), resets(rule, *parts, budget), pairs(rule, cases, budget))
+    tried = takewhile(lambda _: budget.left > 0, distinct(rule, every))
     fitting = (c for c in tried if all(explains(rule, c.choices, p, budget) for p in parts))
     found = next(fitting, None)
     if found is None:
@@ -117,49 +128,68 @@ def refutes_soonest(answered: AnsweredCase) -> tuple[bool, int, int]:
     return ordinary, len(case.steps) * case.w.size if costly(case) else 0, case.id
 
 
-class Candidate(NamedTuple):
-    """A guess: all its choices, the dialect it starts from, and the choices that this lacks."""
-
-    choices: Choices
-    dialect: Dialect
-    extra_choices: Choices
-
-
-def candidates(rule: Rule) -> Iterator[Candidate]:
-    """Candidates to try, the likeliest first."""
-    published = rule.dialects[0]
-    changes = list(single_changes(rule))
-    profiles: list[Choices] = [{}, *(c for c in changes if next(iter(c)) in PROFILES)]
-    changes = [c for c in changes if next(iter(c)) not in PROFILES]
-    pairs = [{**a, **b} for a, b in combinations(changes, 2) if not a.keys() & b.keys()]
-    for dialect in rule.dialects:
-        yield from in_any_arithmetic(dialect, {}, profiles)
-    for change in changes:
-        yield from in_any_arithmetic(published, change, profiles)
-    for dialect in rule.dialects[1:]:
-        for change in changes:
-            if not change.keys() & dialect.choices.keys():
-                yield from in_any_arithmetic(dialect, change, profiles)
-    for pair in pairs:
-        yield Candidate(pair, published, pair)
-
-
-def in_any_arithmetic(
-    dialect: Dialect, change: Choices, profiles: Sequence[Choices]
+def resets(
+    rule: Rule, cases: Sequence[AnsweredCase], rest: Sequence[AnsweredCase], budget: Budget
 ) -> Iterator[Candidate]:
-    """A dialect with clauses changed, in published arithmetic and in every other."""
-    for profile in profiles:
-        extra_choices = {**change, **profile}
-        yield Candidate({**dialect.choices, **extra_choices}, dialect, extra_choices)
+    """The dialects in any arithmetic with a state that is forgotten every N steps, where N is the
+    number of steps that they explain from a fresh start, or a little less."""
+    if "lost" not in rule.clauses.get("state", {}):
+        return
+    profiles = likely_arithmetics(rule, cases, budget)
+    for dialect in rule.dialects:
+        for candidate in in_any_arithmetic(dialect, {}, profiles):
+            odd = steps_explained(rule, candidate.choices, [*cases, *rest], budget)
+            for every in range(odd, max(odd - LATE, 1), -1):
+                for how in RESETS:
+                    change = {"state": how.format(every)}
+                    extra_choices = {**candidate.extra_choices, **change}
+                    yield Candidate({**candidate.choices, **change}, dialect, extra_choices)
 
 
-def single_changes(rule: Rule) -> Iterator[Choices]:
-    """Every change of one clause of the published rule."""
-    published = rule.full({})
-    for clause, alternatives in rule.clauses.items():
-        for alternative in alternatives:
-            if alternative != published[clause]:
-                yield {clause: alternative}
+def steps_explained(
+    rule: Rule, choices: Choices, answered: Sequence[AnsweredCase], budget: Budget
+) -> int:
+    """The number of steps that choices explain in runs from a fresh start, those of the shortest
+    length of which some run is not explained; 0 if they do not explain a first step, or explain
+    all steps."""
+    fresh = [a for a in answered if a[0].state is None and 1 < len(a[0].steps) <= LONGEST]
+    for _, runs in groupby(sorted(fresh, key=length), key=length):
+        found = []
+        for case, answers in runs:
+            budget.spend(case)
+            odd = first_odd(rule, case, answers, choices)
+            if odd == 0:
+                return 0
+            found += [odd] if odd else []
+        if found:
+            return min(found)
+    return 0
+
+
+def length(answered: AnsweredCase) -> int:
+    """The number of steps of a case."""
+    return len(answered[0].steps)
+
+
+def pairs(rule: Rule, cases: Sequence[AnsweredCase], budget: Budget) -> Iterator[Candidate]:
+    """The published rule with two clauses changed, in every likely arithmetic."""
+    published, profiles = rule.dialects[0], likely_arithmetics(rule, cases, budget)
+    for a, b in combinations(faults(rule, published), 2):
+        if not a.keys() & b.keys():
+            yield from in_any_arithmetic(published, {**a, **b}, profiles)
+
+
+def likely_arithmetics(
+    rule: Rule, answered: Sequence[AnsweredCase], budget: Budget
+) -> list[Choices]:
+    """The published arithmetic, and those in which the published rule explains more cases."""
+    short = [a for a in answered if len(a[0].steps) <= SHORT]
+    held = []
+    for profile in arithmetics(rule):
+        for case, _ in short:
+            budget.spend(case)
+        held.append(sum(worst_ratio(rule, profile, *a) <= 1.0 for a in short))
+    return [p for p, n in zip(arithmetics(rule), held, strict=True) if not p or n > held[0]]
 
 
 @dataclass
@@ -218,9 +248,11 @@ def prefix_and_whole(
     yield case, answers
 
 
-def first_odd(rule: Rule, case: Case, answers: Sequence[Answer]) -> int | None:
-    """The first step, from 0, that the published rule does not explain, or None."""
-    found = ratios_of_steps(rule, {}, case, answers).reshape(len(case.steps), -1)
+def first_odd(
+    rule: Rule, case: Case, answers: Sequence[Answer], choices: Choices = MappingProxyType({})
+) -> int | None:
+    """The first step, from 0, that the choices do not explain, or None."""
+    found = ratios_of_steps(rule, choices, case, answers).reshape(len(case.steps), -1)
     odd = ~(np.max(found, axis=1, initial=0.0) <= 1.0)
     return int(np.argmax(odd)) if odd.any() else None
 
@@ -266,22 +298,25 @@ def as_format(w: Any, case: Case) -> Any:
 def first_disagreement(
     rule: Rule, differences: Choices, answered: Sequence[AnsweredCase]
 ) -> tuple[Case | None, Divergence | None]:
-    """The smallest case that tells the choices from the published rule, and the first value."""
+    """The smallest case that tells the choices from the published rule, and the first value. If
+    they break clauses of the rule, both are told from the published rule in the same arithmetic."""
     if not differences:
         return None, None
+    arithmetic = {k: v for k, v in differences.items() if k in PROFILES}
+    usual = {} if arithmetic == differences else arithmetic
     for case, answers in sorted(answered, key=lambda a: (len(a[0].steps), a[0].w.size, a[0].id)):
-        if worst_ratio(rule, {}, case, answers) > 1.0:
-            parting = first_difference(rule, differences, case, answers)
+        if worst_ratio(rule, usual, case, answers) > 1.0:
+            parting = first_difference(rule, usual, differences, case, answers)
             if parting:
                 return case, parting
     return None, None
 
 
 def first_difference(
-    rule: Rule, differences: Choices, case: Case, answers: Sequence[Answer]
+    rule: Rule, usual: Choices, differences: Choices, case: Case, answers: Sequence[Answer]
 ) -> Divergence | None:
-    """The first named value that differs between the published rule and the choices."""
-    pair = (run(rule, c, case, answers=answers) for c in ({}, differences))
+    """The first named value that differs between two choices of clauses."""
+    pair = (run(rule, c, case, answers=answers) for c in (usual, differences))
     for published, found in zip(*pair, strict=True):
         for label, value in published.notes.items():
             other = found.notes.get(label)

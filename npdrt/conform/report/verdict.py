@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -100,7 +101,7 @@ def _on_rule(audit: Audit) -> str:
         case "deviates":
             return f" deviates from {rule}: it breaks {_clauses(audit)}"
         case "unknown":
-            return f" {_unknown(audit)}"
+            return _unknown(audit)
     return f": no verdict: {_no_verdict(audit)}"
 
 
@@ -164,7 +165,7 @@ def _unknown(audit: Audit) -> str:
     if audit.finding.choices is not None:
         far = sum(not j.accurate for j in audit.gated)
         return (
-            f"follows {audit.rule}, but less exactly than it should: {far} of "
+            f" follows {audit.rule}, but less exactly than it should: {far} of "
             f"{counted(len(audit.gated), 'test')} are beyond the accepted error"
         )
     worst = list(audit.failing_flags().items())[:3]
@@ -177,9 +178,14 @@ def _unknown(audit: Audit) -> str:
     if audit.finding.stopped:
         note += "; not every known clause was tried, as its steps are many or large"
     if among := audit.finding.among:
-        rules = f"is none of the known rules ({', '.join(among)})"
-        return f"{rules}; next to {audit.rule}, {flags}{note}"
-    return f"follows no known way to write {audit.rule}; {flags}{note}"
+        known = f"no published rule for {class_name(audit.name)} here; known: {', '.join(among)}"
+        return f": {known}; next to {audit.rule}, {flags}{note}"
+    return f" follows no known way to write {audit.rule}; {flags}{note}"
+
+
+def class_name(name: str) -> str:
+    """The last name of a target: Adagrad of "torch.optim.Adagrad(lr_decay=0.1)"."""
+    return re.split(r"[.:]", name.partition("(")[0])[-1] or name
 
 
 def not_finite(judged: Judged) -> bool:

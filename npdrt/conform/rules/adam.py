@@ -28,6 +28,7 @@ from npdrt.conform.rules.moments import (
 )
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     STATE,
     Dialect,
     Generated,
@@ -71,6 +72,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ignored": "none",
     },
     **COMMON,
+    **MAXIMIZED,
     **STATE,
     "missing gradient": {
         **STATE["missing gradient"],
@@ -86,7 +88,8 @@ def step(
     lr = h["lr"]
     start, shrunk, used_g, after = decayed(c, w, g, h)
     gross, slots = np.abs(g) + np.abs(used_g - g), dict(slots)
-    d, size, doubt = direction(c, used_g, gross, after * w, slots, h, a)
+    extra = after * w if after else used_g * 0  # w may be infinite
+    d, size, doubt = direction(c, used_g, gross, extra, slots, h, a)
     new = start * shrunk - h["sign"] * lr * d
     if c["weight decay"] == "decoupled, after the step":
         new = new * (1 - lr * h.get("weight_decay", 0) * bool(h.get("decoupled")))

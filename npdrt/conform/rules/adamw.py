@@ -8,10 +8,9 @@ from npdrt.conform.case import Slots
 from npdrt.conform.page import Norms, Numbers
 from npdrt.conform.rules import adam
 from npdrt.conform.rules.adam import page as page_adam
-from npdrt.conform.rules.evaluate import Arithmetic
+from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.moments import KERAS, OPTAX, TORCH, powers, start, two_betas
 from npdrt.conform.rules.rule import (
-    COMMON,
     Dialect,
     Generated,
     LibraryOptimizer,
@@ -35,10 +34,6 @@ def page(
 
 CLAUSES: dict[str, dict[str, str]] = {
     **adam.CLAUSES,
-    "direction": {
-        **COMMON["direction"],
-        "of the negated gradient": "-g takes the place of g (maximize in PyTorch)",
-    },
     "weight decay": {
         "times lr": "w (1 - lr wd) before the step, or wd w added to it",
         "times the schedule": "w (1 - wd lr / lr of the first step)",
@@ -73,12 +68,14 @@ def step(
     """Algorithm 2 of Loshchilov and Hutter under the choices c."""
     kind, wd, lr = c["weight decay"], h["weight_decay"], h["lr"]
     first = slots.get("first lr", lr)
-    if kind in ("times the schedule", "times lr, by the schedule"):
+    scheduled = kind in ("times the schedule", "times lr, by the schedule")
+    if scheduled:
         schedule = lr / first if first else lr * 0  # 0 / 0 leaves no decay
         wd, kind = schedule * (wd if "lr" in kind else wd / lr if lr else wd), "times lr"
     chosen = {**c, "weight decay": BY_ADAM.get(kind, "always decoupled")}
     given = {**h, "decoupled": True, "weight_decay": wd}
     new, slots, scale = adam.step(chosen, w, g, slots, given, a)
+    scale = largest(scale, new) if scheduled else scale  # a schedule that rises makes w larger
     return new, {**slots, "first lr": first}, scale
 
 

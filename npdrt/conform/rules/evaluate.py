@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from npdrt.conform.case import FIRST_GROUP, Answer, Case, Slots, as_if_contiguous, operands
 from npdrt.conform.formats import FORMATS, Format
-from npdrt.conform.rules.rule import BLOCKS, Choices, Rule, Settings
+from npdrt.conform.rules.rule import BLOCKS, Choices, Rule, Settings, period
+
+NEAR = 1e-6  # the relative error of a norm of a few elements in float32
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Arithmetic:
     change: Any = 0.0  # the size of the operands of the step, without w; the rule sets it
     slack: Any = 0.0  # the error that the arithmetic of a profile explains; the rule sets it
     moved: Any = None  # the step itself, if the slack is so large that its size is judged too
+    of_norms: Any = 0.0  # the relative error of the norms so far that a narrow format explains
 
     def note(self, label: str, value: Any) -> Any:
         """`value`, kept under `label` to find the first operation where two evaluations differ."""
@@ -34,13 +37,37 @@ class Arithmetic:
         return value
 
     def norm(self, x: Any) -> Any:
-        """The norm of x by the clauses "norm of" and "norm accumulation"; 0-d or broadcastable."""
+        """The norm of x by the clauses "norm of", "norm accumulation" and "norm format"; 0-d or
+        broadcastable."""
         axis, keep = self._axis(x)
         if self.choices["norm of"] in BLOCKS:
             x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
         if self.choices["norm of"] == "1-norm":
             return np.sum(np.abs(x), axis=axis, keepdims=keep)
-        return np.sqrt(self.in_range(np.sum(self.in_range(x * x), axis=axis, keepdims=keep)))
+        form = self.choices.get("norm format")  # a rule may have clauses of norms of its own
+        if form == "float16":
+            return self._narrow_norm(self._half(x), axis, keep)
+        size = np.sqrt(self.in_range(np.sum(self.in_range(x * x), axis=axis, keepdims=keep)))
+        return self._ended(size) if form == "float16, at the end" else size
+
+    def _narrow_norm(self, x: Any, axis: Any, keep: bool) -> Any:
+        """The norm of numbers of float16 in float16: squares are rounded, and the rounding errors
+        of their sum, in any order, and of the root count in `of_norms`."""
+        half, squares = FORMATS["float16"], np.sum(self._half(x * x), axis=axis, keepdims=keep)
+        self.of_norms = self.of_norms + (np.size(x) + 2) * 2.0**-half.precision
+        return np.sqrt(limited(squares, half))
+
+    def _ended(self, size: Any) -> Any:
+        """A norm rounded to float16. If it is almost half way between two numbers of float16, the
+        way it is summed decides which it is; that counts in `of_norms`."""
+        low, high = self._half(size * (1 - NEAR)), self._half(size * (1 + NEAR))
+        apart = np.where((size > 0) & np.isfinite(high), high - low, 0)
+        self.of_norms = self.of_norms + apart / np.where(size > 0, size, 1)
+        return self._half(size)
+
+    def _half(self, x: Any) -> Any:
+        """x rounded to float16."""
+        return self.real(FORMATS["float16"].round(np.asarray(x, dtype=np.float64)))
 
     def _axis(self, x: Any) -> tuple[Any, bool]:
         if np.ndim(x) < 2 or self.choices["norm of"] not in ("row", "column"):
@@ -103,7 +130,8 @@ def run(
     """
     full, settings = rule.full(choices), _settings(case, real)
     read = as_if_contiguous if full["operands"] == "as if contiguous" else None
-    w, slots = real(case.w), _slots(case, real)
+    w, slots, every = real(case.w), _slots(case, real), period(full.get("state", ""))
+    before = slots["step"]
     shares = case.neighbour is not None and full.get("state") == "shared"
     other_w = real(case.neighbour.w) if case.neighbour and shares else None
     steps: list[Evaluated] = []
@@ -111,6 +139,8 @@ def run(
         for k in range(len(case.steps)):
             arithmetic = Arithmetic(real, case.number, full)
             h = settings | _rate(case, k, arithmetic) | _beside(case, k, real)
+            if every and (before + k) % every == 0:
+                slots = _reset(rule, full["state"], slots, case.settings)
             if case.neighbour and shares:
                 other_g = real(case.neighbour.g[k])
                 its = h | {"gradient beside": real(case.steps[k].g)}
@@ -155,6 +185,12 @@ def without_gradient(
         counts = {"step", *rule.scalars(0, case.settings)}
         return w, slots | {name: after[name] for name in counts}
     return moved, after
+
+
+def _reset(rule: Rule, how: str, slots: Slots, settings: Mapping[str, Any]) -> Slots:
+    """A state that is forgotten, with its count or without."""
+    step = slots["step"] if how.startswith("arrays") else 0
+    return {"step": step, **(rule.scalars(step, settings) if step else {})}
 
 
 def _rate(case: Case, k: int, arithmetic: Arithmetic) -> Settings:

@@ -121,6 +121,7 @@ def step(
     first = slots["step"] == 0
     new = a.note("w - s g", prefactored(c, w, h["sign"] * s * g, h["lr"], plain, first))
     a.change = np.abs(s * g)
+    a.slack = a.of_norms * a.change
     scale = largest(w, a.change, new)
     if limit is None:
         return new, slots, scale
@@ -128,6 +129,7 @@ def step(
     if c["norm bound"] == "of the first result":
         limit = slots["max_norm"] if "max_norm" in slots else h["norm_bound"] * size
     factor = np.where(size > limit, limit / np.where(size > limit, size, size * 0 + 1), 1)
+    a.slack = a.slack + np.where(size > limit, 2 * a.of_norms * np.abs(new), 0)
     a.change = largest(a.change, np.where(factor < 1, new, 0))  # of which two norms have the size
     return new * factor, {**slots, "max_norm": slots.get("max_norm", limit)}, scale
 

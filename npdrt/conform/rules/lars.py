@@ -24,6 +24,7 @@ from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.fromage import opposed
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     NORMS,
     STATE,
     Dialect,
@@ -110,6 +111,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "no biases": "arrays named bias take r = 1 and no decay",
     },
     **COMMON,
+    **MAXIMIZED,
     **NORMS,
     **STATE,
 }
@@ -131,8 +133,11 @@ def step(
     v = a.note("v", m * old + gain * a.note("d", scaled(c, g, decay, k)))
     shrunk = 1 - lr * wd if c["weight decay"] == "decoupled" else 1
     new = a.note("w", shrunk * w - h["sign"] * rate * v)
-    a.change = np.abs(rate * (np.abs(m * old) + np.abs(gain) * (np.abs(k * g) + np.abs(k * decay))))
-    return new, {**slots, "momentum": v}, largest(w, a.change)
+    moved = np.abs(gain) * (np.abs(k * g) + np.abs(k * decay))
+    a.change = np.abs(rate * (np.abs(m * old) + moved))
+    error = m * slots.get("v error", moved * 0) + a.of_norms * moved
+    a.slack = np.abs(rate) * (error + a.of_norms * np.abs(m * old))
+    return new, {**slots, "momentum": v, "v error": error}, largest(w, a.change)
 
 
 def skips(c: dict[str, str], w: Any, h: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.moments import mask, two_betas
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     STATE,
     Dialect,
     Generated,
@@ -78,6 +79,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "cautious, unscaled": "elements with u g > 0 alone",
     },
     **COMMON,
+    **MAXIMIZED,
     **STATE,
 }
 

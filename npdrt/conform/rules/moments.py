@@ -40,6 +40,11 @@ def page_power(state: dict[str, Any], name: str, beta: float) -> float:
 
 # --- how implementations differ -------------------------------------------------------------------
 
+COUNTS = {
+    "t of before": "t counts from 0, first corrected at the second step",
+    "t of before, unguarded": "t counts from 0, and the first step divides by 0",
+    "t too large": "t counts from 2",
+}
 MEANS: dict[str, dict[str, str]] = {
     "epsilon": {
         "after the corrected root": "sqrt(v / (1 - beta2^t)) + eps",
@@ -53,8 +58,9 @@ MEANS: dict[str, dict[str, str]] = {
         "none": "m and v as they are",
         "first moment only": "v as it is",
         "second moment only": "m as it is",
-        "t of before": "t counts from 0, first corrected at the second step",
-        "t too large": "t counts from 2",
+        **COUNTS,
+        **{f"{how} in m": f"for m alone, {text}" for how, text in COUNTS.items()},
+        **{f"{how} in v": f"for v alone, {text}" for how, text in COUNTS.items()},
         "betas exchanged": "m / (1 - beta2^t), v / (1 - beta1^t)",
     },
     "precision": {
@@ -99,7 +105,7 @@ def direction(
     used = {"nesterov": beta1 * m + (1 - beta1) * g, "of before": old_m}
     m = used.get(c["first moment"], m)
     share = np.abs((1 - beta2) * g * m) / np.where(v > 0, v, v * 0 + 1)  # of a rounding of g in v
-    v_hat = v / c2
+    v_hat = (v if c2 else limited(v, a.format)) / c2  # v / 0 is NaN where v underflows
     if c["second moment"] in ("largest mean of squares", "largest corrected"):
         v, v_hat = maximal(c, v, v_hat, c2, slots)
     root = a.note("denominator", denominator(c, v, v_hat, c2, h["eps"], a))
@@ -143,21 +149,9 @@ def mask(c: dict[str, str], m: Any, g: Any) -> Any:
 
 def corrections(c: dict[str, str], slots: Slots, beta1: Any, beta2: Any, a: Arithmetic) -> Any:
     """1 - beta1^t and 1 - beta2^t; moves the powers in `slots` on."""
-    before = [slots.get("beta1_power", a.real(1.0)), slots.get("beta2_power", a.real(1.0))]
-    now = [before[0] * beta1, before[1] * beta2]
-    slots["beta1_power"], slots["beta2_power"] = now
-    match c["bias correction"]:
-        case "t of before":
-            now = before if slots["step"] else [beta1 * 0, beta2 * 0]
-        case "t too large":
-            now = [now[0] * beta1, now[1] * beta2]
-        case "betas exchanged":
-            now = now[::-1]
-    narrow = {"dtype": a.format.name, "float32": "float32"}.get(c["precision"], "float64")
-    if narrow != "float64":
-        now = [a.rounded(float(b), narrow) ** (slots["step"] + 1) for b in (beta1, beta2)]
     one = 1 - beta1 * 0
-    c1, c2 = 1 - now[0], 1 - now[1]
+    c1 = 1 - counted(c, "m", "beta1_power", beta1, slots, a)
+    c2 = 1 - counted(c, "v", "beta2_power", beta2, slots, a)
     match c["bias correction"]:
         case "none":
             return one, one
@@ -165,7 +159,27 @@ def corrections(c: dict[str, str], slots: Slots, beta1: Any, beta2: Any, a: Arit
             return c1, one
         case "second moment only":
             return one, c2
+        case "betas exchanged":
+            c1, c2 = c2, c1
     return a.note("1 - beta1^t", c1), a.note("1 - beta2^t", c2)
+
+
+def counted(
+    c: dict[str, str], moment: str, name: str, beta: Any, slots: Slots, a: Arithmetic
+) -> Any:
+    """beta^t with the t that the clause "bias correction" has for a moment, and in its format;
+    moves the power in `slots` on."""
+    before = slots.get(name, a.real(1.0))
+    now = slots[name] = before * beta
+    how, _, alone = c["bias correction"].partition(" in ")
+    late = {"t too large": 1, "t of before": -1, "t of before, unguarded": -1}.get(how, 0)
+    late = late if alone in ("", moment) else 0
+    if late < 0 and slots["step"] == 0:
+        return before if how.endswith("unguarded") else beta * 0
+    narrow = {"dtype": a.format.name, "float32": "float32"}.get(c["precision"], "float64")
+    if narrow != "float64":
+        return a.rounded(float(beta), narrow) ** (slots["step"] + 1 + late)
+    return {-1: before, 0: now, 1: now * beta}[late]
 
 
 def maximal(c: dict[str, str], v: Any, v_hat: Any, c2: Any, slots: Slots) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from npdrt.conform.rules.evaluate import Arithmetic, largest, limited
 from npdrt.conform.rules.moments import drift
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     STATE,
     Dialect,
     Generated,
@@ -88,6 +89,7 @@ CLAUSES: dict[str, dict[str, str]] = {
     },
     "weight decay": sgd.CLAUSES["weight decay"],
     **COMMON,
+    **MAXIMIZED,
     **STATE,
 }
 

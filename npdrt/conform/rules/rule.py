@@ -7,6 +7,7 @@ is a name, a source and the choices in which it differs from the published rule.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,13 +43,43 @@ COMMON: dict[str, dict[str, str]] = {
         "as if contiguous": "as if the arrays were contiguous in C order",
     },
 }
+# Of the rules in which the sign of the gradient is not that of the step.
+MAXIMIZED: dict[str, dict[str, str]] = {
+    "direction": {
+        **COMMON["direction"],
+        "of the negated gradient": "-g takes the place of g (maximize in PyTorch)",
+    },
+}
+
+
+RESETS = ("reset every {} steps", "arrays reset every {} steps")
+
+
+class States(dict[str, str]):
+    """The alternatives of the clause "state"; those of RESETS, for every number of steps, are not
+    listed."""
+
+    def __missing__(self, how: str) -> str:
+        if not (every := period(how)):
+            raise KeyError(how)
+        return f"forgotten every {every} steps{', but its count' if how.startswith('a') else ''}"
+
+
+def period(how: str) -> int:
+    """The number of steps of an alternative in RESETS; 0 of another."""
+    found = re.fullmatch(r"(?:arrays )?reset every (\d+) steps", how)
+    return int(found[1]) if found else 0
+
+
 # Clauses of the rules that have a state.
 STATE: dict[str, dict[str, str]] = {
-    "state": {
-        "of each tensor": "kept from step to step, for every tensor apart",
-        "shared": "one state for all tensors of an optimizer",
-        "lost": "forgotten after every step",
-    },
+    "state": States(
+        {
+            "of each tensor": "kept from step to step, for every tensor apart",
+            "shared": "one state for all tensors of an optimizer",
+            "lost": "forgotten after every step",
+        }
+    ),
     "missing gradient": {
         "skipped": "a tensor without a gradient makes no step; its state stays, too",
         "a step of zeros": "as if its gradient were 0",
@@ -68,6 +99,11 @@ NORMS: dict[str, dict[str, str]] = {
         "wide": "the sum of squares neither overflows nor underflows",
         "dtype": "squares and their sum in the tensor's dtype",
         "dtype, guarded": "the same, and rates that are not finite are replaced",
+    },
+    "norm format": {
+        "of the tensor or wider": "squares and sums are as wide as the tensor, or wider",
+        "float16, at the end": "the norm is rounded to float16",
+        "float16": "elements, squares and their sum in float16",
     },
 }
 PROFILES = ("norm accumulation", "precision")  # arithmetic, not rule

@@ -11,6 +11,7 @@ from npdrt.conform.page import ROUND, Norms, Numbers, minus, mixed, plus, with_d
 from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     STATE,
     Dialect,
     Generated,
@@ -56,6 +57,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "1 - dampening": "of the new gradient",
         "ignored": "none",
         "1 - momentum": "an average: v = m v + (1 - m) d",
+        "1 + dampening": "of the other sign: v = m v + (1 + dampening) d",
     },
     "nesterov": {
         "d + m v": "with the new velocity",
@@ -70,6 +72,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ignored": "none",
     },
     **COMMON,
+    **MAXIMIZED,
     **STATE,
 }
 
@@ -121,7 +124,8 @@ def kept(c: dict[str, str], slots: Slots, h: dict[str, Any]) -> Any:
     if c["dampening"] == "ignored":
         return 1
     first = slots["step"] == 0 and c["first step"] == "undampened"
-    return 1 if first else 1 - h.get("dampening", 0)
+    sign = -1 if c["dampening"] == "1 + dampening" else 1
+    return 1 if first else 1 - sign * h.get("dampening", 0)
 
 
 DIALECTS = (
