@@ -25,7 +25,8 @@ def report(work: Work) -> Report:
     """Every run, and each optimizer's best at every depth, next to the authors' logs."""
     reference, epochs = work.recipe.reference, work.runs[0].config.epochs
     runs = sorted(work.runs, key=lambda run: (*_cell(run), run.config.lr))
-    tables = (_every(runs, reference, epochs), _best(grouped(runs, _cell), reference))
+    every = _every(runs, reference, epochs), _best(grouped(runs, _cell), reference)
+    tables = every if reference else tuple(map(_ours, every))
     panels = (*_optimizers(runs, reference), *_rates(runs))
     figure = Figure("depth", f"{work.recipe.title}. {epochs} epochs.", panels)
     return Report(tables, figure, tuple(_notes(runs)))
@@ -103,6 +104,13 @@ def _best(cells: Mapping[Cell, list[Run]], reference: Mapping[str, Any]) -> Tabl
     ours = ("lr tried", "npdrt at best lr", "npdrt as plotted")
     return Table("At the best fixed learning rate, and as the authors plotted",
                  (*columns, *ours), tuple(rows))  # fmt: skip
+
+
+def _ours(table: Table) -> Table:
+    """Without the authors' columns."""
+    kept = [i for i, name in enumerate(table.columns) if not name.startswith("authors")]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return Table(table.title, tuple(table.columns[i] for i in kept), rows)
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
