@@ -307,7 +307,7 @@ def test_figure_5_starts_and_moves_as_the_first_version(made: dict[str, Any]) ->
         assert last[f"{block}/bias"].any()
         moved[network] = np.abs(last[f"{block}/weight"] - first[f"{block}/weight"]).max()
     assert moved["discriminator"] == pytest.approx(4 * moved["generator"], rel=0.2)
-    rows = made["fromage-v1/figure-5"]["tables"][1]["rows"]
+    rows = made["fromage-v1/figure-5"]["tables"][2]["rows"]
     assert [row[1] for row in rows] == ["generator", "discriminator"]
     for (_, network, _, *numbers), count in zip(rows, (27, 17), strict=True):
         own = [n for n, w in first.items() if n.startswith(network) and w.ndim > 1]

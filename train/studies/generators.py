@@ -32,15 +32,17 @@ def report(work: Work) -> Report:
     )
     curves = {rule: _curves(work, runs) for rule, runs in groups.items()}
     panels = [_norms_panel(rule, runs[0]) for rule, runs in groups.items()]
-    lines = [_line(rule, place, curve) for place, (rule, curve) in enumerate(curves.items())]
-    title, steps = f"Distance: {distances.name(work)}", "training step"
-    panels.append(Panel(title, steps, "mean over the trials", tuple(lines), ylog=True))
+    ours = {rule: _means(curve) for rule, curve in curves.items()}
+    panels.append(_panel(f"npdrt: {distances.name(work)}", ours))
+    logged = _logged(work)
+    theirs = {rule: {t: both[0] for t, both in logged[rule]} for rule in groups if rule in logged}
+    panels.append(_panel("Authors: FID, 10,000 images", theirs))
     notes = (
         "Mean and population standard deviation over the trials; the generators' norms are those "
         "of the first.",
         f"The distance from the training set: {distances.name(work)}. The authors' is the FID.",
     )
-    tables = (_distances(work, groups, curves), _growth(work, groups))
+    tables = (_distances(curves), _authors(work), _growth(work, groups))
     return Report(tables, Figure("generators", work.recipe.title, tuple(panels)), notes)
 
 
@@ -63,9 +65,17 @@ def _norms(run: Run, step: int) -> dict[str, float]:
     return {name: float(optim.norm(value)) for name, value in params.items() if value.ndim > 1}
 
 
-def _line(rule: str, place: int, curve: Curves) -> Line:
-    return Line(rule, list(curve), [float(np.mean(v)) for v in curve.values()], "marked",
-                group=place)  # fmt: skip
+def _means(curve: Curves) -> dict[int, float]:
+    return {step: float(np.mean(values)) for step, values in curve.items()}
+
+
+def _panel(title: str, means: Mapping[str, Mapping[int, float]]) -> Panel:
+    """The distance from the training set by the step."""
+    lines = [
+        Line(rule, list(curve), list(curve.values()), "marked", group=place)
+        for place, (rule, curve) in enumerate(means.items())
+    ]
+    return Panel(title, "training step", "distance from the training set", tuple(lines), ylog=True)
 
 
 def _norms_panel(rule: str, run: Run) -> Panel:
@@ -79,25 +89,36 @@ def _norms_panel(rule: str, run: Run) -> Panel:
              shade=place / last)
         for place, name in enumerate(names)
     ]  # fmt: skip
-    return Panel(f"{rule}, generator", "training step", "norm of the weight", tuple(lines))
+    top = 1.05 * max(line.y.max() for line in lines)
+    return Panel(f"{rule}, generator", "training step", "norm of the weight", tuple(lines),
+                 ylim=(0, top))  # fmt: skip
 
 
-def _distances(
-    work: Work, groups: Mapping[str, Sequence[Run]], curves: Mapping[str, Curves]
-) -> Table:
-    """A row a rule and snapshot: our distance, and the authors' after as many steps."""
-    reference, rows = work.recipe.reference, []
-    for rule in groups:
-        logged = {
-            epoch * reference["steps_per_epoch"]: both
-            for epoch, *both in reference.get("fid", {}).get(rule, [])
-        }
-        for step, values in curves[rule].items():
-            spread = float(np.std(values)) if len(values) > 1 else None
-            theirs = logged.get(step, (None, None))
-            rows.append((rule, step, *theirs, float(np.mean(values)), spread, len(values)))
-    columns = ("optimizer", "steps", "authors' FID", "+-", "npdrt", "+-", "trials")
-    return Table("Distance from the training set", columns, tuple(rows))
+def _distances(curves: Mapping[str, Curves]) -> Table:
+    """A row a rule and snapshot."""
+    rows = [
+        (rule, step, float(np.mean(v)), float(np.std(v)) if len(v) > 1 else None, len(v))
+        for rule, curve in curves.items()
+        for step, v in curve.items()
+    ]
+    columns = ("optimizer", "steps", "distance", "+-", "trials")
+    return Table("npdrt: distance from the training set", columns, tuple(rows))
+
+
+def _authors(work: Work) -> Table:
+    """The authors' means and deviations, after as many steps."""
+    rows = [(rule, step, *both) for rule, logged in _logged(work).items() for step, both in logged]
+    return Table("Authors: FID to the training set", ("optimizer", "steps", "FID", "+-"),
+                 tuple(rows))  # fmt: skip
+
+
+def _logged(work: Work) -> dict[str, list[tuple[int, list[float]]]]:
+    """By the rule: the step, and the authors' FID with its deviation."""
+    reference = work.recipe.reference
+    return {
+        rule: [(epoch * reference["steps_per_epoch"], both) for epoch, *both in rows]
+        for rule, rows in reference.get("fid", {}).items()
+    }
 
 
 def _growth(work: Work, groups: Mapping[str, Sequence[Run]]) -> Table:
