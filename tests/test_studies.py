@@ -280,7 +280,7 @@ def test_what_a_distance_needs(made: dict[str, Any], tmp_path: Path) -> None:
     name = "fromage/table-1-gan"
     for distance, error, words in (
         ({"features": "inception", "images": 20}, Unavailable, "put .*6726825d.pth there"),
-        ({"features": "pixels", "images": 361}, Error, "its test set has not 361 images"),
+        ({"features": "pixels", "images": 1438}, Error, "digits: it has not 1,438 images"),
     ):
         work = work_of(made, name, distance=distance)
         with pytest.raises(error, match=words):

@@ -50,8 +50,8 @@ def name(work: Work) -> str:
 
 
 def distances(work: Work, run: Run, step: int | None = None) -> dict[str, float]:
-    """Distances to the first images of the training and of the test set, if there is one; kept in
-    the run's directory.
+    """Distances from the first images of the training set, and of the test set if it has as many;
+    kept in the run's directory.
 
     step: of a snapshot; None for the last checkpoint.
     """
@@ -71,8 +71,12 @@ def _distances(work: Work, run: Run, path: Path, asked: Distance, about: str) ->
         return {
             f"{part}_distance": frechet.distance(ours, _real(work, source, part, asked, about))
             for part in ("train", "test")
-            if part == "train" or source.x_test is not None
+            if part == "train" or _count(source.x_test) >= asked.images
         }
+
+
+def _count(images: Any) -> int:
+    return 0 if images is None else len(images)
 
 
 def _real(
@@ -80,8 +84,8 @@ def _real(
 ) -> frechet.Statistics:
     """The statistics of the first real images, kept in the study's directory."""
     x = source.x if part == "train" else source.x_test
-    if x is None or len(x) < asked.images:
-        raise Error(f"{source.name}: its {part} set has not {asked.images} images; ask for fewer")
+    if _count(x) < asked.images:
+        raise Error(f"{source.name}: it has not {asked.images:,} images; ask for fewer")
 
     def compute() -> Arrays:
         images = np.asarray(x[: asked.images]).reshape(-1, *(source.image_shape or ()))
