@@ -83,7 +83,7 @@ def _real(
     work: Work, source: Dataset, part: str, asked: Distance, about: str
 ) -> frechet.Statistics:
     """The statistics of the first real images, kept in the study's directory."""
-    x = source.x if part == "train" else source.x_test
+    x: Any = source.x if part == "train" else source.x_test
     if _count(x) < asked.images:
         raise Error(f"{source.name}: it has not {asked.images:,} images; ask for fewer")
 
