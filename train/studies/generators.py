@@ -89,7 +89,7 @@ def _norms_panel(rule: str, run: Run) -> Panel:
              shade=place / last)
         for place, name in enumerate(names)
     ]  # fmt: skip
-    top = 1.05 * max(line.y.max() for line in lines)
+    top = 1.4 * max(line.y.max() for line in lines)  # room for the legend
     return Panel(f"{rule}, generator", "training step", "norm of the weight", tuple(lines),
                  ylim=(0, top))  # fmt: skip
 
