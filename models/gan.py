@@ -1,4 +1,4 @@
-"""The class-conditional adversarial network of Bernstein et al. 2020, for images of 32x32.
+"""The class-conditional adversarial network of Bernstein et al. 2020.
 
 A residual generator and a projection discriminator, each with one non-local block. Every weight of
 a convolution, a linear layer or a table of classes is spectrally normalised: it is divided by an
@@ -33,9 +33,10 @@ NOISE = 20  # numbers of a chunk of the noise: one for the stem and one for each
 CHUNKS = 4
 TABLE = 1000  # rows of a table of classes, of which the data use the first
 EMBEDDED = 80
-SIZE = 32
+SIZES = 8  # the side of an image is a multiple of it; 32 in the paper
 HEAD = 10.0  # the discriminator's scores are multiplied by it
 BIAS = 0.01  # the standard deviation of the first biases
+STARTS = ("v2", "v1")  # of biases and gates
 _conv = partial(Convolution, bias=True)
 _conv3 = partial(_conv, size=3, padding=1, form="winograd")
 
@@ -131,20 +132,20 @@ class GeneratorBlock:
 
 
 class Generator:
-    """Images (channels, N, 32, 32) in [-1, 1] for noise (N, 80) and classes (N,).
+    """Images (channels, N, 8s, 8s) in [-1, 1] for noise (N, 80) and classes (N,).
 
-    The noise is cut into four: the first part makes 4w x 4 x 4 numbers, and each block's norms are
+    The noise is cut into four: the first part makes 4w x s x s numbers, and each block's norms are
     given the embedded class and one of the others. w: the width.
     """
 
-    def __init__(self, name: str, width: int, channels: int):
-        w, block = width, f"{name}/blocks"
+    def __init__(self, name: str, width: int, channels: int, side: int):
+        w, block, self.first = width, f"{name}/blocks", side // SIZES
         self.classes = Linear(f"{name}/classes", TABLE, EMBEDDED)
-        self.stem = Linear(f"{name}/stem", NOISE, 4 * w * 4 * 4)
-        self.block1 = GeneratorBlock(f"{block}/00", 4 * w, 4 * w)  # 8 x 8
-        self.block2 = GeneratorBlock(f"{block}/01", 4 * w, 2 * w)  # 16 x 16
+        self.stem = Linear(f"{name}/stem", NOISE, 4 * w * self.first**2)
+        self.block1 = GeneratorBlock(f"{block}/00", 4 * w, 4 * w)  # 2s x 2s
+        self.block2 = GeneratorBlock(f"{block}/01", 4 * w, 2 * w)  # 4s x 4s
         self.attention = NonLocal(f"{name}/attention", 2 * w)
-        self.block3 = GeneratorBlock(f"{block}/02", 2 * w, w)  # 32 x 32
+        self.block3 = GeneratorBlock(f"{block}/02", 2 * w, w)  # 8s x 8s
         self.norm = BatchNorm(f"{name}/norm", w)
         self.head = _conv3(f"{name}/head", w, channels)
         self.layers: Sequence[Any] = (
@@ -156,12 +157,13 @@ class Generator:
         z = ops.split(noise, sizes=(NOISE,) * CHUNKS, axis=1)
         e = self._embedded(run, labels)  # (N, 80)
         conditions = [ops.concat(e, part, axis=1) for part in z[1:]]  # (N, 100) each
-        h = ops.reshape(self.stem(run, z[0]), shape=(noise.shape[0], -1, 4, 4))
-        h = ops.transpose(h, axes=(1, 0, 2, 3))  # (4w, N, 4, 4)
-        h = self.block1(run, h, conditions[0])  # (4w, N, 8, 8)
-        h = self.block2(run, h, conditions[1])  # (2w, N, 16, 16)
-        h = self.block3(run, self.attention(run, h), conditions[2])  # (w, N, 32, 32)
-        return ops.tanh(self.head(run, ops.relu(self.norm(run, h))))  # (channels, N, 32, 32)
+        s = self.first
+        h = ops.reshape(self.stem(run, z[0]), shape=(noise.shape[0], -1, s, s))
+        h = ops.transpose(h, axes=(1, 0, 2, 3))  # (4w, N, s, s)
+        h = self.block1(run, h, conditions[0])  # (4w, N, 2s, 2s)
+        h = self.block2(run, h, conditions[1])  # (2w, N, 4s, 4s)
+        h = self.block3(run, self.attention(run, h), conditions[2])  # (w, N, 8s, 8s)
+        return ops.tanh(self.head(run, ops.relu(self.norm(run, h))))  # (channels, N, 8s, 8s)
 
     def _embedded(self, run: Pass, labels: Array) -> Any:
         """The linear layer of one-hot rows: the columns of its weight."""
@@ -193,7 +195,7 @@ class DiscriminatorBlock:
 
 
 class Discriminator:
-    """Scores (N,) for images (channels, N, 32, 32) and classes (N,): 10 (w h + b + <h, E[class]>),
+    """Scores (N,) for images (channels, N, 8s, 8s) and classes (N,): 10 (w h + b + <h, E[class]>),
     h the mean over the pixels of the last block's rectified values. A real image should score 1 or
     more, a generated one -1 or less."""
 
@@ -212,8 +214,8 @@ class Discriminator:
         )
 
     def __call__(self, run: Pass, images: Any, labels: Array) -> Any:
-        h = self.block1(run, self.block0(run, images))  # (2w, N, 8, 8)
-        h = self.block2(run, self.attention(run, h))  # (4w, N, 4, 4)
+        h = self.block1(run, self.block0(run, images))  # (2w, N, 2s, 2s)
+        h = self.block2(run, self.attention(run, h))  # (4w, N, s, s)
         h = ops.relu(self.block3(run, h))
         h = ops.transpose(ops.global_average_pool(h))  # (N, 4w)
         score = ops.reshape(self.linear(run, h), shape=(-1,))
@@ -242,16 +244,18 @@ class Table:
 
 @dataclass(frozen=True)
 class GAN:
-    """A generator and a discriminator of images of 32x32, both given a class.
+    """A generator and a discriminator of square images, both given a class.
 
-    outputs: classes, at most 1000. image_shape: (channels, 32, 32). width: channels of the last
-    block of the generator and of the first of the discriminator, a multiple of 4; a small one is
-    for tests and small machines. 2,183,092 parameters of the generator and 2,644,130 of the
-    discriminator at width 64, for any number of classes.
+    outputs: classes, at most 1000. image_shape: (channels, side, side), the side a multiple of 8.
+    width: channels of the last block of the generator and of the first of the discriminator, a
+    multiple of 4; a small one is for tests and small machines. 2,183,092 parameters of the
+    generator and 2,644,130 of the discriminator for images of (3, 32, 32) at width 64, for any
+    number of classes.
 
-    Weights are orthogonal at first, so that all their singular values are 1; biases are normal with
-    standard deviation 0.01; gates and the gain of the last batch normalisation are 1. Training
-    needs images in [-1, 1]: `standardise` names that scale.
+    Weights are orthogonal at first, so that all their singular values are 1. With start "v2"
+    biases are normal with standard deviation 0.01, and gates are 1; with "v1", of the first version
+    of the paper, both are 0. The gain of the last batch normalisation is 1. Training needs
+    images in [-1, 1]: `standardise` names that scale.
 
     Parameters: "generator/stem/weight", ..., "discriminator/classes/weight". Buffers: a singular
     vector "generator/stem/u" for each of the 44 normalised weights, and running means and variances
@@ -265,19 +269,23 @@ class GAN:
     """
 
     outputs: int = 10
-    image_shape: Any = (3, SIZE, SIZE)
+    image_shape: Any = (3, 32, 32)
     width: int = 64
+    start: str = "v2"
 
     networks: ClassVar[tuple[str, ...]] = ("discriminator", "generator")  # in the order of a step
     standardise: ClassVar[str] = "symmetric"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
-        if len(self.image_shape) != 3 or self.image_shape[1:] != (SIZE, SIZE):
+        _, *sides = self.image_shape if len(self.image_shape) == 3 else (0, 0)
+        if len(set(sides)) != 1 or sides[0] < SIZES or sides[0] % SIZES:
             raise Error(
-                f"GAN: expected images of {SIZE}x{SIZE}, so an image_shape (channels, {SIZE}, "
-                f"{SIZE}); got {self.image_shape}; resize them, or use folder-{SIZE}:PATH"
+                "GAN: expected square images, (channels, side, side), whose side is a multiple of "
+                f"{SIZES}; got {self.image_shape}; resize them, or use folder-32:PATH"
             )
+        if self.start not in STARTS:
+            raise Error(f"GAN: start must be one of {', '.join(STARTS)}; got {self.start!r}")
         if not 1 <= self.outputs <= TABLE:
             raise Error(f"GAN: expected 1 to {TABLE} classes; got {self.outputs}")
         if self.width < 4 or self.width % 4:
@@ -286,7 +294,8 @@ class GAN:
     @cached_property
     def generator(self) -> Generator:
         """The layers of the generator."""
-        return Generator("generator", self.width, self.image_shape[0])
+        channels, side, _ = self.image_shape
+        return Generator("generator", self.width, channels, side)
 
     @cached_property
     def discriminator(self) -> Discriminator:
@@ -316,6 +325,8 @@ class GAN:
             if len(shape) > 1:
                 matrix = orthogonal(stream.of(name), (shape[0], math.prod(shape[1:])))
                 yield name, matrix.reshape(shape)
+            elif self.start == "v1" and not name.endswith("/weight"):
+                yield name, np.zeros(shape)
             elif name.endswith("/bias"):
                 yield name, stream.of(name).normal(shape, BIAS)
             else:
@@ -346,7 +357,7 @@ class GAN:
         the generator's singular vectors.
         """
         run = self._pass("generator", params, buffers, train)
-        images = self.generator(run, _as(noise, params), labels)  # (channels, N, 32, 32)
+        images = self.generator(run, _as(noise, params), labels)  # (channels, N, side, side)
         return label(ops.transpose(images, axes=(1, 0, 2, 3)), "images"), run.buffers
 
     def discriminate(

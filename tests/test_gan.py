@@ -119,6 +119,36 @@ def test_two_steps_equal_pytorch() -> None:
     np.testing.assert_allclose(scores, judged.numpy(), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("image_shape", [(1, 8, 8), (2, 24, 24)])
+def test_images_of_other_sizes(image_shape: Any) -> None:
+    """The same network from a smaller or larger stem, as in PyTorch."""
+    torch = pytest.importorskip("torch")
+    from torch_gan import Twin
+
+    model = GAN(width=4, image_shape=image_shape)
+    params, buffers = model.init(seed=2, dtype="float64"), model.buffers(seed=2, dtype="float64")
+    twin, z = Twin(params, buffers, torch.float64), model.noise(Random(8), N)
+    images, _ = model.generate(params, buffers, z, LABELS)
+    scores, _ = model.discriminate(params, buffers, images, LABELS)
+    with torch.no_grad():
+        y = torch.from_numpy(LABELS)
+        theirs = twin.generate(torch.from_numpy(z), y, train=False)
+        judged = twin.discriminate(theirs, y, train=False)
+    assert images.shape == (N, *image_shape)
+    np.testing.assert_allclose(images, theirs.numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(scores, judged.numpy(), rtol=0, atol=1e-11)
+
+
+def test_the_first_version_starts_from_zeros() -> None:
+    """Biases and gates; all else as in the second."""
+    first, second = (GAN(width=4, start=start).init(seed=1) for start in ("v1", "v2"))
+    for name, value in first.items():
+        if name.endswith(("/bias", "/gate")):
+            assert not value.any(), name
+        else:
+            np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
 def test_the_loss_is_the_hinge() -> None:
     """Of generated images first; the authors' form is smaller by 2. Right: the sign."""
     task, scores = Adversarial(MODEL, 10), np.array([-3.0, 0.5, 2.0, 0.25])
@@ -272,18 +302,21 @@ def test_what_does_not_fit(images: Path, tmp_path: Path) -> None:
     np.savez(targets, x=x, y=y.astype(np.float32))
     np.savez(tmp_path / "floats.npz", x=x.astype(np.float32), y=y)
     for changes, words in (
-        ({"data": str(small)}, r"images of 32x32, .* got \(3, 28, 28\); resize them"),
+        ({"data": str(small)}, r"a multiple of 8; got \(3, 28, 28\); resize them"),
         ({"data": str(targets)}, "needs labels, and the examples have targets; use data"),
         ({"data": str(tmp_path / "floats.npz")}, r"is for pixels, bytes or floats from 0 to 1"),
         ({"model_options": {"width": 4, "outputs": 7}}, "has outputs=7, the data set has 4"),
         ({"model_options": {"width": 6}}, "width must be a multiple of 4, at least 4; got 6"),
         ({"label_smoothing": 0.1}, "label smoothing is for cross-entropy"),
-        ({"data": "digits"}, r"images of 32x32, .* got \(1, 8, 8\)"),
+        ({"model_options": {"width": 4, "start": "v3"}}, "one of v2, v1; got 'v3'"),
     ):
         with pytest.raises(Error, match=words):
             train(settings(images, **changes), tmp_path / "none")
     with pytest.raises(Error, match="expected 1 to 1000 classes; got 1001"):
         GAN(outputs=1001)
+    for shape in ((3, 32, 24), (3, 0, 0), (3, 32)):
+        with pytest.raises(Error, match="whose side is a multiple of 8; got"):
+            GAN(image_shape=shape)
     assert not (tmp_path / "none").exists()
 
 

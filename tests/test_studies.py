@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from npdrt import data, frechet, store
 from npdrt.cli import cli
-from npdrt.errors import Error, FileRefused
+from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.models import GAN
+from npdrt.random import Random
 from npdrt.store import container
 from npdrt.train.config import Config
 from npdrt.train.studies import (
     depth,
+    distances,
     norms,
     rates,
     recipe,
@@ -28,8 +33,8 @@ from npdrt.train.studies import (
 from npdrt.train.studies.cache import kept
 from npdrt.train.studies.figure_of_file import load
 from npdrt.train.studies.reproduce import reproduce as study_of
-from npdrt.train.studies.study import Stopped, grouped
-from npdrt.train.studies.sweep import Options, Run
+from npdrt.train.studies.study import Stopped, Work, grouped
+from npdrt.train.studies.sweep import Options, Run, runs
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +112,23 @@ def test_overflow_comes_for_real(made: dict[str, Any]) -> None:
     assert rows["LARS (no prefactor), float32, eta 0.01"][4] == "not in this run"
 
 
+def test_the_adversarial_network_grows_by_the_closed_form(made: dict[str, Any]) -> None:
+    """Its 44 normalised weights, but not its biases and gates, in float32."""
+    found = made["fromage/figure-2"]
+    (row,) = [row for row in found["tables"][0]["rows"] if "adversarial network" in row[0]]
+    assert abs(row[4]) < 1e-6
+    panel = load(Path(found["out"]) / "study.h5").panels[0]
+    *lines, closed = panel.lines
+    assert len(lines) == 44
+    assert all("bias" not in line.label and "gate" not in line.label for line in lines)
+    for line in lines:
+        np.testing.assert_allclose(line.y, closed.y, rtol=1e-6)
+
+
 def test_growth_of_the_authors_log() -> None:
     """The stored log is the closed form to its six digits."""
     reference = recipe.load("fromage/figure-2").reference
-    for epoch, logged in reference["lars"]:
+    for epoch, logged in reference["lars_lesion"]:
         steps = epoch * reference["steps_per_epoch"]
         assert norms.growth(reference["lr"], steps) == pytest.approx(logged, abs=1.1e-5)
 
@@ -216,6 +234,97 @@ def test_normalised_errors() -> None:
     assert grid == {1.0: 0.0, 0.1: 0.5, 0.01: 1.0}
 
 
+# --- the adversarial network --------------------------------------------------------------------
+
+
+def work_of(made: dict[str, Any], name: str, **options: Any) -> Work:
+    """The input of a study whose runs are finished, with some options changed."""
+    found, out = recipe.load(name, "smoke"), Path(made[name]["out"])
+    changed = replace(found, options={**found.options, **options})
+    return Work(changed, runs(found, out, Options()), Options(), out=out)
+
+
+def test_the_distance_is_that_of_the_images(made: dict[str, Any]) -> None:
+    """The first images of either set next to those of the generator, by its parameters alone."""
+    work = work_of(made, "fromage/table-1-gan")
+    (run,), digits = work.runs, data.load("digits", standardise="symmetric")
+    checkpoint = store.load(run.path / "checkpoint.h5")
+    model = GAN(width=4, image_shape=(1, 8, 8))
+    z = np.concatenate([model.noise(Random(0, "images", i), 1) for i in range(300)])
+    images, _ = model.generate(checkpoint.params, checkpoint.buffers, z, np.arange(300) % 10)
+
+    def features(x: Any) -> Any:
+        x = x.reshape(300, 64)
+        x = x - x.min(1, keepdims=True)
+        top = x.max(1, keepdims=True)
+        return x / np.where(top > 0, top, 1.0)  # one colour stays black
+
+    for part, x in (("train", digits.x), ("test", digits.x_test)):
+        expected = frechet.frechet(features(images), features(x[:300]))
+        found = distances.distances(work, run)[f"{part}_distance"]
+        assert found == pytest.approx(expected, rel=0.02)  # of bytes, not floats
+        assert column(made["fromage/table-1-gan"], part == "test", "npdrt") == [found]
+
+
+def test_features_of_pixels_are_means_of_squares() -> None:
+    images = np.zeros((2, 3, 16, 16), np.uint8)
+    images[1, 2, 2:4, :2] = [[255, 0], [51, 0]]
+    found = distances.pixels(images)
+    assert found.shape == (2, 192)
+    assert np.flatnonzero(found).tolist() == [192 + 128 + 8]
+    assert found.max() == pytest.approx(0.3)
+
+
+def test_what_a_distance_needs(made: dict[str, Any], tmp_path: Path) -> None:
+    """Weights that npdrt cannot download, enough images, and the option."""
+    name = "fromage/table-1-gan"
+    for distance, error, words in (
+        ({"features": "inception", "images": 20}, Unavailable, "put .*6726825d.pth there"),
+        ({"features": "pixels", "images": 1438}, Error, "digits: it has not 1,438 images"),
+    ):
+        work = work_of(made, name, distance=distance)
+        with pytest.raises(error, match=words):
+            distances.distances(work, work.runs[0])
+    text = (recipe.RECIPES / f"{name}.toml").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith("distance =")]
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(kept))
+    with pytest.raises(FileRefused, match="a measure of the distance needs the option distance"):
+        study_of(recipe.load(str(path), "smoke"), tmp_path / "out", Options())
+
+
+def test_figure_5_starts_and_moves_as_the_first_version(made: dict[str, Any]) -> None:
+    """Zero biases; the discriminator's Adam has four times the rate of the generator's."""
+    work = work_of(made, "fromage-v1/figure-5")
+    first, last = (
+        store.load(work.runs[0].path / "snapshots" / f"step-00000{step}.h5").params
+        for step in (0, 3)
+    )
+    moved = {}
+    for network in ("generator", "discriminator"):
+        block = f"{network}/blocks/00/conv1"
+        assert not first[f"{block}/bias"].any()
+        assert last[f"{block}/bias"].any()
+        moved[network] = np.abs(last[f"{block}/weight"] - first[f"{block}/weight"]).max()
+    assert moved["discriminator"] == pytest.approx(4 * moved["generator"], rel=0.2)
+    rows = made["fromage-v1/figure-5"]["tables"][2]["rows"]
+    assert [row[1] for row in rows] == ["generator", "discriminator"]
+    for (_, network, _, *numbers), count in zip(rows, (27, 17), strict=True):
+        own = [n for n, w in first.items() if n.startswith(network) and w.ndim > 1]
+        ratios = [float(np.linalg.norm(last[n]) / np.linalg.norm(first[n])) for n in own]
+        expected = [min(ratios), float(np.median(ratios)), max(ratios)]
+        assert len(own) == count
+        assert [float(n) for n in numbers] == pytest.approx(expected, abs=1e-4)
+
+
+def test_figure_5_quotes_the_logs() -> None:
+    """Every logged epoch has a snapshot at full scale."""
+    found = recipe.load("fromage-v1/figure-5")
+    steps = {epoch * 196 for rows in found.reference["fid"].values() for epoch, *_ in rows}
+    assert steps | {0} == set(found.configs[0].snapshots)
+    assert {c.optimizer for c in found.configs} == set(found.reference["fid"])
+
+
 # --- the frame -------------------------------------------------------------------------------
 
 
@@ -287,14 +396,14 @@ def test_a_study_of_what_is_finished(made: dict[str, Any], tmp_path: Path) -> No
     arguments = ["reproduce", "fromage/figure-4", "--scale", "smoke", "--as-is", "--json", "--out"]
     result = CliRunner().invoke(cli, [*arguments, str(tmp_path)])
     assert result.exit_code == 2
-    assert "none of the 9 runs" in result.output
+    assert "none of the 10 runs" in result.output
     whole = Path(made["fromage/figure-4"]["out"]) / "runs"
     kept = sorted(whole.iterdir())[:4]
     (tmp_path / "runs").mkdir()
     for run in kept:
         (tmp_path / "runs" / run.name).symlink_to(run)
     found = json.loads(CliRunner().invoke(cli, [*arguments, str(tmp_path)]).stdout)
-    assert "5 of 9 runs are not finished" in found["notes"][-1]
+    assert "6 of 10 runs are not finished" in found["notes"][-1]
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 

@@ -66,11 +66,14 @@ class Twin:
     # --- networks -------------------------------------------------------------------------
 
     def generate(self, noise: Any, labels: Any, train: bool = True) -> Any:
-        """Images (N, channels, 32, 32)."""
+        """Images (N, channels, side, side)."""
         z = noise.split(20, 1)
         rows = F.one_hot(labels, 1000).to(noise.dtype)
         e = self.linear("generator/classes", rows, train)
-        h = self.linear("generator/stem", z[0], train).reshape(len(noise), -1, 4, 4)
+        h = self.linear("generator/stem", z[0], train)
+        channels = self.params["generator/blocks/00/conv1/weight"].shape[1]
+        side = round((h.shape[1] / channels) ** 0.5)
+        h = h.reshape(len(noise), channels, side, side)
         for i, (a, b) in enumerate(GENERATOR):
             h = self.attention("generator/attention", h, train) if i == 2 else h
             h = self.up(f"generator/blocks/0{i}", h, torch.cat([e, z[i + 1]], 1), a != b, train)

@@ -211,6 +211,8 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     model = build_model(dataclasses.replace(config, model_options=given), dataset)
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
     options = {name: _plain(value) for name, value in fields.items() if _is_json(value)}
+    if hasattr(model, "generate") and "image_shape" in fields:  # it makes images without the data
+        options["image_shape"] = list(fields["image_shape"])
     depth = None if options.get("residual") else options.get("depth")
     return dataclasses.replace(config, model_options=options, lr=learning_rate(config, depth))
 

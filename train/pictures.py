@@ -77,7 +77,12 @@ def grid(
 
 
 def _generated(model: Any, params: Params, buffers: Params, noise: Any, labels: Any) -> Any:
-    """Images in evaluation mode on the host, bytes (N, C, S, S): [-1, 1] becomes 0 to 255."""
+    """Images in evaluation mode on the host, bytes (N, C, S, S)."""
     with quiet():
         images, _ = model.generate(params, buffers, noise, labels)
-    return np.rint((np.clip(to_host(images), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    return as_bytes(to_host(images))
+
+
+def as_bytes(images: Any) -> Any:
+    """Images as bytes: [-1, 1] becomes 0 to 255."""
+    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

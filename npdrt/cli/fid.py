@@ -73,7 +73,7 @@ def command(
 ) -> None:  # fmt: skip
     """How far images are from real ones: the Frechet distance of the features that a network makes
     of both. The images are in FOLDER (PNG, JPEG or npz; or one .npz file), or the generator in the
-    directory RUN makes them, of all classes in turn.
+    directory, checkpoint or snapshot RUN makes them, of all classes in turn.
 
     Only with the published weights of 2015 (--features pt_inception-2015-12-05-6726825d.pth) it is
     the FID. By default the features are those of EfficientNet-Lite0 (extra fid), offline, and the
@@ -81,8 +81,7 @@ def command(
     images and stretch: docs/frechet.md.
     """
     where = arrays.device(device)
-    is_run = (folder / images.FILE_OF_RUN).exists()
-    fakes = images.of_run(folder, where, code) if is_run else images.of_path(folder)
+    fakes = images.of_run(folder, where, code) if images.is_run(folder) else images.of_path(folder)
     fakes = fakes.first(count)
     reals = images.of_name(real, part, data_dir).first(count)
     for note in reals.notes:

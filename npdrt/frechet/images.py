@@ -21,7 +21,7 @@ from npdrt.data.bounded import FREE, RATIO, contents, reading
 from npdrt.data.catalogue import sources
 from npdrt.data.images import Stored
 from npdrt.errors import Error, FileRefused
-from npdrt.store import foreign
+from npdrt.store import container, foreign
 from npdrt.train.pictures import generator
 
 PARTS = ("train", "test")
@@ -79,12 +79,17 @@ def of_path(path: Path) -> Source:
     """The images in a folder, with the folders in it, or in a .npz file."""
     if not path.exists():
         raise Error(f"{path} does not exist; give a folder of images or a .npz file")
-    if (path / FILE_OF_RUN).exists():
+    if is_run(path):
         raise Error(f"{path} is a run; real images are those of a data set or in a folder")
     if path.is_file():
         return of_arrays(str(path), [path])
     arrays = sorted(path.glob("*.npz"))
     return of_arrays(str(path), arrays) if arrays else of_files(str(path), folder.files_in(path))
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is a run directory, or a file as runs write them: a checkpoint or a snapshot."""
+    return (path / FILE_OF_RUN).exists() or path.suffix == ".h5"
 
 
 def of_run(path: Path, device: Device, code: Sequence[Path] = ()) -> Source:
@@ -96,7 +101,9 @@ def of_run(path: Path, device: Device, code: Sequence[Path] = ()) -> Source:
         return images
 
     name = f"the generator of {path}"
-    return Source(name, OF_RUN, read, lambda: _digest([contents(path / FILE_OF_RUN)]))
+    return Source(
+        name, OF_RUN, read, lambda: _digest([contents(container.within(path, FILE_OF_RUN))])
+    )
 
 
 def of_name(name: str, part: str = "train", data_dir: Path | None = None) -> Source:

@@ -26,6 +26,8 @@ NOTES = (
     "it is the first to overflow, and from that step on npdrt takes the plain step eta g, which "
     "changes nothing any more.",
 )
+RULES = {"lars_lesion": "LARS (no prefactor)", "fromage": "Fromage"}
+NETS = {"gan": "adversarial network, "}
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 
 
@@ -42,8 +44,12 @@ def report(work: Work) -> Report:
 
 def name(run: Run) -> str:
     """The run as the tables call it."""
-    rule = {"lars_lesion": "LARS (no prefactor)", "fromage": "Fromage"}[run.config.optimizer]
-    return f"{rule}, {run.config.dtype}, eta {run.config.lr:g}"
+    return f"{RULES[run.config.optimizer]}, {_net(run)}, eta {run.config.lr:g}"
+
+
+def _net(run: Run) -> str:
+    """The dtype of a perceptron; of another network its name, too."""
+    return f"{NETS.get(run.config.model, '')}{run.config.dtype}"
 
 
 def ratios(run: Run) -> dict[str, float]:
@@ -58,7 +64,8 @@ def _first_norms(run: Run) -> dict[str, float]:
 
 
 def _norms(params: Any) -> dict[str, float]:
-    return {name: float(optim.norm(value)) for name, value in params.items()}
+    """Of the weights; the biases and gates of an adversarial network are not invariant."""
+    return {name: float(optim.norm(value)) for name, value in params.items() if value.ndim > 1}
 
 
 def _closed(run: Run, steps: int) -> float:
@@ -110,28 +117,37 @@ def _overflow(runs: Sequence[Run], stopped: Mapping[Run, int]) -> Table:
 
 
 def _stopped_at(run: Run) -> int | None:
-    """The first traced step in which a layer did not change by eta any more."""
-    arrays, _ = trace.read(run.path / "trace.h5")
-    changes = arrays["layers/relative_update"]
+    """The first traced step from which on a layer did not change by eta any more. A discriminator
+    also has single steps without a gradient."""
+    steps, changes = _traced(run, "relative_update")
     lost = ~(changes > float(run.config.lr) / 2).all(axis=1)  # NaN counts as lost
-    return int(arrays["layers/step"][np.argmax(lost)]) if lost.any() else None
+    sound = np.flatnonzero(~lost)
+    after = sound[-1] + 1 if len(sound) else 0
+    return int(steps[after]) if after < len(steps) else None
+
+
+def _traced(run: Run, quantity: str) -> tuple[Any, Any]:
+    """The measured steps (T,), and a quantity of every weight at each of them (T, weights)."""
+    arrays, about = trace.read(run.path / "trace.h5")
+    chosen = [about["parameters"].index(name) for name in _first_norms(run)]
+    return arrays["layers/step"], arrays[f"layers/{quantity}"][:, chosen]
 
 
 def _authors(work: Work) -> Table:
-    """The authors' logged growth, the closed form, and our runs after as many steps."""
-    reference, runs = (
-        work.recipe.reference,
-        [r for r in work.runs if r.config.optimizer == "lars_lesion"],
-    )
-    same = [run for run in runs if run.config.lr == reference["lr"]]
-    rows = []
-    for epoch, logged in reference["lars"]:
-        steps = epoch * reference["steps_per_epoch"]
-        ours = [_at(run, steps) for run in same]
-        numbers = (logged, growth(reference["lr"], steps), *ours)
-        rows.append((epoch, steps, *(n and f"{n:.6g}" for n in numbers)))
-    columns = ("epoch", "steps", "authors' log", "closed form", *(run.config.dtype for run in same))
-    return Table("LARS, growth in the authors' adversarial network", columns, tuple(rows))
+    """The authors' logged growth, the closed form in float32, and our runs after as many steps."""
+    reference, rows = work.recipe.reference, []
+    same = [run for run in work.runs if run.config.lr == reference["lr"]]
+    nets = tuple(dict.fromkeys(map(_net, same)))
+    for rule in RULES:
+        runs = {_net(run): run for run in same if run.config.optimizer == rule}
+        for epoch, logged in reference[rule]:
+            steps = epoch * reference["steps_per_epoch"]
+            closed = [_closed(run, steps) for run in runs.values() if run.config.dtype == "float32"]
+            ours = [_at(runs[net], steps) if net in runs else None for net in nets]
+            numbers = (logged, *closed[:1], *ours)
+            rows.append((RULES[rule], epoch, steps, *(n and f"{n:.6g}" for n in numbers)))
+    columns = ("rule", "epoch", "steps", "authors' log", "closed form", *nets)
+    return Table("Growth in the authors' adversarial network", columns, tuple(rows))
 
 
 def _at(run: Run, steps: int) -> float | None:
@@ -145,9 +161,8 @@ def _at(run: Run, steps: int) -> float | None:
 
 def _panel(run: Run) -> Panel:
     """The norm of every layer over its first, and the closed form."""
-    arrays, _ = trace.read(run.path / "trace.h5")
-    steps, table = arrays["layers/step"] - 1, arrays["layers/weight_norm"]
-    first, last = _first_norms(run), max(table.shape[1] - 1, 1)
+    measured, table = _traced(run, "weight_norm")
+    steps, first, last = measured - 1, _first_norms(run), max(table.shape[1] - 1, 1)
     lines = [
         Line(layer, steps, table[:, i] / norm, shade=i / last)
         for i, (layer, norm) in enumerate(first.items())

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from npdrt import optim
+from npdrt.train.studies import distances
+from npdrt.train.studies.distances import Distance
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Table, Work, grouped
 from npdrt.train.studies.sweep import Run
@@ -17,12 +21,18 @@ RULES = tuple(optim.RULES)  # in the order of the tables and colours
 Grid = dict[float, float]  # error by learning rate; inf if the run diverged
 
 
+class Options(Struct):
+    """distance: the error of the runs of an adversarial network."""
+
+    distance: Distance | None = None
+
+
 def report(work: Work) -> Report:
     """The error over each optimizer's grid, and the best error over the error."""
     tables, panels = [], []
     for name, runs in grouped(work.runs, _benchmark).items():
-        ours = _grids(runs)
-        tables.append(_table(f"npdrt: {name}, {_what(runs[0])}", ours))
+        ours = _grids(work, runs)
+        tables.append(_table(f"npdrt: {name}, {_what(work, runs[0])}", ours))
         panels.append(_panel(f"npdrt: {name}", ours))
     for benchmark in work.recipe.reference.get("benchmark", []):
         theirs = _logged(benchmark)
@@ -41,26 +51,31 @@ def _benchmark(run: Run) -> str:
     return f"{run.config.model} on {run.config.data}"
 
 
-def _grids(runs: Sequence[Run]) -> dict[str, Grid]:
+def _grids(work: Work, runs: Sequence[Run]) -> dict[str, Grid]:
     """The error by optimizer and learning rate."""
     grids: dict[str, Grid] = {}
     for run in runs:
-        grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = _error(run)
+        grids.setdefault(run.config.optimizer, {})[float(run.config.lr)] = _error(work, run)
     return {name: grids[name] for name in RULES if name in grids}
 
 
-def _what(run: Run) -> str:
+def _what(work: Work, run: Run) -> str:
+    epochs = f"{run.config.epochs} epoch{'s' * (run.config.epochs > 1)}"
+    if run.config.model == "gan":
+        return f"{distances.name(work)}, {epochs}"
     where = "of the minibatches" if run.config.model in AS_LOGGED else "over the whole set"
-    epochs = run.config.epochs
-    return f"training {_measure(run)} {where}, {epochs} epoch{'s' * (epochs > 1)}"
+    return f"training {_measure(run)} {where}, {epochs}"
 
 
 def _measure(run: Run) -> str:
     return "perplexity" if run.config.model == "transformer" else "loss"
 
 
-def _error(run: Run) -> float:
-    """The training loss or perplexity, of the last epoch or after it; inf if the run diverged."""
+def _error(work: Work, run: Run) -> float:
+    """The training loss or perplexity, of the last epoch or after it, or the distance from the
+    training images; inf if the run diverged."""
+    if run.config.model == "gan" and not run.diverged:
+        return distances.distances(work, run)["train_distance"]
     if run.config.model in AS_LOGGED:
         error = run.last(f"train_{_measure(run)}")
         return math.inf if error is None else error

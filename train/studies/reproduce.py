@@ -27,8 +27,10 @@ from npdrt.train.studies.study import Report, Stopped, Work
 from npdrt.train.studies.sweep import Options, Run
 
 STUDIES = {  # by the name in a recipe, the module
-    **{name: name for name in ("depth", "norms", "random_matrix", "rates", "regions")},
-    **{name: name for name in ("singular_values", "surrogate", "transmission", "trials")},
+    **{name: name for name in ("depth", "generators", "norms", "random_matrix", "rates")},
+    **{
+        name: name for name in ("regions", "singular_values", "surrogate", "transmission", "trials")
+    },
     "slices": "along_gradient",
 }
 

@@ -5,6 +5,9 @@ test numbers are over the whole set after the epoch, with running statistics. So
 the test accuracy in training mode. The measure "batch test_accuracy" does too: it normalises every
 part of the test set, of as many images as the option `batch_statistics` says, with its own
 statistics.
+
+The measures "train_distance" and "test_distance", of a model that makes images, are those of
+`npdrt.train.studies.distances`, in the features that the option `distance` says.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from npdrt.data import Dataset
 from npdrt.schema import Positive
 from npdrt.train.config import example_shape
 from npdrt.train.step import Task
-from npdrt.train.studies import answers
+from npdrt.train.studies import answers, distances
+from npdrt.train.studies.distances import Distance
 from npdrt.train.studies.figure import Figure, Line, Panel
 from npdrt.train.studies.study import Report, Stopped, Table, Work, grouped
 from npdrt.train.studies.sweep import Run
@@ -30,12 +34,20 @@ Groups = dict[tuple[Any, ...], list[Run]]  # runs by the values of the settings 
 LABELS = {"train_loss": "training loss", "train_accuracy": "training accuracy",
           "test_loss": "test loss", "test_accuracy": "test accuracy",
           "train_perplexity": "training perplexity",
-          "test_perplexity": "test perplexity"}  # fmt: skip
+          "test_perplexity": "test perplexity",
+          "train_distance": "distance from the training set",
+          "test_distance": "distance from the test set"}  # fmt: skip
 
 
 BATCH = "batch test_accuracy"
 _OF = "(train|valid|test)_(loss|accuracy|perplexity)"  # of an epoch's record
-_FORMS = (BATCH, *answers.MEASURES, f"(max )?{_OF}(@[1-9][0-9]{{0,6}})?", f"{_OF} at least {_OF}")
+_FORMS = (
+    BATCH,
+    *answers.MEASURES,
+    *distances.MEASURES,
+    f"(max )?{_OF}(@[1-9][0-9]{{0,6}})?",
+    f"{_OF} at least {_OF}",
+)
 Measure = Annotated[str, Meta(pattern="^({})$".format("|".join(_FORMS)))]
 
 
@@ -47,11 +59,14 @@ class Options(Struct):
     by: list[str]
     measures: list[Measure]
     batch_statistics: Positive | None = None
+    distance: Distance | None = None
     remarks: list[str] = []
 
     def __post_init__(self) -> None:
         if BATCH in self.measures and self.batch_statistics is None:
             raise ValueError(f"the measure {BATCH!r} needs the option batch_statistics")
+        if set(distances.MEASURES) & set(self.measures) and self.distance is None:
+            raise ValueError("a measure of the distance needs the option distance")
 
 
 def report(work: Work) -> Report:
@@ -60,11 +75,13 @@ def report(work: Work) -> Report:
     found = {run: _measures(work, run, i) for i, run in enumerate(work.runs)}
     tables = [_table(work, groups, found, name) for name in options["measures"]]
     panels = tuple(_panels(options["by"], groups))
-    notes = ("Mean and population standard deviation over the trials.", *options.get("remarks", ()))
+    notes = ["Mean and population standard deviation over the trials."]
+    if "distance" in options:
+        notes.append(f"The distance: {distances.name(work)}.")
     return Report(
         (*tables, _every(work, groups, found)),
         Figure("trials", work.recipe.title, panels, columns=2),
-        notes,
+        (*notes, *options.get("remarks", ())),
     )
 
 
@@ -93,6 +110,8 @@ def _measure(work: Work, run: Run, history: Sequence[Any], name: str) -> float |
         return with_batch_statistics(work, run, work.recipe.options["batch_statistics"])
     if name in answers.MEASURES:
         return answers.scores(work, run)[name]
+    if name in distances.MEASURES:
+        return distances.distances(work, run).get(name)
     if " at least " in name:
         what, least = name.split(" at least ")
         known = [r for r in history if r.get(least) is not None and r.get(what) is not None]
