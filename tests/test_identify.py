@@ -454,10 +454,8 @@ SAME: dict[Any, tuple[dict[str, str], ...]] = {
     )
     for largest in LARGEST
 }
-COARSE = {"precision": "bfloat16"}  # of Muon; what lies within its errors has that name
-SAME |= {
+SAME |= {  # of Muon
     ("muon", ("precision", "bfloat16")): ({},),  # asked here without its errors
-    ("muon", ("learning rate precision", "float32")): (COARSE,),
     ("muon", ("norm accumulation", "dtype")): ({},),  # which in float32 these norms do not show
 }
 

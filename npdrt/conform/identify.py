@@ -38,6 +38,7 @@ from npdrt.conform.rules.rule import PROFILES, RESETS
 AnsweredCase = tuple[Case, tuple[Answer, ...]]
 MARGIN = 2.0  # a candidate is accepted within this many times the error of a right implementation
 PROPORTION = 0.005  # by how much the size of steps may be off, if that of each may be off by more
+LEAST = 2.0**-11  # of a step, the error of which a last rounding to bfloat16 is several times
 SCATTER = 0.1  # the same for one element, whose error is independent of others
 ROUNDINGS = 4.0  # ulps at the scale of the parameter that the last operations of a step may cost
 SHORT = 8  # steps of a case that is worth trying on every candidate
@@ -217,11 +218,13 @@ def explains(rule: Rule, choices: Choices, answered: list[AnsweredCase], budget:
 
 def in_proportion(rule: Rule, choices: Choices, answered: Sequence[AnsweredCase]) -> bool:
     """Whether steps that are judged by a wide bound have the right size on average: over all
-    elements of all directions, <step, expected> / <expected, expected> is near 1.
+    elements of all directions, <step, expected> / <expected, expected> is near 1. And whether they
+    have the errors that the bound is for: at most a fifth of them is nearer than LEAST.
 
     Steps below 2**-8 of the parameter do not count, since its rounding is part of them.
     """
     excess: dict[bytes, tuple[int, float]] = {}
+    sizes: list[float] = []
     for case, answers in answered:
         for step, answer in zip(run(rule, choices, case, answers=answers), answers, strict=True):
             if step.moved is None:
@@ -232,8 +235,10 @@ def in_proportion(rule: Rule, choices: Choices, answered: Sequence[AnsweredCase]
                 direction = np.round(moved / np.sqrt(square), 3) + 0.0  # the same for the same g
                 share = float(np.sum(error * moved)) / square
                 excess[direction.tobytes()] = moved.size, moved.size * share
+                sizes.append(float(np.sum(error * error)) / square)
     elements, total = (sum(column) for column in zip((1, 0.0), *excess.values(), strict=True))
-    return bool(abs(total / elements) <= max(PROPORTION, SCATTER / elements**0.5))
+    coarse = not sizes or float(np.quantile(sizes, 0.2)) >= LEAST**2
+    return coarse and bool(abs(total / elements) <= max(PROPORTION, SCATTER / elements**0.5))
 
 
 def prefix_and_whole(
