@@ -203,7 +203,7 @@ class Rule:
     @property
     def takes_norms(self) -> bool:
         """Whether a step depends on the norms of the parameter and the gradient."""
-        return NORMS.keys() <= self.clauses.keys()
+        return {"norm of", "norm accumulation"} <= self.clauses.keys()
 
     def accumulates(self, settings: Mapping[str, Any]) -> bool:
         """Whether a step depends on the gradients before it."""
