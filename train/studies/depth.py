@@ -29,7 +29,7 @@ def report(work: Work) -> Report:
     tables = every if reference else tuple(map(_ours, every))
     panels = (*_optimizers(runs, reference), *_rates(runs))
     figure = Figure("depth", f"{work.recipe.title}. {epochs} epochs.", panels)
-    return Report(tables, figure, tuple(_notes(runs)))
+    return Report(tables, figure, tuple(_notes(runs, reference)))
 
 
 def hidden(run: Run) -> int:
@@ -113,7 +113,7 @@ def _ours(table: Table) -> Table:
     return Table(table.title, tuple(table.columns[i] for i in kept), rows)
 
 
-def _notes(runs: Sequence[Run]) -> Iterator[str]:
+def _notes(runs: Sequence[Run], reference: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Hidden layers as the authors count them; the number of weight matrices L is one more. "
         '"Plotted" is the mean of the minibatch-wise maximum over the learning rates, which is '
@@ -121,10 +121,10 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     )
     lost = sum(run.diverged for run in runs)
     if lost:
-        yield (
-            f"{lost} runs diverged to a loss that is not finite; the authors' logs show 0.0987 "
-            "there (argmax of NaN is class 0)."
+        theirs = (
+            "; the authors' logs show 0.0987 there (argmax of NaN is class 0)" if reference else ""
         )
+        yield f"{lost} runs diverged to a loss that is not finite{theirs}."
 
 
 # --- the figure --------------------------------------------------------------------------------
