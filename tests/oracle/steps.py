@@ -34,7 +34,7 @@ from npdrt.conform.encoding import (
 )
 from npdrt.conform.formats import FORMATS, Format
 from npdrt.conform.rules import RULES as DIALECTS
-from npdrt.conform.rules import run
+from npdrt.conform.rules import Rule, run
 from npdrt.models import MLP, ResNet18, SkipNet, Transformer
 from npdrt.models.resnet import Block
 from npdrt.optim import RULES
@@ -53,6 +53,7 @@ FLAGS = {
     "ZERO_GRADIENT": ("EDGE_CASE", "a layer without any gradient"),
     "LARGE_LOGITS": ("EDGE_CASE", "exp of a logit would overflow"),
     "RUNNING": ("MISSING_STEP", "running statistics move, too"),
+    "ORTHOGONAL": ("BASIC", "the rule makes small singular values up to 485 times larger"),
 }
 BATCH = 4
 
@@ -154,16 +155,21 @@ ROWS: tuple[Row, ...] = (
     Row("normalised residual layers", NORMALISED, "adam", ADAM, 0.125, kind="skipnet"),
 )  # fmt: skip
 
+
+def _flag(rule: Rule) -> str:
+    return "ORTHOGONAL" if rule.matrices else "ORDINARY"
+
+
 # and a row for every other rule, under its richest settings
 ROWS += tuple(
-    Row("three layers", PLAIN, rule.name, rule.asked[:2][-1], 0.125)
+    Row("three layers", PLAIN, rule.name, rule.asked[:2][-1], 0.125, flag=_flag(rule))
     for rule in DIALECTS.values()
     if rule.name not in {row.rule for row in ROWS}
 )
 
 # In eps, for the loss and every array: npdrt's largest error over the table times about 4.
 UNITS = {"ORDINARY": 16, "ZERO_PARAMETER": 12, "ZERO_GRADIENT": 4, "LARGE_LOGITS": 32,
-         "RUNNING": 128}  # fmt: skip
+         "RUNNING": 128, "ORTHOGONAL": 128}  # fmt: skip
 
 # --- models ----------------------------------------------------------------------------------
 
