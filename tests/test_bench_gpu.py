@@ -164,9 +164,12 @@ def test_the_table(script: Any) -> None:
     bare = {"network": "b", "rule": "sgd", "ms": {"npdrt eager": [1.0]}, "host_us": {},
             "left_out": {"PyTorch eager": "Unavailable: none"}}  # fmt: skip
     refused = {**whole, "graph": False, "graph_error": "Error: refused", "nodes": None}
-    about = {"gpu": {"name": "G"}, "software": {"cupy": "14"}, "torch": None, "precision": "ieee"}
+    about = {"gpu": {"name": "G"}, "software": {"cupy": "14"}, "torch": None, "precision": "ieee",
+             "convolutions": "npdrt"}  # fmt: skip
     text = script.text_of([whole, bare, refused], about)
-    assert text.startswith("G; cupy 14; precision ieee\n\n| network | rule | npdrt eager |")
+    assert text.startswith(
+        "G; cupy 14; precision ieee; convolutions by npdrt\n\n| network | rule | npdrt eager |"
+    )
     assert "| a | sgd | 2.00 | 3.00 | 4.00 | 5.00 | 0.60 | 12 | 7 |" in text
     assert "| b | sgd | 1.00 |  |  |  |  |  |  |" in text
     assert "a: no graph: Error: refused\n\nb, PyTorch eager: Unavailable: none" in text

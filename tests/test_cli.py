@@ -137,7 +137,8 @@ def test_help_of_train_in_full() -> None:
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
         "--betas <FLOAT FLOAT>... adam, adamw, lamb: shares of the two moments that are kept",
         "--momentum FLOAT sgd, lars",
-        ": share of the velocity that is kept. [default: sgd 0, lars 0.9",
+        ": share of the velocity that is kept",
+        "[default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",
         "--dtype [float32|float64] [default: float32]",
         "--resume Go on with the run in --out. If it holds none, start one there, with a warning.",
@@ -488,7 +489,8 @@ def test_show_a_run(here: Path) -> None:
     made = npdrt.load("run/checkpoint.h5").meta["provenance"]
     assert lines[0].startswith("run/checkpoint.h5: checkpoint, sha256 ")
     assert lines[1] == "step 10 of 10, epoch 2: finished"
-    assert lines[2].startswith("config: augment none, batch_size 8, conditioning False, data blobs")
+    assert lines[2].startswith("config: augment none, batch_size 8, conditioning False, convol")
+    assert "convolutions npdrt, data blobs" in lines[2]
     assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[2]
     assert "optimizer fromage, precision ieee, schedule linear, seed 0" in lines[2]
     assert lines[3].startswith(f"made by: npdrt {npdrt.__version__}, Python ")
@@ -938,7 +940,7 @@ def test_completion(shell: str, tmp_path: Path) -> None:
     [
         ("npdrt tr", ["train"]),
         ("npdrt train --opt", ["--optimizer", "--optimiser"]),
-        ("npdrt train --optimizer la", ["lars", "lars_lesion"]),
+        ("npdrt train --optimizer la", ["lamb", "lars", "lars_lesion"]),
         ("npdrt data ", ["fetch", "list", "verify"]),
     ],
 )

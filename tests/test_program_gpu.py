@@ -471,7 +471,7 @@ def test_a_run_warns_once_if_its_step_is_not_a_graph(
 ) -> None:
     device, warnings = StandIn(refused=refused), list[str]()
     memory = CudaMemory(device, device.blas)
-    monkeypatch.setattr("npdrt.train.step.memory_on", lambda where: memory)
+    monkeypatch.setattr("npdrt.train.steps.memory_on", lambda where: memory)
     model = MLP(depth=2, width=32, inputs=32, outputs=10)
     rule, task, gpu = OPTIMIZERS["sgd"](), Task(model, 10), arrays.Device("cuda")
     steps = Steps(task, rule, Config(data="digits"), gpu, warnings.append)

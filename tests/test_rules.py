@@ -257,20 +257,20 @@ from npdrt.optim.setting import Setting, below_one, flag
 def toy(
     *,
     lr: float,
-    beta: Annotated[float, Setting("share of the mean that is kept", below_one)] = 0.5,
-    ahead: Annotated[bool, Setting("look ahead", flag, needs="beta")] = False,
+    kept: Annotated[float, Setting("share of the mean that is kept", below_one)] = 0.5,
+    ahead: Annotated[bool, Setting("look ahead", flag, needs="kept")] = False,
 ) -> Formula:
-    """w <- w - lr * sign(m) with m <- beta * m + (1 - beta) * g."""
-    return Formula(partial(update, beta=beta, ahead=ahead), slots)
+    """w <- w - lr * sign(m) with m <- kept * m + (1 - kept) * g."""
+    return Formula(partial(update, kept=kept, ahead=ahead), slots)
 
 
 def slots(w):
     return {"average": namespace(w).zeros_like(w)}
 
 
-def update(w, g, slots, shared, lr, *, beta, ahead):
-    m = beta * slots["average"] + (1.0 - beta) * g
-    seen = beta * m + (1.0 - beta) * g if ahead else m
+def update(w, g, slots, shared, lr, *, kept, ahead):
+    m = kept * slots["average"] + (1.0 - kept) * g
+    seen = kept * m + (1.0 - kept) * g if ahead else m
     return w - cast(lr, w) * namespace(w).sign(seen), {"average": m}
 '''
 WITH_TOY = """
@@ -288,9 +288,9 @@ for number, words in enumerate(sys.stdin.read().splitlines()):
 """
 COMMANDS = """\
 train --help
-train --optimizer toy --beta 0.75 --ahead --width 8 --schedule constant --epochs 2 --out whole
-train --optimizer toy --beta 0.75 --ahead --width 8 --schedule constant --epochs 1 --out parts
-train --optimizer toy --beta 0.75 --ahead --epochs 2 --out parts --resume
+train --optimizer toy --kept 0.75 --ahead --width 8 --schedule constant --epochs 2 --out whole
+train --optimizer toy --kept 0.75 --ahead --width 8 --schedule constant --epochs 1 --out parts
+train --optimizer toy --kept 0.75 --ahead --epochs 2 --out parts --resume
 explain --model mlp --optimizer toy --ahead
 explain whole parts
 bench --help
@@ -307,8 +307,8 @@ def test_a_rule_is_one_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answers = [(tmp_path / f"{k}.txt").read_text("utf-8") for k in range(7)]
     assert f"One of {', '.join([*optim.RULES, 'toy'])}." in answers[0]
-    assert "--beta FLOAT toy: share of the mean that is kept. [default: 0.5]" in answers[0]
-    assert "--ahead / --no-ahead toy: look ahead, with --beta." in answers[0]
+    assert "--kept FLOAT toy: share of the mean that is kept. [default: 0.5]" in answers[0]
+    assert "--ahead / --no-ahead toy: look ahead, with --kept." in answers[0]
     whole, parts = (npdrt.load(tmp_path / run / "checkpoint.h5") for run in ("whole", "parts"))
     assert {n: v.tobytes() for n, v in whole.state.items()} == {
         n: v.tobytes() for n, v in parts.state.items()

@@ -505,14 +505,20 @@ def test_a_full_disk_exits_5_and_names_the_file(tmp_path: Path) -> None:
     assert_same(contents(tmp_path / "run"), contents(tmp_path / "whole"))
 
 
-def test_output_that_cannot_be_written_exits_5(blobs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_exits_5(
+    unbuffered: str, blobs: Path, tmp_path: Path
+) -> None:
+    """Also where Python would fail once more when it ends, at what is left in its buffer."""
     train(settings(blobs, epochs=0), tmp_path / "run")
+    around = environment() | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "npdrt", "show", "run"]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+            command, cwd=tmp_path, env=around, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 5, done.stderr
+    assert done.stderr.count("\n") == 1
     assert "No space left on device" in done.stderr
 
 

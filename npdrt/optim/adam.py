@@ -66,7 +66,8 @@ def update(
     elif decay:
         g = g + decay * w
     m_hat, v_hat, slots = corrected(g, slots, shared, beta1, beta2)
-    w = w - cast(lr, w) * m_hat / (namespace(w).sqrt(v_hat) + eps)
+    xp = namespace(w)
+    w = w - cast(lr, w) * m_hat / (xp.sqrt(v_hat) + eps)
     return w, slots
 
 

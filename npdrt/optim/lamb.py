@@ -58,7 +58,8 @@ def update(
 ) -> tuple[Array, Slots]:
     """w <- w - lr |w| / |u| u, one array."""
     m_hat, v_hat, slots = corrected(g, slots, shared, beta1, beta2)
-    u = m_hat / (namespace(w).sqrt(v_hat) + eps)
+    xp = namespace(w)
+    u = m_hat / (xp.sqrt(v_hat) + eps)
     u = label(u + decay * w if decay else u, "u")
     k = label(representable(lr * trust_ratio(w, u), w, lr), "k")
     return w - cast(k, w) * u, slots

@@ -59,19 +59,25 @@ def smallest_gram(a: Host) -> float:
 
 
 class Smallest(NamedTuple):
-    """log sigma(A) as computed, and how far its own errors may move it up or down."""
+    """log sigma(A) as computed, the largest that it may be, and how far it may lie below."""
 
     log: float
-    up: float
+    high: float
     down: float
+
+    @property
+    def up(self) -> float:
+        """How far it may lie above."""
+        return self.high - self.log if self.high > self.log else 0.0
 
 
 def _smallest(a: Host, error: float = 0.0) -> Smallest:
     """sigma(A) for an A that is off by at most `error` in norm; LAPACK's error comes on top."""
     s = singular_values(a)
     with quiet():
-        part = float(np.divide(svd_error(a.shape) * s[0] + error, s[-1]))
-        return Smallest(float(np.log(s[-1])), float(np.log1p(part)), log_loss(part))
+        error = svd_error(a.shape) * s[0] + error
+        part = float(np.divide(error, s[-1]))
+        return Smallest(float(np.log(s[-1])), float(np.log(s[-1] + error)), log_loss(part))
 
 
 class Blocks(NamedTuple):
@@ -168,7 +174,7 @@ class Point:
         """log sigma(DF(theta)) with its rounding; -inf where DF has more rows than columns."""
         whole = self.derivative
         if whole.shape[1] < whole.shape[0]:
-            return Smallest(-math.inf, 0.0, 0.0)
+            return Smallest(-math.inf, -math.inf, 0.0)
         return _smallest(whole, self._derivative[1])
 
     @property
@@ -246,7 +252,7 @@ def _log_lambda(a: Host) -> tuple[float, float]:
     if a.shape[1] < a.shape[0]:
         return -math.inf, -math.inf
     found = _smallest(a)
-    return 2.0 * found.log, 2.0 * (found.log + found.up)
+    return 2.0 * found.log, 2.0 * found.high
 
 
 def lemma_a_9(x: Array, parameterisation: Array, *, bias: bool = True) -> Inequality:
@@ -264,7 +270,7 @@ def lemma_a_9(x: Array, parameterisation: Array, *, bias: bool = True) -> Inequa
     error = sum_error(rows + 8) * math.sqrt(rows) * np.linalg.norm(x) * np.linalg.norm(dp)
     factors, least = (_smallest(x), _smallest(dp)), _smallest(whole, float(error))
     log = factors[0].log + factors[1].log
-    slack = log_slack(log, log + factors[0].up + factors[1].up, least.down + _arithmetic(log))
+    slack = log_slack(log, factors[0].high + factors[1].high, least.down + _arithmetic(log))
     holds = {
         "N <= d_0 (not printed)": examples <= features,
         "DP: columns >= rows (not printed)": columns >= rows,
