@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 import warnings
-from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -91,21 +90,14 @@ class Commands(click.Group):
             raise  # Click handles it: the reader of the output has gone
         except OSError as error:
             if error.filename is None:
+                from npdrt.cli.common import give_up_output
+
                 give_up_output()
             raise Failure(of_the_system(error)) from error
         except (MemoryError, OverflowError) as error:
             raise Failure(Unavailable(f"not enough memory: {error}")) from error
         except KeyboardInterrupt:
             ctx.exit(130)
-
-
-def give_up_output() -> None:
-    """Let what is still to be written go nowhere: Python would fail once more when it ends, and
-    exit with 120."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, open files

@@ -176,6 +176,13 @@ def unbroken(number: int) -> Iterator[None]:
         raise SystemExit(128 + number)
 
 
+def give_up_output() -> None:
+    """Let what is still to be written to stdout go nowhere: Python would fail once more when it
+    ends, and exit with 120."""
+    with suppress(OSError, ValueError), _nowhere() as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+
+
 def _nowhere() -> TextIO:
     """A file that takes all output, and does not fail again when Python ends."""
     return Path(os.devnull).open("w", encoding="utf-8")
