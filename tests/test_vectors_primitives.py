@@ -21,7 +21,7 @@ from oracle.primitives_case import PrimitiveCase, case, normal
 
 from npdrt import autodiff
 from npdrt.autodiff import PRIMITIVES
-from npdrt.conform import encoding
+from npdrt.conform import encoding, vectors
 from npdrt.conform.formats import FORMATS
 from npdrt.conform.judge import judge_arrays
 from npdrt.errors import FileRefused
@@ -76,6 +76,11 @@ def test_every_reference_has_vectors() -> None:
         flags = {f for g, t in every("primitives") if g["operation"] == name for f in t["flags"]}
         assert "ORDINARY" in flags or "BROADCAST" in flags
         assert len(flags) > 1, f"{name} has no edge case"
+
+
+def test_the_stored_steps_are_of_every_rule() -> None:
+    stored = json.loads((vectors.FOLDER / "steps.json").read_bytes())
+    assert {g["optimizer"]["rule"] for g in stored["testGroups"]} == set(steps.RULES)
 
 
 def test_every_rule_and_model_has_a_step() -> None:

@@ -220,16 +220,22 @@ def numbered(groups: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
 def all_files() -> dict[str, bytes]:
     """Every file by its name, SHA256SUMS last."""
     documents = dict(update_files(list(RULES)))
-    for name, module in (("norms", norms), ("primitives", primitives), ("steps", steps)):
-        groups = numbered(module.groups(), NUMBERS[name])
-        documents[name] = document(str(module.TITLE), groups, module.FLAGS)
+    documents |= {name: of_module(name) for name in ("norms", "primitives", "steps")}
     found = {f"{name}.json": text(content) for name, content in documents.items()}
     return {**found, "SHA256SUMS": listed({n: digest(data) for n, data in found.items()})}
 
 
+def of_module(name: str) -> dict[str, Any]:
+    """The document of the norms, the primitives or the training steps."""
+    module: Any = {"norms": norms, "primitives": primitives, "steps": steps}[name]
+    return document(str(module.TITLE), numbered(module.groups(), NUMBERS[name]), module.FLAGS)
+
+
 def files_of(rule: str) -> dict[str, bytes]:
-    """The files of one rule, and SHA256SUMS with those of the others as they are."""
-    found = {f"{name}.json": text(content) for name, content in update_files([rule])}
+    """The files of one rule, the training steps, which have one of every rule, and SHA256SUMS with
+    those of the others as they are."""
+    documents = {**dict(update_files([rule])), "steps": of_module("steps")}
+    found = {f"{name}.json": text(content) for name, content in documents.items()}
     digests = sums() | {name: digest(data) for name, data in found.items()}
     order = [f"{name}_{form}.json" for name in RULES for form in FORMATS]
     names = sorted(digests, key=lambda n: order.index(n) if n in order else len(order))
