@@ -27,7 +27,7 @@ import numpy as np
 from npdrt.arrays import Array, Params, device_of, to_device, to_host
 from npdrt.errors import Error, Unavailable
 from npdrt.train.provenance import blas, packages
-from npdrt.train.shards import Alone, add, tree
+from npdrt.train.shards import Alone, add, share, tree
 
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # MPICH and its kind; Open MPI
 BEAT = 1.0  # seconds between two signs of life
@@ -60,7 +60,7 @@ class Ranks(Alone):
 
     def mine(self, count: int) -> range:
         """The shards of this rank, of so many: neighbours."""
-        return _share(self.rank, self.size, count)
+        return share(self.rank, self.size, count)
 
     def summed(self, parts: dict[int, dict[str, Any]], count: int) -> dict[str, Any]:
         """The sum over the shards of all ranks, on every rank."""
@@ -83,11 +83,11 @@ class Ranks(Alone):
     def _sum(self, rows: dict[int, Any], count: int, form: tuple[int, str]) -> Any:
         """The rows of all ranks, added along the tree; (elements,)."""
         (length, dtype), size = form, self.size
-        shares = [_share(r, size, count) for r in range(size)]
+        shares = [share(r, size, count) for r in range(size)]
         held = [[a for a in tree(0, count) if r.start <= a[0] and a[2] <= r.stop] for r in shares]
         add(rows, held[self.rank])
         roots = [_roots(r, local) for r, local in zip(shares, held, strict=True)]
-        places = [_share(r, size, length) for r in range(size)]  # the elements that a rank adds
+        places = [share(r, size, length) for r in range(size)]  # the elements that a rank adds
         own = len(places[self.rank])
         sent = np.concatenate([_rows(rows, place, dtype) for place in places])
         out = [len(rows) * len(place) for place in places]
@@ -187,10 +187,6 @@ class Ranks(Alone):
                 self._abort(f"{text} (rank {self.rank} says so)", 1)
         coming.Cancel()
         coming.Wait()
-
-
-def _share(rank: int, size: int, count: int) -> range:
-    return range(rank * count // size, (rank + 1) * count // size)
 
 
 def _roots(shards: range, held: list[Any]) -> list[int]:

@@ -33,7 +33,13 @@ def bounds(n: int, shards: int) -> list[tuple[int, int]]:
     [(0, 2), (2, 5), (5, 7), (7, 10)]
     """
     count = min(n, shards)
-    return [(s * n // count, (s + 1) * n // count) for s in range(count)]
+    places = (share(s, count, n) for s in range(count))
+    return [(place.start, place.stop) for place in places]
+
+
+def share(part: int, parts: int, n: int) -> range:
+    """Which of n things part number `part` of so many has: neighbours, nearly as many each."""
+    return range(part * n // parts, (part + 1) * n // parts)
 
 
 def tree(first: int, end: int) -> Iterator[Addition]:

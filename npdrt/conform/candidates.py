@@ -19,10 +19,10 @@ class Candidate(NamedTuple):
 
 def candidates(rule: Rule) -> Iterator[Candidate]:
     """The dialects in any arithmetic, then each of them with one more clause changed."""
-    published, profiles = rule.dialects[0], arithmetics(rule)
+    profiles = arithmetics(rule)
     for dialect in rule.dialects:
         yield from in_any_arithmetic(dialect, {}, profiles)
-    for dialect in (published, *rule.dialects[1:]):
+    for dialect in rule.dialects:
         for change in faults(rule, dialect):
             yield from in_any_arithmetic(dialect, change, profiles)
 

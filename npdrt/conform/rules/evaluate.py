@@ -234,3 +234,15 @@ def largest(*sizes: Any) -> Any:
     for size in sizes[1:]:
         result = np.maximum(result, np.abs(size))
     return result
+
+
+def skips(c: dict[str, str], w: Any, h: dict[str, Any]) -> bool:
+    """Whether an array takes no ratio of norms and no decay, by the clause "adapts"."""
+    match c["adapts"]:
+        case "only with weight decay":
+            return not h.get("weight_decay", 0)
+        case "matrices only":
+            return bool(np.ndim(w) <= 1)
+        case "no biases":
+            return bool(h["kind"] == "bias")
+    return False

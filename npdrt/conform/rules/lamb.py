@@ -21,7 +21,7 @@ from npdrt.conform.page import (
     representable,
 )
 from npdrt.conform.rules import adam
-from npdrt.conform.rules.evaluate import Arithmetic, largest
+from npdrt.conform.rules.evaluate import Arithmetic, largest, skips
 from npdrt.conform.rules.fromage import opposed
 from npdrt.conform.rules.moments import (
     MEANS,
@@ -35,6 +35,7 @@ from npdrt.conform.rules.moments import (
     uncertainty,
 )
 from npdrt.conform.rules.rule import (
+    ADAPTS,
     COMMON,
     NORMS,
     STATE,
@@ -108,12 +109,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "unguarded": "0/0, or a zero parameter that never moves",
         "no step": "r = 0 where either norm is not > 0",
     },
-    "adapts": {
-        "always": "every array is a layer",
-        "only with weight decay": "r = 1 where wd is 0",
-        "matrices only": "1-d arrays take r = 1 and no decay",
-        "no biases": "arrays named bias take r = 1 and no decay",
-    },
+    "adapts": ADAPTS,
     **COMMON,
     **NORMS,
     **STATE,
@@ -163,18 +159,6 @@ def across(u: Any, d: Any) -> Any:
 def corrected_rate(slots: Slots, h: dict[str, Any]) -> Any:
     """The rate of "of the rate"; the powers are those after the step."""
     return h["lr"] * np.sqrt(1 - slots["beta2_power"]) / (1 - slots["beta1_power"])
-
-
-def skips(c: dict[str, str], w: Any, h: dict[str, Any]) -> bool:
-    """Whether the array takes no ratio, by the clause "adapts"."""
-    match c["adapts"]:
-        case "only with weight decay":
-            return not h["weight_decay"]
-        case "matrices only":
-            return bool(np.ndim(w) <= 1)
-        case "no biases":
-            return bool(h["kind"] == "bias")
-    return False
 
 
 def clipped(c: dict[str, str], g: Any, h: dict[str, Any]) -> Any:

@@ -20,9 +20,10 @@ from npdrt.conform.page import (
     sizes,
     with_decay,
 )
-from npdrt.conform.rules.evaluate import Arithmetic, largest
+from npdrt.conform.rules.evaluate import Arithmetic, largest, skips
 from npdrt.conform.rules.fromage import opposed
 from npdrt.conform.rules.rule import (
+    ADAPTS,
     COMMON,
     MAXIMIZED,
     NORMS,
@@ -104,12 +105,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "at zero": "the first velocity is lr r d",
         "at the gradient": "m g + r d, from a copy of the unscaled gradient",
     },
-    "adapts": {
-        "always": "every array is a layer",
-        "only with weight decay": "r = 1 where wd is 0",
-        "matrices only": "1-d arrays take r = 1 and no decay",
-        "no biases": "arrays named bias take r = 1 and no decay",
-    },
+    "adapts": ADAPTS,
     **COMMON,
     **MAXIMIZED,
     **NORMS,
@@ -138,18 +134,6 @@ def step(
     error = m * slots.get("v error", moved * 0) + a.of_norms * moved
     a.slack = np.abs(rate) * (error + a.of_norms * np.abs(m * old))
     return new, {**slots, "momentum": v, "v error": error}, largest(w, a.change)
-
-
-def skips(c: dict[str, str], w: Any, h: dict[str, Any]) -> bool:
-    """Whether the array is left to plain SGD without decay, by the clause "adapts"."""
-    match c["adapts"]:
-        case "only with weight decay":
-            return not h.get("weight_decay", 0)
-        case "matrices only":
-            return bool(np.ndim(w) <= 1)
-        case "no biases":
-            return bool(h["kind"] == "bias")
-    return False
 
 
 def start(c: dict[str, str], slots: Slots, g: Any) -> Any:

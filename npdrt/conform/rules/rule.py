@@ -86,6 +86,12 @@ STATE: dict[str, dict[str, str]] = {
     },
 }
 # Clauses of the rules that take norms.
+ADAPTS: dict[str, str] = {  # which arrays take a ratio of norms (`evaluate.skips`)
+    "always": "every array is a layer",
+    "only with weight decay": "r = 1 where wd is 0",
+    "matrices only": "1-d arrays take r = 1 and no decay",
+    "no biases": "arrays named bias take r = 1 and no decay",
+}
 NORMS: dict[str, dict[str, str]] = {
     "norm of": {
         "tensor": "all elements of the array",
