@@ -48,7 +48,7 @@ LAYERS = (  # from the ground up; a module imports from its own layer and from t
     ("blas", "errors", "plain", "workers"),
     ("cublas", "cudnn", "kernels", "owner", "philox", "regular", "schema"),
     ("atomic",),
-    ("arrays", "exact", "random"),
+    ("arrays", "elementary", "exact", "random", "sums"),
     ("autodiff",),
     ("check", "ops", "optim", "program"),
     ("data", "models", "store", "trust"),
