@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 # Errors of the system about a path that was given wrongly; the others are the disk's.
 WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, open files
 
 
 class Error(Exception):
@@ -34,3 +38,30 @@ class DiskError(Error):
     """The disk is full, cannot be written to, or failed (exit code 5)."""
 
     exit_code = 5
+
+
+def missing(path: object) -> str:
+    """What npdrt says of a path with nothing there."""
+    return f"{path} does not exist"
+
+
+def known(error: BaseException) -> BaseException:
+    """The npdrt error for one of the system or of memory; any other as it is."""
+    if isinstance(error, OSError):
+        return of_the_system(error)
+    if isinstance(error, MemoryError | OverflowError):
+        return Unavailable(f"not enough memory: {error}")
+    return error
+
+
+def of_the_system(error: OSError) -> Error:
+    """The npdrt error for an error of the system that no module has named."""
+    text = error.strerror or str(error)
+    if error.errno in LACKS:
+        return Unavailable(f"the system is out of something: {text}")
+    if error.filename is None:
+        return DiskError(f"reading or writing failed: {text}; check where the output goes")
+    if isinstance(error, FileNotFoundError):
+        return Error(missing(os.fsdecode(error.filename)))
+    kind = Error if isinstance(error, WRONG_PATH) else DiskError
+    return kind(f"{os.fsdecode(error.filename)}: {text}")

@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from npdrt.errors import Error, FileRefused
+from npdrt.errors import missing as missing
 
 
 def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
@@ -32,11 +33,6 @@ def require(path: Path, what: str = "") -> None:
         raise Error(missing(path))
     if not {"file": path.is_file, "directory": path.is_dir, "": path.exists}[what]():
         raise Error(f"{path} is not a {what}; give the path of one")
-
-
-def missing(path: object) -> str:
-    """What npdrt says of a path with nothing there."""
-    return f"{path} does not exist"
 
 
 def opener(*, follow: bool = False) -> Callable[[str, int], int]:

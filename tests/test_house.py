@@ -46,7 +46,7 @@ def test_the_whole_package_is_read() -> None:
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
     ("blas", "errors", "plain", "workers"),
-    ("cublas", "cudnn", "kernels", "owner", "philox", "regular", "schema"),
+    ("cublas", "cudnn", "kernels", "launch", "owner", "philox", "regular", "schema"),
     ("atomic",),
     ("arrays", "elementary", "exact", "random", "sums"),
     ("autodiff",),

@@ -51,8 +51,8 @@ from test_train import (
 )
 
 from npdrt import store
-from npdrt.cli import cli, of_the_system
-from npdrt.errors import DiskError, Error, FileRefused, Unavailable
+from npdrt.cli import cli
+from npdrt.errors import DiskError, Error, FileRefused, Unavailable, of_the_system
 from npdrt.store import log, trace
 from npdrt.train import Reporter, resume, train
 from npdrt.train.studies.figure_of_file import load

@@ -248,25 +248,106 @@ def ranks_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGSTOP, signal.SIGINT,
+     pytest.param(signal.SIGTERM, marks=pytest.mark.soak)],
+)  # fmt: skip
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
 def test_one_end_for_all_ranks(number: int, mpiexec: list[str], tmp_path: Path) -> None:
-    """A rank that dies, stops or is asked to end: all end, and the run goes on from its files."""
+    """A rank that dies, stops or is asked to end, or Ctrl-C: all end, and the run goes on from its
+    files."""
     words = [*COMMAND, "--epochs", "2000", "--checkpoint-every", "10", "--out", "run"]
     process = started([*mpiexec, "2", *words], tmp_path)
     while not (tmp_path / "run" / "checkpoint.prev.h5").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.kill(max(ranks_of(tmp_path)), number)
+    os.kill(process.pid if number == signal.SIGINT else max(ranks_of(tmp_path)), number)
     text = output(process)
     assert process.returncode
     while ranks_of(tmp_path):  # they are being killed
         time.sleep(0.05)
     if number == signal.SIGSTOP:
         assert "gives no sign of life" in text
-    if number == signal.SIGTERM:
+    if number in (signal.SIGINT, signal.SIGTERM):
         assert text.count("saved in run") == 1
+        assert text.count("stopping after this step") == (number == signal.SIGINT)
+        assert process.returncode == 128 + number
     found = store.load_newest(tmp_path / "run")[0]
     steps = int(found.meta["progress"]["step"])
     going = iter(range(10))
     assert resume(tmp_path / "run", stop=lambda: 2 * (next(going) == 1)).step == steps + 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_a_rank_that_is_stopped_before_it_has_met_the_others(
+    mpiexec: list[str], tmp_path: Path
+) -> None:
+    process = started([*mpiexec, "3", *COMMAND, "--epochs", "2000", "--out", "run"], tmp_path)
+    while len(ranks_of(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()
+    os.kill(max(ranks_of(tmp_path)), signal.SIGSTOP)
+    text = output(process)
+    assert process.returncode
+    assert text.count("was stopped or has ended, while the ranks were coming together") == 1, text
+
+
+MODEL = """
+import os
+from dataclasses import dataclass
+from npdrt.models import MLP
+
+@dataclass(frozen=True)
+class Mine(MLP):
+    def __call__(self, params, x):
+        if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+            raise {error}
+        return super().__call__(params, x)
+"""
+FAILURES = {  # exit code and message
+    "MemoryError('planted')": (4, "Error: rank 1: not enough memory: planted"),
+    "OSError(28, 'No space left', 'there')": (5, "Error: rank 1: there: No space left"),
+    "ValueError('planted')": (2, "Error: rank 1: --model mine.py:Mine failed: ValueError: planted"),
+}
+
+
+@pytest.mark.parametrize(
+    "error", [next(iter(FAILURES)), *(pytest.param(e, marks=pytest.mark.soak) for e in FAILURES)]
+)
+def test_an_error_of_one_rank_is_told_once(error: str, mpiexec: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODEL.format(error=error), encoding="utf-8")
+    words = [*COMMAND, "--model", "mine.py:Mine", "--eager", "--out", "run"]
+    process = started([*mpiexec, "2", *words], tmp_path)
+    text = output(process)
+    code, message = FAILURES[error]
+    assert text.count(message) == text.count("Error: rank") == 1, text
+    assert process.returncode == code
+
+
+def test_a_run_that_diverges_on_ranks(mpiexec: list[str], tmp_path: Path) -> None:
+    """Rank 0 repeats it alone from the last checkpoint, all four shards, and names the value."""
+    words = [*COMMAND, "--optimizer", "sgd", "--lr", "1e4", "--epochs", "9"]
+    texts = []
+    for launcher, out in (([], "1"), ([*mpiexec, "2"], "2")):
+        process = started([*launcher, *words, "--out", out], tmp_path)
+        texts.append(output(process))
+        assert process.returncode == 1, texts
+    one, two = (text[text.index("step ", text.index("Error: ")) :] for text in texts)
+    assert one.partition(".")[0] == two.partition(".")[0]
+
+
+def test_a_launcher_of_another_mpi(tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    with_size = environment() | {"OMPI_COMM_WORLD_SIZE": "2"}
+    done = subprocess.run([*COMMAND, "--out", "run"], cwd=tmp_path, env=with_size, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 4
+    assert "mpiexec started 2 ranks, and mpi4py's library" in done.stderr
+
+
+def test_other_shards_are_refused_on_resume(tmp_path: Path) -> None:
+    train(Config(shards=4, **TINY), tmp_path / "run", stop=lambda: 2)
+    process = started([*COMMAND[:-1], "2", "--resume", "--out", "run"], tmp_path)
+    text = output(process)
+    assert process.returncode == 2
+    assert "run was started with --shards 4, not --shards 2; leave the option out" in text

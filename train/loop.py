@@ -313,7 +313,10 @@ class Trainer:
     def _explain_divergence(self, at: Position) -> NoReturn:
         """Repeat the run from its last checkpoint, and name the first value that is not finite."""
         if self.ranks.rank:
-            self.ranks.told(None)  # rank 0 ends all ranks
+            self.ranks.told(None)  # rank 0 repeats it alone, to the same bits, and ends all ranks
+        self.step = Steps(
+            self.task, self.optimizer, self.config, self.device, self.reporter.warning
+        )
         checkpoint, path, _ = store.load_newest(self.files.out)
         again = self.restored(checkpoint, path)
         good = f"The last good checkpoint is {path}, step {again.step}."

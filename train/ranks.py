@@ -7,16 +7,16 @@ adds the rest for its share of the elements, and all ranks gather these: two col
 which a rank sends about 2 (P - 1) / P times the gradients, as in a ring.
 
 Whatever ends one rank ends all, with its message: an error, a signal, its death, or no sign of life
-for `SILENCE` seconds.
+for `SILENCE` beats.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,36 +24,30 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import launch
 from npdrt.arrays import Array, Params, device_of, to_device, to_host
-from npdrt.errors import Error, Unavailable
+from npdrt.errors import Error, known
 from npdrt.train.provenance import blas, packages
 from npdrt.train.shards import Alone, add, share, tree
 
-LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # MPICH and its kind; Open MPI
 BEAT = 1.0  # seconds between two signs of life
-SILENCE = 8.0  # seconds without one, after which a rank counts as lost
+SILENCE = 7  # own signs of life without one of the rank before, after which that counts as lost
 COMPARED_EVERY = 100  # steps
 
 
 @cache
 def ranks() -> Alone:
     """The ranks that `mpiexec` has started; one alone without it. `Unavailable` without mpi4py."""
-    if max((int(os.environ.get(name, 1)) for name in LAUNCHERS), default=1) < 2:
-        return Alone()
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        raise Unavailable(
-            'a run under mpiexec needs mpi4py; install it with pip install "npdrt[mpi]"'
-        ) from error
-    return Ranks(MPI)
+    return Alone() if launch.size() < 2 else Ranks(launch.mpi())
 
 
 class Ranks(Alone):
     """This process among the ranks of `MPI.COMM_WORLD`."""
 
     def __init__(self, mpi: Any):
-        self._mpi, self._comm = mpi, mpi.COMM_WORLD.Dup()
+        self._mpi, self._watched = mpi, False
+        with launch.coming_together():
+            self._comm, self._beats = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
 
     # --- shards ----------------------------------------------------------------------------
@@ -144,9 +138,11 @@ class Ranks(Alone):
     @contextmanager
     def together(self) -> Iterator[None]:
         """Inside, a rank that fails or falls silent ends all ranks."""
-        beating = threading.Thread(target=self._watch, daemon=True)
-        self._over = threading.Event()
-        self._beats = self._mpi.COMM_WORLD.Dup()
+        if self._watched:  # by the caller
+            yield
+            return
+        self._watched, over = True, threading.Event()
+        beating = threading.Thread(target=self._watch, args=(over,), daemon=True)
         beating.start()
         try:
             yield
@@ -154,35 +150,36 @@ class Ranks(Alone):
         except BaseException as error:
             self._end(error)
         finally:
-            self._over.set()
+            self._watched = False
+            over.set()
             beating.join()
 
     def _end(self, error: BaseException) -> None:
         """Say what happened, and end all ranks."""
-        if self.rank:
-            time.sleep(1.0)  # if all fail alike, rank 0 speaks
-        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
-        message = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
-        self._abort(f"rank {self.rank}: {message}", int(code))
+        if self.rank or isinstance(error, self._mpi.Exception):
+            time.sleep(1.0)  # if all fail alike, rank 0 speaks; if a lost rank is why, the launcher
+        error = known(error)
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", None)
+        if code is None:
+            traceback.print_exception(error)
+        what = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "
+        self._abort(f"rank {self.rank}: {what}{error}", 1 if code is None else code)
 
     def _abort(self, text: str, code: int) -> None:
         sys.stderr.write(f"Error: {text}\n")
-        sys.stderr.flush()
-        self._mpi.COMM_WORLD.Abort(code)
-        os._exit(code)  # an abort may return before the process ends
+        launch.abort(self._mpi, code)
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         """Send signs of life to the next rank, and wait for those of the one before."""
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        mine, heard = np.zeros(1), time.monotonic()
-        came = np.zeros(1)
+        mine, came, silent = np.zeros(1), np.zeros(1), 0
         coming = self._beats.Irecv(came, source=before)
-        while not self._over.wait(BEAT):
+        while not over.wait(BEAT):  # counted, not timed: this process may have been stopped, too
             self._beats.Isend(mine, dest=after).Free()
-            now = time.monotonic()
+            silent += 1
             while coming.Test():
-                heard, coming = now, self._beats.Irecv(came, source=before)
-            if now - heard > SILENCE:
+                silent, coming = 0, self._beats.Irecv(came, source=before)
+            if silent > SILENCE:
                 text = f"rank {before} gives no sign of life; it was killed, stopped or overloaded"
                 self._abort(f"{text} (rank {self.rank} says so)", 1)
         coming.Cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -13,9 +12,8 @@ from typing import Any
 
 import click
 
-from npdrt import __version__, blas
-from npdrt.errors import WRONG_PATH, DiskError, Error, Unavailable
-from npdrt.regular import missing
+from npdrt import __version__, blas, launch
+from npdrt.errors import Error, known
 
 COMMANDS = {
     "train": "Train a network, or go on with a run.",
@@ -43,11 +41,11 @@ COMMANDS = {
 class Failure(click.ClickException):
     """An npdrt error as the command line shows it: one message, and the error's exit code."""
 
-    def __init__(self, error: Error):
+    def __init__(self, error: BaseException):
         from npdrt.cli.common import printable  # here: it imports NumPy
 
         super().__init__(printable(error))
-        self.exit_code = error.exit_code  # type: ignore[misc]  # Click's is a class variable
+        self.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]  # Click's is a class variable
 
 
 class Commands(click.Group):
@@ -84,36 +82,16 @@ class Commands(click.Group):
         """Run the command; an npdrt error, or one of the system, becomes message and exit code."""
         try:
             return super().invoke(ctx)
-        except Error as error:
-            raise Failure(error) from error
         except BrokenPipeError:
             raise  # Click handles it: the reader of the output has gone
-        except OSError as error:
-            if error.filename is None:
+        except (Error, OSError, MemoryError, OverflowError) as error:
+            if isinstance(error, OSError) and error.filename is None:
                 from npdrt.cli.common import give_up_output
 
                 give_up_output()
-            raise Failure(of_the_system(error)) from error
-        except (MemoryError, OverflowError) as error:
-            raise Failure(Unavailable(f"not enough memory: {error}")) from error
+            raise Failure(known(error)) from error
         except KeyboardInterrupt:
             ctx.exit(130)
-
-
-LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, open files
-
-
-def of_the_system(error: OSError) -> Error:
-    """The npdrt error for an error of the system that no module has named."""
-    text = error.strerror or str(error)
-    if error.errno in LACKS:
-        return Unavailable(f"the system is out of something: {text}")
-    if error.filename is None:
-        return DiskError(f"reading or writing failed: {text}; check where the output goes")
-    if isinstance(error, FileNotFoundError):
-        return Error(missing(os.fsdecode(error.filename)))
-    kind = Error if isinstance(error, WRONG_PATH) else DiskError
-    return kind(f"{os.fsdecode(error.filename)}: {text}")
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -170,4 +148,8 @@ def main() -> None:
     open_standard_streams()
     show_warnings()
     blas.choose_kernels()  # here, because a command imports NumPy as soon as it is looked up
-    cli(prog_name="npdrt")
+    try:
+        cli(prog_name="npdrt")
+    except BaseException as error:
+        launch.give_up(error)
+        raise

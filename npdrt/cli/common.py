@@ -207,11 +207,11 @@ def cell(value: Any, digits: int = 4) -> str:
 
 
 @contextmanager
-def signals() -> Iterator[Any]:
+def signals(*, silent: bool = False) -> Iterator[Any]:
     """Catch SIGINT, SIGTERM and SIGHUP: yields a function that returns the first's number, or 0.
 
     The first signal lets the work end in good order; the second stops the process at once. A
-    SIGHUP that is ignored, as under nohup, stays ignored.
+    SIGHUP that is ignored, as under nohup, stays ignored. silent: says nothing of it.
     """
     caught: list[int] = []
 
@@ -219,6 +219,8 @@ def signals() -> Iterator[Any]:
         if caught:
             os._exit(128 + number)
         caught.append(number)
+        if silent:
+            return
         with suppress(OSError):  # stderr may be gone: Ctrl-C ends every process of a pipe
             os.write(2, b"\nstopping after this step; once more stops at once\n")
 
@@ -271,7 +273,7 @@ class Bars:
 
 
 @contextmanager
-def working(*, quiet: bool) -> Iterator[tuple[Bars, Callable[[], int]]]:
+def working(*, quiet: bool, silent: bool = False) -> Iterator[tuple[Bars, Callable[[], int]]]:
     """Bars, which are shown on a terminal unless `quiet`, and `signals`, for a long command."""
-    with signals() as stop, Bars(show=not quiet and on_terminal()) as bars:
+    with signals(silent=silent) as stop, Bars(show=not quiet and on_terminal()) as bars:
         yield bars, stop

@@ -104,8 +104,10 @@ def command(**given: Any) -> None:
     code += tuple(map(Path, _own_files(settings)))
     if resuming and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run.")
-    quiet = quiet or bool(ranks().rank)  # rank 0 reports
-    with naming_options(), working(quiet=quiet) as (bars, stop):
+    team = ranks()
+    silent = bool(team.rank)  # rank 0 reports
+    quiet = quiet or silent
+    with team.together(), naming_options(), working(quiet=quiet, silent=silent) as (bars, stop):
         progress = Progress(bars)
         common = {"data_dir": data_dir, "reporter": progress, "stop": stop}
         if resuming:
@@ -113,7 +115,7 @@ def command(**given: Any) -> None:
         else:
             summary = _start(out, settings, quiet, common)
     with unbroken(summary.stopped):
-        if ranks().rank:
+        if team.rank:
             return
         if as_json:
             print_json(dataclasses.asdict(summary))
