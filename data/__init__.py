@@ -8,9 +8,13 @@ augmentation of images.
     npz, idx, cifar, folder, text, squad
                  the readers, one for each form of files
     sample       made-up text and questions, without files
+    sample_images
+                 a made-up folder in the layout of ImageNet
     raw, scale   from arrays of a file to a Dataset: checks, standardisation
     images       images that become floats only when a batch asks for them
-    augment      random crops and flips
+    augment      random crops, flips and colours
+    decode       from a JPEG file to the pixels of a batch
+    decoders     processes that do so
     sampler      which examples are in the batch of a step
     ahead        makes the next batches on a thread while a step runs
     catalogue    the data sets known by name, from sources.toml
@@ -22,6 +26,7 @@ augmentation of images.
 from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS
 from npdrt.data.dataset import Dataset
+from npdrt.data.decoders import Decoders
 from npdrt.data.fetch import fetch, listing, verify
 from npdrt.data.images import Images
 from npdrt.data.load import load
@@ -31,6 +36,7 @@ __all__ = [
     "AUGMENTS",
     "Ahead",
     "Dataset",
+    "Decoders",
     "Images",
     "Sampler",
     "fetch",

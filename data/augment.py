@@ -17,7 +17,7 @@ from npdrt.arrays import namespace
 from npdrt.data.scale import Array
 from npdrt.random import Random
 
-AUGMENTS = ("none", "flip", "crop-flip", "imagenet")
+AUGMENTS = ("none", "flip", "crop-flip", "imagenet", "imagenet-jitter")
 PAD = 4
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -27,6 +27,7 @@ _SHIFTS = 2 * PAD + 1
 _ATTEMPTS = 10
 _AREA = (0.08, 1.0)
 _LOG_RATIO = 0.28768207245178093  # log(4/3): the sides' ratio lies between 3/4 and 4/3
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
 
 
 def words(seed: int, epoch: int, n: int, indices: Array) -> Words:
@@ -117,6 +118,23 @@ def random_resized_crop(key: int, width: int, height: int) -> tuple[Box, bool]:
             x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
             return (x, y, x + w, y + h), flip
     return _middle(width, height), flip
+
+
+def color_jitter(key: int) -> list[tuple[str, float]]:
+    """The changes of colour of an image, in their random order, and the amount of each.
+
+    Brightness, contrast and saturation change by a factor within 1 - 0.4 and 1 + 0.4, the hue by
+    -0.2 to 0.2 turns, all uniform. The same as torchvision's ColorJitter(0.4, 0.4, 0.4, 0.2), which
+    draws an order of the four and an amount of each; but with the numbers of the stream of `key`:
+    first the four amounts, then four numbers whose order is that of the changes.
+    """
+    numbers = Random(key, "data/augment/jitter").uniform(2 * len(JITTER))
+    amounts, places = numbers.reshape(2, -1)
+    changes = [
+        (name, most * (2.0 * u - 1.0) + (name != "hue"))
+        for (name, most), u in zip(JITTER.items(), amounts.tolist(), strict=True)
+    ]
+    return [changes[i] for i in np.argsort(places, kind="stable")]
 
 
 def _middle(width: int, height: int) -> Box:

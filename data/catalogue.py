@@ -15,7 +15,10 @@ from npdrt.data.scale import Channels, Scale, from_constants, usual_names
 from npdrt.errors import Error, FileRefused
 
 # Their modules find them (text.py, squad.py): npdrt knows no place to download them from.
-LOCAL = ("wikitext-2", "sample-text", "squad", "sample-squad")
+LOCAL = (
+    "wikitext-2", "sample-text", "squad", "sample-squad", "imagenet", "imagenette",
+    "sample-imagenet",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Dataset:
     scale: Scale | Channels | None = None
     notes: tuple[str, ...] = ()
     vocabulary: int | None = None
-    x_valid: Array | None = field(default=None, repr=False)
+    x_valid: Array | Images | None = field(default=None, repr=False)
     y_valid: Array | None = field(default=None, repr=False)
 
     perplexity: ClassVar[bool] = False

@@ -12,21 +12,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from npdrt import atomic
 from npdrt.data import folder as images
+from npdrt.data import sample_images
 from npdrt.data.archive import unpack
 from npdrt.data.bounded import digest
 from npdrt.data.catalogue import File, Form, Source, find, package_file, sources
+from npdrt.data.decode import refused
 from npdrt.errors import DiskError, FileRefused, Unavailable
 
 Folder = str | Path | None
 
 _DAY = 24 * 3600.0
 _PARTIAL = ".fetch-"  # downloads live in such a folder until they are whole and checked
+_LAY_OUT = {  # how to get a folder of images that npdrt cannot download
+    "imagenet": "Put ILSVRC 2012 there, as train/<class>/*.JPEG and val/<class>/*.JPEG: unpack "
+    "the archive of each class into a folder of its own, and sort the validation images into "
+    "folders of the same names",
+    "imagenette": "Unpack imagenette2.tgz of fast.ai, and put its folders train and val there",
+    sample_images.NAME: f"To draw it (24 MB): npdrt data fetch {sample_images.NAME}",
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,22 @@ def locate_local(name: str, data_dir: Folder, files: Sequence[str], remedy: str)
     raise _absent(name, data_dir, remedy)
 
 
+def locate_images(name: str, data_dir: Folder = None) -> Path:
+    """The folder of a set of images (`npdrt.data.folder`): its PATH, or the first folder of a set
+    with a name that has a folder train. Raises Unavailable, with what to do, if none has."""
+    parsed = images.parse(name)
+    if parsed.path is not None:
+        return parsed.path
+    found = _with_train(parsed.set, data_dir)
+    if found is None:
+        raise _absent(parsed.set, data_dir, _LAY_OUT[parsed.set])
+    return found
+
+
+def _with_train(name: str, data_dir: Folder) -> Path | None:
+    return next((root for root in folders(name, data_dir) if (root / "train").is_dir()), None)
+
+
 def _absent(name: str, data_dir: Folder, remedy: str) -> Unavailable:
     places = ", ".join(map(str, folders(name, data_dir))) or "no folder: none is set"
     return Unavailable(f"data set {name!r} is not on this machine; looked in {places}. {remedy}")
@@ -165,12 +191,12 @@ def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     """Compare each file of the data set `name` with its published digest.
 
     The files are those in the folder that `locate` finds, or else in the first folder that has any
-    of them. For "folder:PATH" every image is decoded: there is one check for each image that cannot
+    of them. Every image of a folder is decoded: there is one check for each image that cannot
     be decoded, and one for each set. Every file is read once. Raises Error for an unknown name,
     FileRefused for an unreadable file.
     """
     if images.named(name):
-        return _check_images(name)
+        return _check_images(name, locate_images(name, data_dir))
     source = find(name, catalogue, paths=False)
     places = _candidates(source, data_dir)
     some = ((path, form) for path, form in places if files_in(path, form))
@@ -179,11 +205,11 @@ def verify(name: str, data_dir: Folder = None, *, catalogue: Path | None = None)
     return [_check(folder, file) for file in form.files]
 
 
-def _check_images(name: str) -> list[Check]:
+def _check_images(name: str, root: Path) -> list[Check]:
     """One check for each image that is refused, then one for the whole set."""
     expected, checks = "a whole JPEG or PNG image", []
-    for part, found in images.read(name).items():
-        wrong = [(Path(path), why) for path, why in images.refused(found.paths)]
+    for part, found in images.read(name, root).items():
+        wrong = [(Path(path), why) for path, why in refused(found.paths)]
         checks += [Check(path.name, "wrong", path, expected, why) for path, why in wrong]
         said = f"{len(found.paths) - len(wrong)} of {len(found.paths)} images"
         checks.append(Check(part, "ok" if not wrong else "wrong", found.root, expected, said))
@@ -233,32 +259,62 @@ def fetch(
     second download completes it. Mirrors are tried in order. Only the data set's own files are
     taken out of an archive (`npdrt.data.archive`).
 
+    "sample-imagenet" is drawn, not downloaded; for "imagenet" and "imagenette" the message says how
+    to lay their folders out.
+
     progress: show a line on stderr; by default if that is a terminal. catalogue: another
     sources.toml. Raises Error for an unknown name; DiskError if the folder cannot be written;
     Unavailable if there is no folder, pooch is missing or no mirror answers; FileRefused if they
     send wrong files.
     """
+    if name in images.CLASSES:
+        return _fetch_images(name, data_dir)
     source = find(name, catalogue, paths=False)
     if source.bundled:
         return _package_folder()
+    roots = _targets(name, data_dir)
+    for root in roots:
+        for form in source.forms:
+            if all(_check(root / form.folder, file).status == "ok" for file in form.files):
+                return root / form.folder
+    with _writing(name, roots[0]):
+        _complete(source, roots[0], sys.stderr.isatty() if progress is None else progress)
+    return roots[0] / source.forms[0].folder
+
+
+def _targets(name: str, data_dir: Folder) -> list[Path]:
+    """Where a data set may be put, the best place first."""
     roots = [Path(data_dir) / name] if data_dir else folders(name)
     if not roots:
         raise Unavailable(
             f"no folder for the data set {name!r}: there is no home directory; set NPDRT_DATA or "
             "give --data-dir"
         )
-    for root in roots:
-        for form in source.forms:
-            if all(_check(root / form.folder, file).status == "ok" for file in form.files):
-                return root / form.folder
+    return roots
+
+
+@contextmanager
+def _writing(name: str, root: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `DiskError` that names the folder."""
     try:
-        _complete(source, roots[0], sys.stderr.isatty() if progress is None else progress)
+        yield
     except OSError as error:
         raise DiskError(
-            f"cannot write the data set {name!r} to {roots[0]}: {error}; "
+            f"cannot write the data set {name!r} to {root}: {error}; "
             "set NPDRT_DATA to a folder with room that you can write"
         ) from error
-    return roots[0] / source.forms[0].folder
+
+
+def _fetch_images(name: str, data_dir: Folder) -> Path:
+    """The folder of a set of images; the made-up one is drawn if it is missing."""
+    if name != sample_images.NAME:
+        return locate_images(name, data_dir)
+    roots = _targets(name, data_dir)
+    if found := _with_train(name, data_dir):
+        return found
+    with _writing(name, roots[0]):
+        sample_images.make(roots[0])
+    return roots[0]
 
 
 def _complete(source: Source, root: Path, progress: bool) -> None:

@@ -2,9 +2,12 @@
 
 This is the layout of ImageNet, and of torchvision's ImageFolder: the classes are the folders of
 train, numbered in the order of their sorted names. Folders inside a class are searched too, links
-included; files of other kinds are ignored. Pillow (extra `data`) decodes a file when a batch needs
-it, and makes it RGB; the orientation in its EXIF data is ignored, as torchvision does. The content
-tells JPEG from PNG, not the name: one of ImageNet's .JPEG files is a PNG.
+included; files of other kinds are ignored. A file is decoded when a batch needs it
+(`npdrt.data.decode`).
+
+Some sets have names: imagenet, imagenette and sample-imagenet lie in the folder of that name, next
+to other data sets. All of their classes must be there, and the images of val are split as in the
+Fromage experiments: those with even numbers are the validation set, the others the test set.
 """
 
 from __future__ import annotations
@@ -12,29 +15,39 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from npdrt import regular
-from npdrt.data.augment import AUGMENTS, Words, augmented, random_resized_crop
-from npdrt.data.bounded import opened
+from npdrt.data import decode
+from npdrt.data.augment import AUGMENTS, Words, augmented
 from npdrt.data.dataset import Dataset
+from npdrt.data.decode import Picture, pillow
+from npdrt.data.decoders import Decoders
 from npdrt.data.images import Images, Scaling
 from npdrt.data.scale import Array, Floats, Scale, choose, from_constants, usual_names
-from npdrt.errors import Error, FileRefused, Unavailable
+from npdrt.errors import Error, FileRefused
+from npdrt.plain import several
 
 SIZE = 224  # pixels of a side, unless the name says otherwise
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, as in torchvision
+CLASSES = {"imagenet": 1000, "imagenette": 10, "sample-imagenet": 1000}  # of the sets with names
 
-_NAME = re.compile(r"folder(?:-([1-9]\d{0,3}))?:(.+)", re.DOTALL)
+_NAME = re.compile(rf"(folder|{'|'.join(CLASSES)})(?:-([1-9]\d{{0,3}}))?(?::(.+))?", re.DOTALL)
 _SUFFIXES = (".jpeg", ".jpg", ".png")
-_FORMATS = ("JPEG", "PNG")
-_MOST_PIXELS = 1 << 26  # of one file; ImageNet's largest has 61 million
-_MOST_RATIO = 256  # of one side to the other
+
+
+class Name(NamedTuple):
+    """The parts of a name: the set, or "" for the user's own folder; pixels of a side; the folder,
+    None if it is where data sets lie."""
+
+    set: str
+    size: int
+    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -49,36 +62,63 @@ class Part:
 
 
 def named(name: str) -> bool:
-    """Whether a data set's name is "folder:PATH" or "folder-SIZE:PATH"."""
-    return name.startswith(("folder:", "folder-"))
+    """Whether a data set is a folder of images: "folder:PATH", "folder-64:PATH", "imagenet", ..."""
+    return name.startswith(("folder:", "folder-")) or _parts(name) is not None
 
 
-def parse(name: str) -> tuple[int, Path]:
-    """Size and path in such a name; Error if it has another form."""
-    match = _NAME.fullmatch(name)
-    if match is None:
+def parse(name: str) -> Name:
+    """The parts of such a name; Error if it has another form."""
+    found = _parts(name)
+    if found is None:
         raise Error(f"{name}: expected folder:PATH, or folder-64:PATH for images of 64x64")
-    return int(match[1] or SIZE), Path(match[2])
+    return found
 
 
-def read(name: str) -> dict[str, Part]:
-    """The parts of the folder in `name`: "train", and "val" if there is one.
+def _parts(name: str) -> Name | None:
+    match = _NAME.fullmatch(name)
+    if match is None or (match[1] == "folder") != bool(match[3]):  # only a folder has a path
+        return None
+    path = Path(match[3]) if match[3] else None
+    return Name("" if path else match[1], int(match[2] or SIZE), path)
+
+
+def read(name: str, root: Path) -> dict[str, Part]:
+    """The parts of the folder `root`: "train", and "val" if there is one.
 
     Lists the files and reads none. Raises Error if there is no such folder, FileRefused if one is
-    empty or cannot be listed, train has only one class, or val has a class that train lacks.
+    empty or cannot be listed, train has only one class, or val has a class that train lacks; for a
+    set with a name also if val or a class is missing.
     """
-    root = parse(name)[1]
     regular.require(root, "directory")
     if not (root / "train").is_dir():
         raise Error(f"{root}: expected a folder with train/<class>/*.jpeg inside")
     pillow()
     parts = {"train": _part(root / "train", None)}
-    if len(parts["train"].classes) < 2:
-        found = ", ".join(parts["train"].classes) or "none"
+    classes = parts["train"].classes
+    if len(classes) < 2:
+        found = ", ".join(classes) or "none"
         raise FileRefused(f"{root / 'train'}: expected two class folders or more; found {found}")
     if (root / "val").is_dir():
-        parts["val"] = _part(root / "val", parts["train"].classes)
+        parts["val"] = _part(root / "val", classes)
+    if known := parse(name).set:
+        _require_whole(root, known, classes)
     return parts
+
+
+def _require_whole(root: Path, known: str, classes: Sequence[str]) -> None:
+    """Refuse a set with a name that lacks val or a class, as after half an unpacking."""
+    if len(classes) != CLASSES[known]:
+        raise FileRefused(
+            f"{root / 'train'}: expected the {CLASSES[known]} class folders of {known}; found "
+            f"{len(classes)}; unpack the archive again"
+        )
+    if not (root / "val").is_dir():
+        raise FileRefused(f"{root}: expected a folder val next to train; found none")
+    if missing := sorted(set(classes) - set(_classes(root / "val"))):
+        raise FileRefused(
+            f"{root / 'val'}: expected a folder for each class of train; missing: "
+            f"{several(missing, 5)}"
+        )
 
 
 def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
@@ -100,7 +140,9 @@ def _part(root: Path, classes: tuple[str, ...] | None) -> Part:
             place = os.path.relpath(path, root).replace(os.sep, "/")
             digest.update(os.fsencode(f"{place}\t{_size(path)}\n"))
     if not paths:
-        raise FileRefused(f"{root}: expected class folders with images; found none")
+        beside = sum(path.suffix.lower() in _SUFFIXES for path in root.iterdir())
+        hint = f"; move its {beside} images into a folder for each class" if beside else ""
+        raise FileRefused(f"{root}: expected class folders with images; found none{hint}")
     return Part(root, classes or names, paths, np.array(labels, np.int64), digest.hexdigest())
 
 
@@ -151,80 +193,15 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-# Decoding
-
-
-def pillow() -> Any:
-    """Pillow's module Image; Unavailable if it is not installed."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise Unavailable(
-            'folders of images need Pillow, of the extra "data": pip install "npdrt[data]"'
-        ) from error
-    return Image
-
-
-def decode(path: str) -> Any:
-    """The image in a file, as Pillow's RGB image; FileRefused if it is not whole."""
-    library = pillow()
-    try:
-        with opened(Path(path)) as stream, library.open(stream, formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels; at most {_MOST_PIXELS}")
-            if max(image.size) > _MOST_RATIO * min(image.size):  # it would grow when resized
-                raise ValueError(f"{image.width}x{image.height} pixels; sides 1 to {_MOST_RATIO}")
-            return _eight_bits(image).convert("RGB")
-    except (MemoryError, FileRefused, Warning):  # a warning, under -W error, is not damage
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        why = getattr(error, "strerror", None) or error
-        raise FileRefused(f"{path}: expected a whole JPEG or PNG image: {why}") from error
-
-
-def _eight_bits(image: Any) -> Any:
-    """16-bit grey as 8-bit grey; Pillow's own conversion clips at 255."""
-    if not image.mode.startswith("I"):
-        return image
-    return pillow().fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-
-
-def refused(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The files that cannot be decoded, each with the reason; reads all of them."""
-    for path in paths:
-        try:
-            decode(path)
-        except FileRefused as error:
-            yield path, str(error).removeprefix(f"{path}: ")
-
-
-def middle(image: Any, size: int) -> Any:
-    """The image with its short side resized to 8/7 of `size`, then cropped to the middle square.
-
-    For 224 these are torchvision's Resize(256) and CenterCrop(224).
-    """
-    short, (w, h) = round(size * 8 / 7), image.size
-    new = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
-    if new != image.size:
-        image = image.resize(new, pillow().Resampling.BILINEAR)
-    left, top = round((new[0] - size) / 2.0), round((new[1] - size) / 2.0)
-    return image.crop((left, top, left + size, top + size))
-
-
-def cut(image: Any, size: int, key: int) -> Any:
-    """RandomResizedCrop and RandomHorizontalFlip of an image, by its random word."""
-    box, flip = random_resized_crop(key, *image.size)
-    image = image.crop(box).resize((size, size), pillow().Resampling.BILINEAR)
-    return image.transpose(pillow().Transpose.FLIP_LEFT_RIGHT) if flip else image
-
-
 @dataclass(frozen=True, eq=False)
 class Files(Images):
-    """Images in files, decoded when they are asked for. size: pixels of a side."""
+    """Images in files, decoded when they are asked for. size: pixels of a side. decoded: makes the
+    pixels of pictures, bytes (n, 3, size, size)."""
 
     paths: Sequence[str] = field(repr=False)
     size: int
     scale: Scaling
+    decoded: Callable[[Sequence[Picture]], Array] = field(default=decode.here, repr=False)
 
     augments = AUGMENTS
 
@@ -233,36 +210,52 @@ class Files(Images):
         """(images, channels, height, width)."""
         return len(self.paths), 3, self.size, self.size
 
+    def decoded_by(self, decoders: Decoders) -> Files:
+        """These images, decoded by some processes."""
+        return replace(self, decoded=decoders)
+
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:
         """Images `indices`, decoded, cut and standardised."""
-        raw = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        for row, index in enumerate(indices.tolist()):
-            image = decode(self.paths[index])
-            if augment == "imagenet" and keys is not None:
-                image = cut(image, self.size, int(keys[row]))
-            else:
-                image = middle(image, self.size)
-            raw[row] = np.asarray(image).transpose(2, 0, 1)
+        cut = keys is not None and augment.startswith("imagenet")
+        chosen = keys.tolist() if cut and keys is not None else [None] * len(indices)
+        jitter = augment == "imagenet-jitter"
+        pictures = [
+            Picture(self.paths[index], self.size, key, jitter)
+            for index, key in zip(indices.tolist(), chosen, strict=True)
+        ]
+        raw = self.decoded(pictures).reshape(-1, *self.shape[1:])  # no picture has no size
         return self.scale(augmented(raw, augment, keys))
 
 
 # The data set
 
 
-def load(name: str, standardise: bool | str) -> Dataset:
-    """The data set of "folder:PATH"; its images are decoded a batch at a time."""
+def load(name: str, root: Path, standardise: bool | str) -> Dataset:
+    """The data set in the folder `root`; its images are decoded a batch at a time."""
     usual = from_constants(255.0, MEAN, STD)
     scale = choose(standardise, usual, usual_names(255.0), "a folder")
-    size, parts = parse(name)[0], read(name)
+    parsed, parts = parse(name), read(name, root)
     train, val = parts["train"], parts.get("val")
-    return Dataset(
+    files = Files(train.paths, parsed.size, scale or Scale())
+    found = Dataset(
         name,
-        x=Files(train.paths, size, scale or Scale()),
+        x=files,
         y=train.labels,
-        x_test=Files(val.paths, size, scale or Scale()) if val else None,
-        y_test=val.labels if val else None,
         classes=len(train.classes),
-        image_shape=(3, size, size),
+        image_shape=(3, parsed.size, parsed.size),
         digests={f"{part}/": found.digest for part, found in parts.items()},
         scale=scale,
+    )
+    if val is None:
+        return found
+    x, y = replace(files, paths=val.paths), val.labels
+    if not parsed.set:
+        return replace(found, x_test=x, y_test=y)
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    return replace(
+        found,
+        x_valid=replace(x, paths=x.paths[even]),
+        y_valid=y[even],
+        x_test=replace(x, paths=x.paths[odd]),
+        y_test=y[odd],
     )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from npdrt.data.augment import Words, augmented
+from npdrt.data.decoders import Decoders
 from npdrt.data.scale import Array, Floats
 from npdrt.errors import Error
 
@@ -42,6 +43,10 @@ class Images(ABC):
         """Raise Error unless these images can be augmented in this way."""
         if augment not in self.augments:
             raise Error(f"augment {augment} needs a folder of images; use crop-flip for this data")
+
+    def decoded_by(self, decoders: Decoders) -> Images:
+        """These images, whose files `decoders` decode; those in memory have none."""
+        return self
 
     @abstractmethod
     def batch(self, indices: Array, augment: str = "none", keys: Words | None = None) -> Floats:

@@ -1,7 +1,7 @@
 """Which module reads which data set.
 
 A name of sources.toml goes to the reader that its entry states; every other kind of name belongs to
-one module (FILE.npz, folder:PATH, text:PATH, squad:PATH).
+one module (FILE.npz, folder:PATH, imagenet, text:PATH, squad:PATH).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from npdrt.data import cifar, folder, idx, npz, squad, text
 from npdrt.data.catalogue import Form, Source, find
 from npdrt.data.dataset import Dataset
-from npdrt.data.fetch import locate_form
+from npdrt.data.fetch import locate_form, locate_images
 from npdrt.data.raw import Raw, check, make_dataset
 from npdrt.data.scale import choose
 
@@ -34,7 +34,8 @@ def load(
     """Load a data set by its name, or from a FILE.npz.
 
     name_or_path: "digits", "mnist", "fashion-mnist", "cifar-10", "cifar-100"; "folder:PATH",
-    images (224x224; "folder-64:PATH" for 64x64; see `npdrt.data.folder`); "wikitext-2",
+    images (224x224; "folder-64:PATH" for 64x64; see `npdrt.data.folder`); "imagenet", "imagenette",
+    "sample-imagenet", also with a size: "imagenet-64"; "wikitext-2",
     "text:PATH" (`npdrt.data.text`); "squad", "squad:PATH" (`npdrt.data.squad`); or the path of a
     FILE.npz.
 
@@ -57,7 +58,7 @@ def load(
     """
     name = str(name_or_path)
     if folder.named(name):
-        return folder.load(name, standardise)
+        return folder.load(name, locate_images(name, data_dir), standardise)
     if text.named(name):
         return text.load(name, data_dir)
     if squad.named(name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,18 @@ def authors(stream: Random, shape: tuple[int, int]) -> Floats:
     return stream.uniform(shape, -limit, limit)
 
 
+def torchvision(stream: Random, shape: tuple[int, int]) -> Floats:
+    """A linear layer as by `authors`; kernels are drawn by `he_out`, so that a network starts as
+    torchvision's ResNets do."""
+    return authors(stream, shape)
+
+
+def he_out(stream: Random, shape: Sequence[int]) -> Floats:
+    """Kernels (out, in, height, width), normal with standard deviation sqrt(2 / (out height
+    width)): He et al. 2015, with the fan-out."""
+    return stream.normal(shape, math.sqrt(2.0 / (shape[0] * math.prod(shape[2:]))))
+
+
 def orthogonal(stream: Random, shape: tuple[int, int]) -> Floats:
     """Orthonormal rows or columns, Haar distributed (Saxe et al. 2014).
 
@@ -44,7 +56,14 @@ def orthogonal(stream: Random, shape: tuple[int, int]) -> Floats:
     return q if rows >= columns else np.ascontiguousarray(q.T)
 
 
-SCHEMES = {"he": he, "orthogonal": orthogonal, "xavier": xavier, "authors": authors}
+SCHEMES = {
+    "he": he,
+    "orthogonal": orthogonal,
+    "xavier": xavier,
+    "authors": authors,
+    "torchvision": torchvision,
+}
+_DRAWN_BIASES = ("authors", "torchvision")
 
 
 def weight(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
@@ -53,8 +72,10 @@ def weight(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
 
 
 def bias(scheme: str, stream: Random, shape: tuple[int, int]) -> Floats:
-    """The bias of a layer with a weight of `shape`: drawn like it for "authors", else zeros."""
-    return authors(stream, shape)[:, 0] if scheme == "authors" else np.zeros(shape[0])
+    """The bias of a layer with a weight of `shape`: drawn like it for "authors" and "torchvision",
+    else zeros."""
+    drawn = scheme in _DRAWN_BIASES
+    return authors(stream, shape)[:, 0] if drawn else np.zeros(shape[0])
 
 
 class Initialiser(str):

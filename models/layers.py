@@ -78,6 +78,9 @@ class Affine:
         """Weight and bias of fan-in inputs k k, each from its name."""
         matrix = (self.outputs, self.inputs * int(np.prod(self.kernel)))
         for name, shape in self.shapes().items():
+            if scheme == "torchvision" and self.kernel and name.endswith("weight"):
+                yield name, initialisation.he_out(stream.of(name), shape)
+                continue
             rule = initialisation.weight if name.endswith("weight") else initialisation.bias
             yield name, rule(scheme, stream.of(name), matrix).reshape(shape)
 

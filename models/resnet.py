@@ -192,7 +192,8 @@ class ResNet18(ResNet):
     ReLU after the last block, as the papers' authors used it (PreActResNet18 of
     kuangliu/pytorch-cifar); False gives the original conv-BN-ReLU blocks, with BN and ReLU after
     the stem. shortcut: "convolution" or "modified" (`Shortcut`). init: "authors" is PyTorch's
-    default, uniform within 1 / sqrt(fan-in); or he, orthogonal, xavier.
+    default, uniform within 1 / sqrt(fan-in); torchvision, as torchvision's ResNets start; or he,
+    orthogonal, xavier.
 
     11,171,146 parameters with 10 classes and 11,217,316 with 100; post-activated 11,173,962. Where
     the authors take means of 4x4 pixels, all there are at 32x32, this takes the mean of all.

@@ -44,7 +44,7 @@ def test_a_batch_depends_on_its_step_alone(
     monkeypatch.setattr(module, "WORTH_A_THREAD", worth_a_thread)
     again, _ = make_feed(model)
     steps = random.Random(0).choices(range(whole.steps), k=8)
-    with again.ahead:
+    with again.reading():
         for step in steps:
             for found, expected in zip(again.batch(step), whole.batch(step), strict=True):
                 assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from npdrt import frechet, ops
 from npdrt.check import check_gradients
 from npdrt.cli import cli
-from npdrt.data import Dataset, folder
+from npdrt.data import Dataset, decode
 from npdrt.data.images import Stored
 from npdrt.errors import Error, FileRefused, Unavailable
 from npdrt.frechet import cached, images, networks, resize
@@ -251,7 +251,7 @@ def test_folders_and_npz_files_are_the_same_images(tmp_path: Path) -> None:
     x = pixels(5)
     (tmp_path / "png" / "b").mkdir(parents=True)
     for k, image in enumerate(x):
-        made = folder.pillow().fromarray(image.transpose(1, 2, 0))
+        made = decode.pillow().fromarray(image.transpose(1, 2, 0))
         made.save(tmp_path / "png" / ("b" if k > 2 else "") / f"{k}.png")
     (tmp_path / "npz").mkdir()
     np.savez(tmp_path / "npz" / "0.npz", x[:2])
@@ -274,7 +274,7 @@ def test_images_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Error, match="does not exist; give a folder of images"):
         images.of_path(tmp_path / "none")
     for size in (24, 25):
-        made = folder.pillow().fromarray(pixels(1, size)[0].transpose(1, 2, 0))
+        made = decode.pillow().fromarray(pixels(1, size)[0].transpose(1, 2, 0))
         made.save(tmp_path / f"{size}.png")
     with pytest.raises(FileRefused, match=r"25.png: has 25x25 pixels, and the first .* 24x24"):
         images.of_path(tmp_path)[0:2]

@@ -244,6 +244,7 @@ WRITES_FILES = {
     "npdrt.cli.export": "writes an archive in memory",
     "npdrt.data.fetch": "downloads to a file that pooch made in a new folder",
     "npdrt.data.archive": "unpacks into a new folder",
+    "npdrt.data.sample_images": "draws into a new folder, which then gets its name",
     "npdrt.regular": "opens a file for npdrt.atomic to append to",
     "npdrt.cli.common": "opens the null device when the reader of messages has gone",
 }

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 import npdrt.train.feed
 from npdrt import data, store
 from npdrt.cli import cli
-from npdrt.data import Ahead, archive, augment, catalogue, cifar, folder, scale, unpickle
+from npdrt.data import Ahead, archive, augment, catalogue, cifar, decode, folder, scale, unpickle
 from npdrt.data.catalogue import File, Form
 from npdrt.data.images import Stored, unscaled
 from npdrt.errors import Error, FileRefused, Unavailable
@@ -993,7 +993,7 @@ def test_folder_is_resized_and_cut_in_the_middle(pictures: Path) -> None:
 
 def test_sizes_of_imagenet() -> None:
     for size in ((500, 375), (375, 500), (256, 256), (224, 3000), (10, 10)):
-        assert folder.middle(PIL.new("RGB", size), 224).size == (224, 224)
+        assert decode.middle(PIL.new("RGB", size), 224).size == (224, 224)
 
 
 def test_imagenet_crops_are_of_the_key(pictures: Path) -> None:
@@ -1060,7 +1060,7 @@ def test_an_image_that_is_gone_or_giant(pictures: Path, monkeypatch: pytest.Monk
     (pictures / "train" / "cat" / "cat_1.JPEG").unlink()
     with pytest.raises(FileRefused, match=r"cat_1.JPEG does not exist"):
         found.x[1]
-    monkeypatch.setattr(folder, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(decode, "_MOST_PIXELS", 1000)
     with pytest.raises(FileRefused, match=r"cat_0.JPEG: .*40x30 pixels; at most 1000"):
         found.x[0]
 
@@ -1073,12 +1073,12 @@ def test_a_damaged_image_never_raises_anything_else(
     path = tmp_path / "a.jpeg"
     path.write_bytes(mutate(jpeg(kind=kind), *mutation))
     try:
-        image = folder.decode(str(path))
+        image = decode.decode(str(path))
     except FileRefused:
         return
     assert image.mode == "RGB"
-    folder.middle(image, 8)
-    folder.cut(image, 8, 3)
+    decode.middle(image, 8)
+    decode.cut(image, 8, 3)
 
 
 def empty_class(root: Path) -> None:
@@ -1168,7 +1168,7 @@ def test_a_pipe_is_no_image(pictures: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(FileRefused, match=r"dog_1.JPEG: is not a regular file"):
-        folder.decode(str(path))
+        decode.decode(str(path))
 
 
 def test_a_warning_of_the_library_is_no_damage(
@@ -1176,15 +1176,15 @@ def test_a_warning_of_the_library_is_no_damage(
 ) -> None:
     """Under -W error, as here, it is raised as what it is."""
     path = tmp_path / "a.png"
-    path.write_bytes(jpeg(kind="PNG"))
+    path.write_bytes(jpeg(kind="PNG", mode="L"))
 
     def convert(image: Any) -> Any:
         warnings.warn("a word from Pillow", UserWarning, stacklevel=1)
         return image
 
-    monkeypatch.setattr(folder, "_eight_bits", convert)
+    monkeypatch.setattr(decode, "_eight_bits", convert)
     with pytest.raises(UserWarning, match="a word from Pillow"):
-        folder.decode(str(path))
+        decode.decode(str(path))
 
 
 def test_a_folder_that_cannot_be_listed(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1601,7 +1601,7 @@ def test_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
     ramp = np.arange(0, 1 << 16, 64, dtype=np.uint16).reshape(32, 32)
     pil.fromarray(ramp).save(tmp_path / "a.png")
-    found = np.asarray(folder.decode(str(tmp_path / "a.png")))
+    found = np.asarray(decode.decode(str(tmp_path / "a.png")))
     expected = np.rint(ramp / 257).astype(np.uint8)
     assert all(np.array_equal(found[..., c], expected) for c in range(3))
 
@@ -1610,9 +1610,9 @@ def test_a_thin_image_is_refused(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
     for width, name in ((256, "wide"), (257, "wider")):
         pil.new("L", (width, 1)).save(tmp_path / f"{name}.png")
-    assert folder.decode(str(tmp_path / "wide.png")).size == (256, 1)
+    assert decode.decode(str(tmp_path / "wide.png")).size == (256, 1)
     with pytest.raises(FileRefused, match=r"wider.png: .* 257x1 pixels; sides 1 to 256"):
-        folder.decode(str(tmp_path / "wider.png"))
+        decode.decode(str(tmp_path / "wider.png"))
 
 
 def test_images_have_an_index_of_the_first_axis_alone() -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from npdrt import data, frechet, store
 from npdrt.cli import cli
+from npdrt.data import fetch
 from npdrt.errors import Error, FileRefused, Unavailable
 from npdrt.models import GAN
 from npdrt.random import Random
@@ -41,12 +42,15 @@ from npdrt.train.studies.sweep import Options, Run, runs
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What `npdrt reproduce NAME --scale smoke --json` prints, for every recipe."""
     folder = tmp_path_factory.mktemp("studies")
+    fetch("sample-imagenet", folder / "data")
     return {name: reproduce(name, folder / name) for name in recipe.names()}
 
 
 def reproduce(name: str, out: Path) -> dict[str, Any]:
     pytest.importorskip("matplotlib")
     arguments = ["reproduce", name, "--scale", "smoke", "--out", str(out), "--json", "--jobs", "2"]
+    if "imagenet" in Path(f"train/studies/recipes/{name}.toml").read_text(encoding="utf-8"):
+        arguments += ["--data-dir", str(out.parents[1] / "data")]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)

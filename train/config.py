@@ -50,8 +50,9 @@ class Config:
     too, and images (batch, channels, height, width); others are given rows (batch, inputs).
     data: a data set's name, FILE.npz or folder:PATH. standardise: true, false, or the name of
     another standardisation (`npdrt.data.load`). augment: none; flip, a random mirror image;
-    crop-flip, also a random crop after a border of 4 pixels; or imagenet, a random part resized and
-    a random mirror image, of a folder of images (`npdrt.data.augment`).
+    crop-flip, also a random crop after a border of 4 pixels; imagenet, a random part resized and a
+    random mirror image, of a folder of images; or imagenet-jitter, also random colours
+    (`npdrt.data.augment`).
     optimizer: a name in `npdrt.optim.RULES` or "path/to/file.py:rule" (docs/your-own-rule.md).
     optimizer_options: its settings. groups: see `npdrt.train.rules`. lr: a rate or "auto".
     schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data.
@@ -63,7 +64,8 @@ class Config:
     on a GPU, "ieee" or the faster "tf32" (`npdrt.cublas.precision`). convolutions: on a GPU, by the
     kernels of "npdrt" or by "cudnn" (extra `cudnn`; `npdrt.cudnn.convolutions`). eager: run every
     array call from Python instead of recording the step once and replaying it; same bits. fast:
-    replay with compiled loops (extra `fast`); same bits.
+    replay with compiled loops (extra `fast`); same bits. decoders: processes that decode the files
+    of images; None is as many as there are cores, over all ranks; same bits.
     trace_every, log_every, checkpoint_every: in steps; 0 means never, for checkpoint_every only at
     the end; None means once an epoch. snapshots: steps after which the parameters are kept in
     RUN/snapshots; 0 is before the first. conditioning: log condition numbers and Jacobians at the
@@ -72,11 +74,13 @@ class Config:
 
     model: str = _setting("mlp", f"Or {USER_MODEL}.", choices=tuple(MODELS), other=USER_MODEL)
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    data: str = _setting("digits", "digits, wikitext-2, ..., FILE.npz, folder:PATH, text:PATH.")
+    data: str = _setting("digits", "digits, imagenet, ..., FILE.npz, folder:PATH, text:PATH.")
     standardise: bool | str = _setting(
         True, "Mean 0 and deviation 1 over the training inputs.", shown="standardise"
     )
-    augment: str = _setting("none", "Random crops and mirror images.", choices=tuple(AUGMENTS))
+    augment: str = _setting(
+        "none", "Random crops, mirror images and colours.", choices=tuple(AUGMENTS)
+    )
     optimizer: str = _setting(
         "fromage", " ".join([*NOTES, f"Or {USER_RULE}."]), choices=tuple(optim.RULES),
         other=USER_RULE,
@@ -103,6 +107,10 @@ class Config:
     trace_every: int | None = _setting(
         None, "Steps between layer measurements; 0 never.", least=0, shown="an epoch"
     )
+    decoders: int | None = _setting(
+        None, "Processes that decode images; 0 for none.", least=0, shown="all cores",
+        resumable=True,
+    )  # fmt: skip
     log_every: int = _setting(0, "Steps between logged losses.", least=0, shown="0, never")
     checkpoint_every: int | None = _setting(
         None, "Steps; 0 only at the end.", least=0, shown="an epoch"

@@ -110,7 +110,7 @@ class Trainer:
         if config.fast:
             require_compiler()  # now, before a run directory is made
         _check_device(config, self.device)
-        self.feed = Feed(config, dataset, self.model, self.device)
+        self.feed = Feed(config, dataset, self.model, self.device, ranks)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning, ranks)
         self.history = History(self.task, self.feed)
         self.files = (Unwritten if ranks.rank else RunFiles)(out, config, self.feed)
@@ -128,7 +128,7 @@ class Trainer:
         threads = blas_threads(
             config.batch_size, at.state.params, config.threads, shards=config.shards
         )
-        with self.files.logging(tally), quiet(), threads, self.feed.ahead:
+        with self.files.logging(tally), quiet(), threads, self.feed.reading():
             self._begin(at)
             while at.step < self.feed.steps and not signal:
                 lr = at.schedule(at.step)
@@ -321,7 +321,7 @@ class Trainer:
         again = self.restored(checkpoint, path)
         good = f"The last good checkpoint is {path}, step {again.step}."
         while again.step < at.step:
-            x, y = self.feed.batch(again.step)
+            x, y = self.feed.whole_batch(again.step)
             lr, random = again.schedule(again.step), Random(self.config.seed, "train", again.step)
             found = first_nonfinite(self.task, self.optimizer, again.state, x, y, lr, random)
             if found:

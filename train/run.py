@@ -65,6 +65,7 @@ def resume(
     device: str | None = None,
     eager: bool | None = None,
     fast: bool | None = None,
+    decoders: int | None = None,
     code: Sequence[Path] = (),
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
@@ -75,14 +76,16 @@ def resume(
     """Go on with the run in `out` from its newest checkpoint that can be read.
 
     The result has the bits of a run that never stopped. epochs: a new length of the run (not
-    with a linear schedule, which depends on it). device, eager, fast: another way to run it.
+    with a linear schedule, which depends on it). device, eager, fast, decoders: another way to run
+    it.
     code: the Python files of the run's model and rules, if it has any: npdrt runs no code because
     a checkpoint names it.
     begin: the configuration to start with if `out` holds no run yet, or one that was killed before
     its first checkpoint. accept: called with the settings of the run; it raises to refuse them.
     Raises `Error` if the data or the model file are not those of the run.
     """
-    changes = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    changes: dict[str, Any] = {"epochs": epochs, "device": device, "eager": eager, "fast": fast}
+    changes |= {"decoders": decoders}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
     team, reporter = ranks(), reporter or Reporter()

@@ -16,7 +16,7 @@ import numpy as np
 
 from npdrt import data, regular
 from npdrt.arrays import Device
-from npdrt.data import folder
+from npdrt.data import decode, folder
 from npdrt.data.bounded import FREE, RATIO, contents, reading
 from npdrt.data.catalogue import sources
 from npdrt.data.images import Stored
@@ -132,7 +132,7 @@ def of_pixels(what: str, pixels: Bytes) -> Source:
 
 def of_files(what: str, paths: list[str]) -> Source:
     """Image files, which must have one size; they are decoded when they are asked for."""
-    size = folder.decode(paths[0]).size
+    size = decode.decode(paths[0]).size
 
     def read(key: slice) -> Bytes:
         return np.stack([_decoded(path, size) for path in paths[key]])
@@ -141,7 +141,7 @@ def of_files(what: str, paths: list[str]) -> Source:
 
 
 def _decoded(path: str, size: tuple[int, int]) -> Bytes:
-    image = folder.decode(path)
+    image = decode.decode(path)
     if image.size != size:
         raise FileRefused(
             f"{path}: has {image.width}x{image.height} pixels, and the first image of its folder "

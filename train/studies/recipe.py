@@ -28,7 +28,7 @@ SCALES = ("full", "quick", "smoke")
 TEXTS = ("title", "source", "statement", "study")
 KEYS = (*TEXTS, "config", "options", "reference", *SCALES)
 SCALE_KEYS = ("note", "config", "options", "grid")
-RUN_OPTIONS = ("eager", "fast", "device")  # how to run, not what: the command's affair
+RUN_OPTIONS = ("eager", "fast", "device", "decoders")  # how to run, not what: the command's affair
 MOST_RUNS = 10_000  # of a recipe at one scale
 MOST_BYTES = 1 << 20
 
