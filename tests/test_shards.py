@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npdrt import store
+from npdrt.arrays import quiet
 from npdrt.data import load
 from npdrt.errors import Error
-from npdrt.models import MLP, ResNet18
-from npdrt.optim import sgd
+from npdrt.models import GAN, MLP, ResNet18
+from npdrt.optim import adam, sgd
+from npdrt.program.tree import leaves
 from npdrt.random import Random
 from npdrt.train import Config, resume, train
-from npdrt.train.shards import ALONE, Sharded, add, bounds, tree
+from npdrt.train.adversarial import Adversarial
+from npdrt.train.shards import ALONE, Sharded, add, bounds, held, roots, schedule, share, tree
 from npdrt.train.step import State, Task, make_step
 from npdrt.train.studies import sweep
 
@@ -59,6 +64,25 @@ def test_additions_are_those_of_the_tree() -> None:
     assert rows == {0: (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])}
 
 
+@given(count=st.integers(1, 40), size=st.integers(1, 9))
+def test_a_stack_of_sums_is_the_tree(count: int, size: int) -> None:
+    """Every rank adds a shard to the sums on top of its stack; what is left are its subtrees."""
+    for rank in range(size):
+        mine = share(rank, size, count)
+        stack: list[Any] = []
+        for s, level, added in schedule(mine, count):
+            total: Any = s
+            for left in reversed(stack[level : level + added]):
+                total = left, total
+            stack[level:] = [total]
+            assert len(stack) <= 2 * math.log2(len(mine)) + 1
+        rows: dict[int, Any] = {s: s for s in mine}
+        for first, middle, _ in held(mine, count):
+            rows[first] = rows[first], rows.pop(middle)
+        assert stack == list(rows.values())
+        assert roots(mine, count) == list(rows)
+
+
 # --- a step ------------------------------------------------------------------------------------
 
 
@@ -66,8 +90,8 @@ def run_step(step: Any, args: Any) -> Any:
     return step
 
 
-def sharded(task: Task, shards: int) -> Sharded:
-    return Sharded(task, sgd(lr=0.1), shards, ALONE, run_step, traced=False)
+def sharded(task: Task, shards: int, rule: Any = None, traced: bool = False) -> Any:
+    return partial(Sharded(task, rule or sgd(lr=0.1), shards, ALONE, run_step), traced=traced)
 
 
 def state_of(model: Any, dtype: str) -> State:
@@ -126,8 +150,49 @@ def test_random_numbers_are_a_shards_own() -> None:
     assert met[0] != met[1]
 
 
+def gan_state(optimizer: Any, dtype: str) -> tuple[State, Any, Any]:
+    """A state of the smallest adversarial network, and a batch of five images."""
+    params, buffers = GAN_MODEL.init(seed=0, dtype=dtype), GAN_MODEL.buffers(seed=0, dtype=dtype)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 3, 8, 8)).astype(dtype), rng.integers(0, 4, 5)
+    return State(params, buffers, optimizer.init(params)), x, y
+
+
+def test_one_shard_of_two_networks_is_their_step() -> None:
+    """Parameters, state, losses and measurements, in their order: both turns start from the same
+    step count and powers."""
+    task, optimizer, random = Adversarial(GAN_MODEL, 4), adam(lr=0.01), Random(0, "train")
+    state, x, y = gan_state(optimizer, "float32")
+    whole_step, step = make_step(task, optimizer, traced=True), sharded(task, 1, optimizer, True)
+    with quiet():  # some classes have no gradient
+        whole = whole_step(state, x, y, 0.01, random.of("shards/0"))
+        found = step(state, x, y, 0.01, random)
+    expected, given = list(leaves(whole)), list(leaves(found))
+    assert [path for path, _ in given] == [path for path, _ in expected]
+    for (path, a), (_, b) in zip(given, expected, strict=True):
+        assert np.array_equal(a, b, equal_nan=True), path
+
+
+def test_each_update_of_two_networks_follows_a_sum_over_shards() -> None:
+    """The generator's gradients are those against the new discriminator, in every shard."""
+    task, rule, random = Adversarial(GAN_MODEL, 4), sgd(lr=0.1), Random(0, "train")
+    state, x, y = gan_state(rule, "float64")
+    found = sharded(task, 2)(state, x, y, 0.1, random)
+    params, buffers = state.params, state.buffers
+    for turn in task.turns:
+        made = [turn.gradients(params, buffers, x[part], y[part], random.of(f"shards/{s}"))
+                for s, part in enumerate((slice(0, 2), slice(2, 5)))]  # fmt: skip
+        grads = [g for _, g in made]
+        new = {n: params[n] - 0.1 * (0.4 * grads[0][n] + 0.6 * grads[1][n]) for n in grads[0]}
+        params, buffers = params | new, made[0][0][1][1]
+    for name, w in params.items():
+        assert np.max(np.abs(found.state.params[name] - w)) < 1e-13, name
+    assert list(found.others) == ["generator"]
+
+
 # --- a run -------------------------------------------------------------------------------------
 
+GAN_MODEL = GAN(outputs=4, width=4, image_shape=(3, 8, 8))
 TINY: dict[str, Any] = {"model_options": {"depth": 4, "width": 16}, "epochs": 2, "batch_size": 50}
 
 
@@ -224,6 +289,23 @@ def test_ranks_have_the_bits_of_one_process(mpiexec: list[str], tmp_path: Path) 
     assert "done" in output(started(again, tmp_path))
     arrays, _ = contents(tmp_path / "part")
     assert arrays == contents(tmp_path / "constant")[0]
+
+
+def test_two_networks_have_the_same_bits_on_ranks(mpiexec: list[str], tmp_path: Path) -> None:
+    """Replayed, eagerly and on two ranks; spectral vectors are buffers that every shard reads."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (16, 3, 8, 8)).astype("uint8")
+    np.savez(tmp_path / "images.npz", x=images, y=np.arange(16) % 3)
+    settings: dict[str, Any] = {"shards": 3, "batch_size": 8, "optimizer": "adam", "epochs": 2,
+                                "trace_every": 1, "data": str(tmp_path / "images.npz")}  # fmt: skip
+    for name, eager in (("replayed", False), ("eager", True)):
+        config = Config(model="gan", model_options={"width": 4}, eager=eager, **settings)
+        train(config, tmp_path / name)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    gan = [*COMMAND[:4], "--model", "gan", "--set", "width=4", "--device", "cpu", *words]
+    assert "done" in output(started([*mpiexec, "2", *gan, "--out", "ranks"], tmp_path))
+    expected = contents(tmp_path / "replayed")
+    assert contents(tmp_path / "eager") == contents(tmp_path / "ranks") == expected
 
 
 def test_more_ranks_than_shards_are_refused_once(mpiexec: list[str], tmp_path: Path) -> None:

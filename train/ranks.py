@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,12 @@ from npdrt import launch
 from npdrt.arrays import Array, Params, device_of, to_device, to_host
 from npdrt.errors import Error, known
 from npdrt.train.provenance import blas, packages
-from npdrt.train.shards import Alone, add, share, tree
+from npdrt.train.shards import Alone, Numbers, add, both_summed, held, roots, share, tree
 
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 7  # own signs of life without one of the rank before, after which that counts as lost
 COMPARED_EVERY = 100  # steps
+WINDOW = 1 << 18  # elements of a rank's share that are exchanged and added at once, in cache
 
 
 @cache
@@ -56,46 +59,58 @@ class Ranks(Alone):
         """The shards of this rank, of so many: neighbours."""
         return share(self.rank, self.size, count)
 
-    def summed(self, parts: dict[int, dict[str, Any]], count: int) -> dict[str, Any]:
-        """The sum over the shards of all ranks, on every rank."""
-        like = next((part["bucket"] for part in parts.values()), None)
-        device = device_of(like)
-        rows = {s: np.asarray(to_host(part["bucket"])) for s, part in parts.items()}
-        small = {s: (to_host(part["loss"]), to_host(part["correct"])) for s, part in parts.items()}
-        buffers = {n: to_host(b) for n, b in parts[0]["buffers"].items()} if 0 in parts else None
-        told = self._comm.allgather((small, buffers, _form(rows)))
-        every = {s: pair for part, _, _ in told for s, pair in part.items()}
-        found = {"bucket": self._sum(rows, count, next(filter(None, (f for _, _, f in told))))}
-        for i, name in enumerate(("loss", "correct")):
-            numbers = {s: pair[i] for s, pair in every.items()}
-            add(numbers, list(tree(0, count)))
-            found[name] = np.asarray(numbers[0])
-        moved = {name: to_device(x, device) for name, x in found.items()}
-        first = next(buffers for _, buffers, _ in told if buffers is not None)
-        return moved | {"buffers": {n: to_device(b, device) for n, b in first.items()}}
+    def summed(self, sums: dict[int, Params], count: int, like: Params) -> Params:
+        """The sum of the gradients over the shards of all ranks, on every rank."""
+        rows = [{name: np.asarray(to_host(x), order="C") for name, x in row.items()}
+                for row in sums.values()]  # fmt: skip
+        new = {name: np.empty(w.shape, str(w.dtype)) for name, w in like.items() if not rows}
+        whole = rows[0] if rows else new  # without shards, in a short batch
+        for dtype in dict.fromkeys(x.dtype for x in whole.values()):
+            names = [name for name, x in whole.items() if x.dtype == dtype]
+            flat = [Row([row[name] for name in names]) for row in rows]
+            self._sum(dict(zip(sums, flat, strict=True)), count, Row([whole[n] for n in names]))
+        return {name: to_device(x, device_of(like[name])) for name, x in whole.items()}
 
-    def _sum(self, rows: dict[int, Any], count: int, form: tuple[int, str]) -> Any:
-        """The rows of all ranks, added along the tree; (elements,)."""
-        (length, dtype), size = form, self.size
-        shares = [share(r, size, count) for r in range(size)]
-        held = [[a for a in tree(0, count) if r.start <= a[0] and a[2] <= r.stop] for r in shares]
-        add(rows, held[self.rank])
-        roots = [_roots(r, local) for r, local in zip(shares, held, strict=True)]
-        places = [share(r, size, length) for r in range(size)]  # the elements that a rank adds
-        own = len(places[self.rank])
-        sent = np.concatenate([_rows(rows, place, dtype) for place in places])
-        out = [len(rows) * len(place) for place in places]
-        came = np.empty(sum(len(r) for r in roots) * own, dtype=dtype)
-        self._comm.Alltoallv([sent, out], [came, [len(r) * own for r in roots]])
-        order = [s for r in roots for s in r]
-        mine = dict(zip(order, came.reshape(len(order), own), strict=True))
-        done = {a for local in held for a in local}
-        add(mine, [a for a in tree(0, count) if a not in done])
-        whole = np.empty(length, dtype=dtype)
-        self._comm.Allgatherv(
-            np.ascontiguousarray(mine[0]), [whole, [len(place) for place in places]]
+    def _sum(self, rows: dict[int, Row], count: int, whole: Row) -> None:
+        """Write the sum of the rows of all ranks, added along the tree, to `whole`, which may be
+        one of them: a window of every rank's share of the elements at a time."""
+        places = [share(r, self.size, whole.size) for r in range(self.size)]
+        for start in range(0, max(map(len, places)), WINDOW):
+            parts = [place[start : start + WINDOW] for place in places]
+            added = self._added(rows, count, parts, whole.dtype)
+            total = np.empty(sum(map(len, parts)), dtype=whole.dtype)
+            self._comm.Allgatherv(added, [total, [len(part) for part in parts]])
+            for part, end in zip(parts, np.cumsum([len(part) for part in parts]), strict=True):
+                whole.write(part, total[end - len(part) : end])
+
+    def _added(self, rows: dict[int, Row], count: int, parts: list[range], dtype: Any) -> Any:
+        """The elements that this rank adds, of the rows of all ranks; every rank adds a part."""
+        shares = [share(r, self.size, count) for r in range(self.size)]
+        others = [0 if r == self.rank else len(roots(shares[r], count)) for r in range(self.size)]
+        own = parts[self.rank]
+        out = [0 if r == self.rank else len(rows) * len(part) for r, part in enumerate(parts)]
+        sent = [row.read(parts[r]) for r, n in enumerate(out) if n for row in rows.values()]
+        came = np.empty((sum(others), len(own)), dtype=dtype)
+        self._comm.Alltoallv(
+            [np.concatenate(sent or [came[:0, 0]]), out], [came, [n * len(own) for n in others]]
         )
-        return whole
+        away = [s for r in range(self.size) if r != self.rank for s in roots(shares[r], count)]
+        found = dict(zip(away, came, strict=True)) | {s: row.read(own) for s, row in rows.items()}
+        done = {a for r in shares for a in held(r, count)}
+        add(found, [a for a in tree(0, count) if a not in done])
+        return found[0]
+
+    def numbers(
+        self, numbers: dict[int, Numbers], count: int, buffers: Params, like: Params
+    ) -> tuple[Array, Array, Params]:
+        """The sums of loss and correct predictions over the shards of all ranks, and the buffers of
+        shard 0, on every rank."""
+        own = {s: (to_host(loss), to_host(correct)) for s, (loss, correct) in numbers.items()}
+        told = self._comm.allgather((own, {n: to_host(b) for n, b in buffers.items()}))
+        every = {s: pair for part, _ in told for s, pair in part.items()}
+        device = device_of(next(iter(like.values())))
+        loss, correct = (to_device(x, device) for x in both_summed(every, count))
+        return loss, correct, {n: to_device(b, device) for n, b in told[0][1].items()}
 
     # --- agreement ---------------------------------------------------------------------------
 
@@ -186,21 +201,29 @@ class Ranks(Alone):
         coming.Wait()
 
 
-def _roots(shards: range, held: list[Any]) -> list[int]:
-    """The rows that a rank is left with after its own additions."""
-    gone = {middle for _, middle, _ in held}
-    return [s for s in shards if s not in gone]
+class Row:
+    """Arrays of one dtype as one row of elements, one array after another."""
 
+    def __init__(self, arrays: Sequence[Any]):
+        self._flat = [x.reshape(-1) for x in arrays]
+        self._ends = list(accumulate(x.size for x in self._flat))
+        self.size, self.dtype = self._ends[-1], arrays[0].dtype
 
-def _rows(rows: dict[int, Any], place: range, dtype: str) -> Any:
-    """Some elements of the rows, one row after another; (rows * elements,)."""
-    if not rows:
-        return np.empty(0, dtype=dtype)
-    return np.concatenate([rows[s][place.start : place.stop] for s in sorted(rows)])
+    def read(self, part: range) -> Any:
+        """A copy of some elements; (elements,)."""
+        return np.concatenate(list(self._cut(part)))
 
+    def write(self, part: range, values: Any) -> None:
+        """Set some elements; values: (elements,)."""
+        for x in self._cut(part):
+            x[...], values = values[: x.size], values[x.size :]
 
-def _form(rows: dict[int, Any]) -> tuple[int, str] | None:
-    return next(((len(row), str(row.dtype)) for row in rows.values()), None)
+    def _cut(self, part: range) -> Iterator[Any]:
+        """The parts of the arrays that hold some elements."""
+        first, last = bisect_right(self._ends, part.start), bisect_left(self._ends, part.stop)
+        for x, end in zip(self._flat[first : last + 1], self._ends[first:], strict=False):
+            start = end - x.size
+            yield x[max(part.start - start, 0) : max(part.stop - start, 0)]
 
 
 def _digest(value: Array) -> str:

@@ -9,21 +9,20 @@ out among them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from npdrt.arrays import Array, Params, cast, namespace
-from npdrt.errors import Error
+from npdrt.arrays import Array, Params, cast, copied, namespace, phase
 from npdrt.optim import Updater
+from npdrt.optim.function import shared_state
 from npdrt.random import Random
-from npdrt.train.step import State, Step, Task, Turn, make_step
+from npdrt.train.step import State, Step, Task, Turn, joined, measure
 
 Addition = tuple[int, int, int]  # row `first` += row `middle`: the sum of shards first to end - 1
 Recorded = Callable[[Callable[..., Any], tuple[Any, ...]], Callable[..., Any]]
-ADDED = ("bucket", "loss", "correct")
+Numbers = tuple[Array, Array]  # of a shard: its share of the loss, and its correct predictions
 
 
 def bounds(n: int, shards: int) -> list[tuple[int, int]]:
@@ -56,10 +55,44 @@ def tree(first: int, end: int) -> Iterator[Addition]:
         yield first, middle, end
 
 
+def roots(mine: range, count: int) -> list[int]:
+    """The first shards of the largest subtrees of a rank, of so many shards."""
+    gone = {middle for _, middle, _ in held(mine, count)}
+    return [s for s in mine if s not in gone]
+
+
+def held(mine: range, count: int) -> list[Addition]:
+    """The additions whose shards are all of one rank."""
+    return [a for a in tree(0, count) if mine.start <= a[0] and a[2] <= mine.stop]
+
+
+def schedule(mine: range, count: int) -> Iterator[tuple[int, int, int]]:
+    """The shards of a rank in order, each with the number of sums that wait below it on a stack,
+    and how many sums on top of these it is added to, the last one first: all that it completes.
+
+    >>> list(schedule(range(4), 4))
+    [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 0, 2)]
+    """
+    height, ends = 0, [end for _, _, end in held(mine, count)]
+    for s in mine:
+        added = ends.count(s + 1)
+        height -= added
+        yield s, height, added
+        height += 1
+
+
 def add(rows: dict[int, Any], additions: Sequence[Addition]) -> None:
     """Carry out additions; the rows that are added to others go."""
     for first, middle, _ in additions:
         rows[first] = rows[first] + rows.pop(middle)
+
+
+def both_summed(numbers: dict[int, Numbers], count: int) -> Numbers:
+    """Loss and correct predictions of all shards."""
+    columns = [{s: pair[i] for s, pair in numbers.items()} for i in (0, 1)]
+    for column in columns:
+        add(column, list(tree(0, count)))
+    return columns[0][0], columns[1][0]
 
 
 class Alone:
@@ -71,14 +104,18 @@ class Alone:
         """The shards of this rank, of so many."""
         return range(count)
 
-    def summed(self, parts: dict[int, dict[str, Any]], count: int) -> dict[str, Any]:
-        """The sum over all shards of what is added, and the buffers of shard 0."""
-        found = {"buffers": parts[0]["buffers"]}
-        for name in ADDED:
-            rows = {s: part[name] for s, part in parts.items()}
-            add(rows, list(tree(0, count)))
-            found[name] = namespace(parts[0]["bucket"]).asarray(rows[0])
-        return found
+    def summed(self, sums: dict[int, Params], count: int, like: Params) -> Params:
+        """The sum of the gradients over all of so many shards. sums: those of this rank's subtrees,
+        by first shard; they may be written to. like: arrays of their forms and device."""
+        return sums[0]
+
+    def numbers(
+        self, numbers: dict[int, Numbers], count: int, buffers: Params, like: Params
+    ) -> tuple[Array, Array, Params]:
+        """The sums of loss and correct predictions over all shards, and the buffers of shard 0,
+        where the arrays `like` are."""
+        loss, correct = both_summed(numbers, count)
+        return loss, correct, buffers
 
     def agreed(self, stop: Callable[[], int]) -> Callable[[], int]:
         """A `stop` that returns the largest signal of any rank, on all."""
@@ -104,97 +141,124 @@ ALONE = Alone()
 
 class Sharded:
     """The function `(state, x, y, lr, random) -> Step` of `npdrt.train.step.make_step`, for a batch
-    in shards.
+    in shards. Every turn sums its gradients over the shards before it updates; it starts from the
+    buffers that shard 0 has after the turn before.
 
-    recorded: makes a program of a function and its first arguments.
+    recorded: makes a program of a function and its first arguments. The program of a shard adds its
+    gradients to the sums that they complete: see `schedule`. So of S shards at most log2(S) + 1
+    sums are in memory, and no shard's gradients as a whole.
     """
 
-    def __init__(
-        self, task: Task, rule: Updater, shards: int, ranks: Alone, recorded: Recorded, traced: bool
-    ):
-        self._part = part_of(task)
-        self._update = make_step(given(task), rule, traced=traced)
+    def __init__(self, task: Task, rule: Updater, shards: int, ranks: Alone, recorded: Recorded):
+        self._task, self._rule = task, rule
         self._shards, self._ranks, self._recorded = shards, ranks, recorded
         self._made: dict[Any, Callable[..., Any]] = {}
+        self._sums: dict[tuple[str, str], Params] = {}  # by network and level; memory that lasts
 
-    def __call__(self, state: State, x: Array, y: Array, lr: Any, random: Random) -> Step:
-        n = x.shape[0]
+    def __call__(
+        self, state: State, x: Array, y: Array, lr: Any, random: Random, *, traced: bool
+    ) -> Step:
+        turns, names = self._task.turns, (tuple(state.buffers), tuple(state.optimizer), traced)
+        new, buffers = State({}, {}, {}), state.buffers
+        losses, measured, corrects = {}, {}, []
+        for turn in turns:
+            now = State(state.params, buffers, {})
+            grads, loss, correct, buffers = self._gradients(turn, now, new.params, x, y, random)
+            update = partial(_update, self._task, self._rule, turn, turn is turns[-1], traced)
+            args = State(state.params, {}, state.optimizer), new, {"0": grads}, lr
+            made, measured[turn.network] = self._run(
+                ("update", turn.network, *names), update, *args
+            )
+            new = State(dict(made.params), {}, dict(made.optimizer))
+            losses[turn.network] = loss
+            corrects.append(correct)
+        params = {name: new.params[name] for name in state.params}
+        after = State(params, buffers, {**state.optimizer, **new.optimizer})
+        loss = losses.pop(turns[0].network)
+        return Step(after, loss, corrects[0], joined(measured, params), losses)
+
+    def _gradients(
+        self, turn: Turn, state: State, renewed: Params, x: Array, y: Array, random: Random
+    ) -> tuple[Params, Array, Array, Params]:
+        """Gradients, loss, correct predictions and buffers of the batch."""
+        n, own = x.shape[0], turn.own(state.params)
         places = bounds(n, self._shards)
-        parts = {}
-        for s in self._ranks.mine(len(places)):
+        mine = self._ranks.mine(len(places))
+        numbers: dict[int, Numbers] = {}
+        buffers: Params = {}
+        for s, level, added in schedule(mine, len(places)):
             start, end = places[s]
             inputs = x[start:end, ...], y[start:end, ...]
-            share = (end - start) / n
-            part = self._run(self._part, state, *inputs, random.of(f"shards/{s}"), share)
-            parts[s] = kept(part, with_buffers=s == 0)
-        summed = self._ranks.summed(parts, len(places))
-        done: Step = self._run(self._update, state, summed, summed["correct"], lr, random)
-        return done
+            more = random.of(f"shards/{s}"), (end - start) / n
+            found = self._part(turn, level, added, state, renewed, *inputs, *more)
+            numbers[s], buffers = found[:2], found[2] if s == 0 else buffers
+        sums = {s: self._sums[turn.network, str(i)] for i, s in enumerate(roots(mine, len(places)))}
+        grads = self._ranks.summed(sums, len(places), own)
+        return grads, *self._ranks.numbers(numbers, len(places), buffers, own)
 
-    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The function, recorded once for each shape of its second argument."""
-        key = function, getattr(args[1], "shape", None)
+    def _part(
+        self, turn: Turn, level: int, added: int, state: State, *args: Any
+    ) -> tuple[Array, Array, Params]:
+        """Loss, correct predictions and buffers of a shard, whose gradients are in `_sums` then."""
+        own, levels = turn.own(state.params), [str(level + i) for i in range(max(added, 1))]
+        sums = {name: self._sums.get((turn.network, name), own) for name in levels}
+        key = "part", turn.network, level, added, args[1].shape, tuple(state.buffers)
+        part = self._run(key, partial(_part, self._task, turn, added), state, *args, sums)
+        self._sums[turn.network, levels[0]] = part["sums"][levels[0]]
+        return part["loss"], part["correct"], dict(part["buffers"])
+
+    def _run(self, key: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """The function, recorded once for each key."""
         if key not in self._made:
             self._made[key] = self._recorded(function, args)
         return self._made[key](*args)
 
 
-def part_of(task: Task) -> Callable[..., dict[str, Any]]:
-    """The function `(state, x, y, random, share) -> part` of a shard: its gradients in one row, its
-    loss, float64, both times its share of the batch; its correct predictions; and its buffers."""
-    turns = task.turns
-    if len(turns) > 1:
-        raise Error("shards are for a model with one network; leave --shards out")
+def _part(
+    task: Task, turn: Turn, added: int, state: State, renewed: Params, x: Array, y: Array,
+    random: Random, share: float, sums: dict[str, Params],
+) -> dict[str, Any]:  # fmt: skip
+    """What a shard comes to: its gradients times its share of the batch, added to so many of
+    `sums`, in the place of the first; its loss, float64, times its share; its correct predictions;
+    its buffers, as pairs, since they replace nothing yet.
 
-    def part(state: State, x: Array, y: Array, random: Random, share: float) -> dict[str, Any]:
-        (loss, (output, buffers)), grads = turns[0].gradients(
-            state.params, state.buffers, x, y, random
-        )
-        xp = namespace(loss)
-        rows = [xp.reshape(g * cast(share, g), (-1,)) for g in grads.values()]
-        return {
-            "bucket": xp.concat(rows),  # (elements of all parameters,)
-            "loss": xp.asarray(loss, dtype=xp.float64) * share,
-            "correct": task.correct(output, y),
-            "buffers": buffers,
-        }
-
-    return part
-
-
-def kept(part: Mapping[str, Any], *, with_buffers: bool) -> dict[str, Any]:
-    """A copy of a part, which the next shard's program would overwrite."""
-    xp = namespace(part["bucket"])
-    buffers = part["buffers"] if with_buffers else {}
+    renewed: the parameters that the turns before have updated.
+    """
+    (loss, (output, buffers)), grads = turn.gradients(
+        {**state.params, **renewed}, state.buffers, x, y, random
+    )
+    xp, levels, judged = namespace(loss), list(sums), turn.network == task.turns[0].network
+    with phase("update"):
+        total = {name: _plus(g * cast(share, g), [sums[k][name] for k in levels[:added]])
+                 for name, g in grads.items()}  # fmt: skip
     return {
-        **{name: xp.asarray(part[name], copy=True) for name in ADDED},
-        "buffers": {name: xp.asarray(value, copy=True) for name, value in buffers.items()},
+        "sums": {levels[0]: total},
+        "loss": xp.asarray(loss, dtype=xp.float64) * share,
+        "correct": task.correct(output, y) if judged else xp.asarray(0, dtype=xp.int64),
+        "buffers": list(buffers.items()),
     }
 
 
-def given(task: Task) -> Task:
-    """The task whose gradients are there already: its step is given what `Alone.summed` returns in
-    place of the examples."""
-    return _Given(task.model, task.classes, task.label_smoothing, task.clip)
+def _plus(x: Array, sums: Sequence[Array]) -> Array:
+    """first + (... + (last + x)) of the sums."""
+    for left in reversed(sums):
+        x = left + x
+    return x
 
 
-@dataclass(frozen=True)
-class _Given(Task):
-    @property
-    def turns(self) -> Sequence[Turn]:
-        return [_GivenTurn("", self.forward)]
-
-    def correct(self, output: Array, y: Array) -> Array:
-        return output
-
-
-class _GivenTurn(Turn):
-    def gradients(
-        self, params: Params, buffers: Params, x: Any, y: Array, random: Random
-    ) -> tuple[Any, Params]:
-        xp, found, at = namespace(x["bucket"]), {}, 0
-        for name, w in params.items():
-            size = math.prod(w.shape)
-            found[name] = xp.reshape(x["bucket"][at : at + size], w.shape)
-            at += size
-        return (x["loss"], (x["correct"], x["buffers"])), found
+def _update(
+    task: Task, rule: Updater, turn: Turn, last: bool, traced: bool,
+    state: State, renewed: State, sums: dict[str, Params], lr: Any,
+) -> tuple[State, dict[str, Array]]:  # fmt: skip
+    """The state after a turn, given the sums of its gradients, and its measurements. Before the
+    last turn it is what is new, in pairs, since that replaces nothing yet."""
+    own, grads = turn.own(state.params), sums["0"]
+    before = {**state.optimizer, **shared_state(renewed.optimizer)}
+    params, slots = rule.update(own, task.clipped(grads), before, lr=lr)
+    with phase("measure"):
+        measured = measure(own, params, grads, [turn.network]) if traced else {}
+    if not last:
+        return State(list(params.items()), {}, list(slots.items())), measured  # type: ignore
+    earlier = [{n: copied(a) for n, a in d.items()} for d in (renewed.params, renewed.optimizer)]
+    after = {**state.params, **earlier[0], **params}, {**state.optimizer, **earlier[1], **slots}
+    return State(after[0], {}, after[1]), measured

@@ -269,6 +269,18 @@ def measure(
     return layers | {name: xp.stack([t[name] for t in totals]) for name in totals[0]}
 
 
+def joined(measured: Mapping[str, dict[str, Array]], params: Params) -> dict[str, Array]:
+    """The measurements of several networks, by name and each by `measure`, as those of all."""
+    if len(measured) == 1:
+        return next(iter(measured.values()))
+    names = [name for network in measured for name in of_network(network, params)]
+    order, found = [names.index(name) for name in params], {}
+    for name, first in next(iter(measured.values())).items():
+        xp, column = namespace(first), [m[name] for m in measured.values()]
+        found[name] = xp.concat(column)[xp.asarray(order)] if first.shape else xp.stack(column)
+    return found
+
+
 def network(layers: dict[str, Array], size: Array, chosen: list[int]) -> dict[str, Array]:
     """The papers' distances of a step over the weights; empty if there are none.
 

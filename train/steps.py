@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from npdrt.arrays import Device
@@ -34,7 +35,8 @@ class Steps:
         self._warned = self._graph_warned = False
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, names of state, traced
         self._open: set[Any] = set()  # those of which is not known yet whether they are a graph
-        self._memory, self._ranks = memory_on(device), ranks
+        self._memory = memory_on(device)
+        self._sharded = Sharded(task, rule, config.shards, ranks, self._replayed)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
         """`make_step`'s function of `(state, x, y, lr, random)`."""
@@ -50,8 +52,7 @@ class Steps:
 
     def _new(self, args: tuple[Any, ...], traced: bool) -> Callable[..., Step]:
         if self._config.shards > 1:
-            shards = self._config.shards
-            return Sharded(self._task, self._rule, shards, self._ranks, self._replayed, traced)
+            return partial(self._sharded, traced=traced)
         return self._replayed(make_step(self._task, self._rule, traced=traced), args)
 
     def _replayed(self, step: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
