@@ -354,8 +354,9 @@ def main(words: list[str] | None = None) -> None:
             place.mkdir()
             trial = judged(drawn(rng, *cells[number % len(cells)]), place, expected)
             found[trial.kind].append(trial)
-            if not good(trial):
-                print(trial, trial.text, sep="\n", file=sys.stderr, flush=True)
+            told = [f"{number + 1}: {'as it should' if good(trial) else 'NOT as it should'}"]
+            told += [] if good(trial) else [trial.text]
+            print(*told, trial, sep="\n", file=sys.stderr, flush=True)
             shutil.rmtree(place)
     head = ["fault", "trials", "ended in 10 s", "exit code", "one message", "slowest, s",
             "checkpoint whole", "same bits resumed"]  # fmt: skip

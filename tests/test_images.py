@@ -1564,7 +1564,7 @@ def test_a_damaged_image_ends_training_with_its_name(pictures: Path, tmp_path: P
 
 
 def test_evaluation_takes_fewer_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    from npdrt.train import step
+    from npdrt.train import evaluation, step
 
     sizes: list[int] = []
 
@@ -1573,9 +1573,9 @@ def test_evaluation_takes_fewer_of_large_images(monkeypatch: pytest.MonkeyPatch)
             sizes.append(len(x))
             return np.zeros((len(x), 2))
 
-    monkeypatch.setattr(step, "EVALUATED", 100)
+    monkeypatch.setattr(evaluation, "EVALUATED", 100)
     x, y = np.zeros((25, 3, 2, 2)), np.zeros(25, np.int64)
-    loss, right = step.evaluate(Task(None, 2), step.State({}, {}, {}), x, y)
+    loss, right = evaluation.evaluate(Task(None, 2), step.State({}, {}, {}), x, y)
     assert sizes == [8, 8, 8, 1]
     assert float(loss) == pytest.approx(np.log(2))
     assert int(right) == 25

@@ -29,7 +29,19 @@ from npdrt.program.tree import leaves
 from npdrt.random import Random
 from npdrt.train import Config, resume, train
 from npdrt.train.adversarial import Adversarial
-from npdrt.train.shards import ALONE, Sharded, add, bounds, held, roots, schedule, share, tree
+from npdrt.train.evaluation import evaluate
+from npdrt.train.shards import (
+    ALONE,
+    Alone,
+    Sharded,
+    add,
+    bounds,
+    held,
+    roots,
+    schedule,
+    share,
+    tree,
+)
 from npdrt.train.step import State, Task, make_step
 from npdrt.train.studies import sweep
 
@@ -190,6 +202,49 @@ def test_each_update_of_two_networks_follows_a_sum_over_shards() -> None:
     assert list(found.others) == ["generator"]
 
 
+# --- an evaluation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_ranks_share_the_batches_of_an_evaluation(size: int) -> None:
+    """Each batch is one rank's, and the sums have the bits of one process, also where a rank has
+    no batch."""
+    met: list[int] = []
+
+    class Counted(Task):
+        def predict(self, params: Any, buffers: Any, x: Any, y: Any) -> Any:
+            met.append(len(x))
+            return super().predict(params, buffers, x, y)
+
+    class Rank(Alone):
+        def __init__(self, rank: int, every: list[Any]):
+            self.rank, self.size, self.every = rank, size, every
+            self.own: list[Any] = []
+
+        def mine(self, count: int) -> range:
+            return share(self.rank, self.size, count)
+
+        def joined(self, found: list[Any]) -> list[Any]:
+            self.own = found
+            return self.every
+
+    model = MLP(depth=3, width=8, inputs=5, outputs=3)
+    task, state, rng = Counted(model, 3), state_of(model, "float32"), np.random.default_rng(0)
+    args = task, state, rng.standard_normal((53, 5)).astype("float32"), rng.integers(0, 3, 53), 9
+    expected = [np.asarray(value).tobytes() for value in evaluate(*args)]
+    assert met == [9, 9, 9, 9, 9, 8]
+    met.clear()
+    found: list[Any] = []
+    for rank in range(size):
+        one = Rank(rank, [])
+        evaluate(*args, one)
+        found += one.own
+    assert met == [9, 9, 9, 9, 9, 8]
+    for rank in range(size):
+        both = evaluate(*args, Rank(rank, found))
+        assert [np.asarray(value).tobytes() for value in both] == expected
+
+
 # --- a run -------------------------------------------------------------------------------------
 
 GAN_MODEL = GAN(outputs=4, width=4, image_shape=(3, 8, 8))
@@ -277,8 +332,9 @@ def output(process: subprocess.Popen[str]) -> str:
 def test_ranks_have_the_bits_of_one_process(mpiexec: list[str], tmp_path: Path) -> None:
     """Aligned and unaligned, and stopped on 3 ranks to go on with 2."""
     alone = [*COMMAND, "--epochs", "2", "--out"]
-    assert "done" in output(started([*alone, "1"], tmp_path))
+    one = output(started([*alone, "1"], tmp_path))
     text = output(started([*mpiexec, "4", *alone, "4"], tmp_path))
+    assert results(text) == results(one) != []
     assert text.count("done:") == text.count("device: cpu") == 1, text
     assert "done" in output(started([*mpiexec, "3", *COMMAND, "--epochs", "1", "--out", "part",
                                      "--schedule", "constant"], tmp_path))  # fmt: skip
@@ -306,6 +362,11 @@ def test_two_networks_have_the_same_bits_on_ranks(mpiexec: list[str], tmp_path: 
     assert "done" in output(started([*mpiexec, "2", *gan, "--out", "ranks"], tmp_path))
     expected = contents(tmp_path / "replayed")
     assert contents(tmp_path / "eager") == contents(tmp_path / "ranks") == expected
+
+
+def results(text: str) -> list[str]:
+    """The lines of both sets' losses; that of the training set has two batches."""
+    return [line for line in text.splitlines() if line.startswith(("train ", "test "))]
 
 
 def test_more_ranks_than_shards_are_refused_once(mpiexec: list[str], tmp_path: Path) -> None:

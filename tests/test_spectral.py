@@ -21,8 +21,9 @@ from npdrt.models import MLP
 from npdrt.ops.spectral import power_iteration
 from npdrt.random import Random
 from npdrt.train import Reporter, resume, train
+from npdrt.train.evaluation import evaluate
 from npdrt.train.loop import Trainer
-from npdrt.train.step import State, Task, evaluate, make_step
+from npdrt.train.step import State, Task, make_step
 
 OPTIONS: dict[str, Any] = {"depth": 3, "width": 6, "inputs": 5, "outputs": 4, "bias": True}
 MODEL = MLP(**OPTIONS, nonlinearity="tanh", init="authors", normalisation="spectral")

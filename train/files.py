@@ -208,6 +208,9 @@ class Unwritten(RunFiles):
     def snapshot(self, at: Position) -> None:
         """Nothing."""
 
+    def picture(self, at: Position, pixels: Any) -> None:
+        """Nothing."""
+
     def kernels_changed(self) -> str | None:
         """Nothing: rank 0 says so."""
         return None

@@ -10,8 +10,10 @@ from typing import Any
 from npdrt.arrays import namespace, to_host
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
+from npdrt.train.evaluation import evaluate
 from npdrt.train.feed import Feed
-from npdrt.train.step import Position, State, Step, Task, evaluate
+from npdrt.train.shards import ALONE, Alone
+from npdrt.train.step import Position, State, Step, Task
 
 LARGEST_EXPONENT = 709.0  # exp(710) is inf
 
@@ -22,6 +24,7 @@ class History:
 
     task: Task
     feed: Feed
+    ranks: Alone = ALONE
 
     def trace(self, at: Position, done: Step) -> Record:
         """The measurements of a step."""
@@ -73,7 +76,8 @@ class History:
         if part is None:
             return {}
         x, y = part
-        loss, correct = evaluate(self.task, state, x, y, self.feed.dataset.evaluation_batch_size)
+        batch = self.feed.dataset.evaluation_batch_size
+        loss, correct = evaluate(self.task, state, x, y, batch, self.ranks)
         result = {f"{name}_loss": float(to_host(loss))}
         if self.feed.dataset.classes is not None:
             result[f"{name}_accuracy"] = int(to_host(correct)) / self.task.count(y)

@@ -112,7 +112,7 @@ class Trainer:
         _check_device(config, self.device)
         self.feed = Feed(config, dataset, self.model, self.device, ranks)
         self.step = Steps(self.task, self.optimizer, config, self.device, reporter.warning, ranks)
-        self.history = History(self.task, self.feed)
+        self.history = History(self.task, self.feed, ranks)
         self.files = (Unwritten if ranks.rank else RunFiles)(out, config, self.feed)
 
     # --- the loop ------------------------------------------------------------------------

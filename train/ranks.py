@@ -118,6 +118,11 @@ class Ranks(Alone):
         """A `stop` that returns the largest signal of any rank, on all."""
         return lambda: int(self._comm.allreduce(stop(), op=self._mpi.MAX))
 
+    def joined(self, found: list[Any]) -> list[Any]:
+        """What every rank found, from the first rank to the last, on all; tuples of arrays."""
+        own = [tuple(map(to_host, arrays)) for arrays in found]
+        return [arrays for every in self._comm.allgather(own) for arrays in every]
+
     def told(self, value: Any) -> Any:
         """The value of rank 0, on all."""
         return self._comm.bcast(value, root=0)

@@ -121,6 +121,10 @@ class Alone:
         """A `stop` that returns the largest signal of any rank, on all."""
         return stop
 
+    def joined(self, found: list[Any]) -> list[Any]:
+        """What every rank found, from the first rank to the last, on all."""
+        return found
+
     def told(self, value: Any) -> Any:
         """The value of rank 0, on all."""
         return value

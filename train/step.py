@@ -1,4 +1,4 @@
-"""One training step, one evaluation, and the measurements of a step, on any device."""
+"""One training step and its measurements, on any device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from npdrt.trust.distances import (
     squared_deep_relative_trust,
     weights,
 )
-
-EVALUATED = 1 << 22  # values of a batch in an evaluation; 1000 images of CIFAR have 3 million
 
 
 @dataclass(frozen=True)
@@ -216,25 +214,6 @@ def make_step(task: Task, optimizer: Updater, *, traced: bool = False) -> Callab
         return Step(State(params, buffers, slots), losses[0], correct, measured, others)
 
     return step
-
-
-def evaluate(task: Task, state: State, x: Array, y: Array, batch: int = 1000) -> tuple[Any, Any]:
-    """`(mean loss, number correct)` over a data set in evaluation mode, as 0-d arrays.
-
-    x: an array, or an object whose slices are arrays. batch: examples at a time, fewer if they
-    would have more than EVALUATED values.
-    """
-    xp = namespace(y)
-    batch = max(1, min(batch, EVALUATED // math.prod(x.shape[1:])))
-    total = xp.asarray(0.0, dtype=xp.float64)
-    correct = xp.asarray(0, dtype=xp.int64)
-    for start in range(0, x.shape[0], batch):
-        part, labels = x[start : start + batch, ...], y[start : start + batch, ...]
-        output = task.predict(state.params, state.buffers, part, labels)
-        loss = xp.asarray(task.loss(output, labels, smoothed=False), dtype=xp.float64)
-        total = total + loss * task.count(labels)
-        correct = correct + task.correct(output, labels)
-    return total / task.count(y), correct
 
 
 def measure(
