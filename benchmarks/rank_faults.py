@@ -191,7 +191,9 @@ class Trial:
         pattern = KINDS[self.kind][2]
         found = len(re.findall(pattern, self.text, re.M)) if pattern else 1
         early = self.moment == "start" and self.kind in ("Ctrl-C", "SIGTERM", "SIGTERM to a rank")
-        return (found <= 1 if early else found == 1) and self.text.count("stopping after") <= 1
+        return (found <= 1 if early or self.late else found == 1) and self.text.count(
+            "stopping after"
+        ) <= 1
 
     @property
     def coded(self) -> bool:
@@ -200,7 +202,12 @@ class Trial:
         known = {open_mpi if is_open_mpi() else mpich}
         if self.moment == "start":  # before the run listens to signals
             known |= EARLY.get(self.kind, set())
-        return self.code in known
+        return self.code in known or self.late
+
+    @property
+    def late(self) -> bool:
+        """Whether the run had ended before it was told to."""
+        return self.code == 0 and "done:" in self.text and KINDS[self.kind][0] > 128
 
 
 def drawn(rng: random.Random, kind: str, moment: str) -> Trial:

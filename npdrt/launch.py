@@ -23,7 +23,7 @@ from typing import Any
 from npdrt.errors import Unavailable
 
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # MPICH and its kind; Open MPI
-LOOK = 0.5  # seconds between two looks at the others
+LOOK = 1.0  # seconds between two looks at the others
 PATIENCE = 60.0  # seconds for which ranks wait for one another
 FORWARDED = 0.3  # seconds in which `mpiexec` has read a message
 
@@ -110,7 +110,7 @@ def _watch(over: threading.Event) -> None:
         states = _states()
         seen |= states.keys()
         lost = {process for process in seen if states.get(process, "Z") in "TZ"}
-        speaks = os.getpid() == min(seen - lost, default=os.getpid())
+        speaks = os.getpid() == min(seen - missed, default=os.getpid())  # one ends after it spoke
         if speaks and (found := missed & lost):  # twice: all may have been stopped, and go on
             _end(f"process {min(found)} was stopped or has ended")
         if speaks and time.monotonic() > deadline:

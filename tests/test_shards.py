@@ -261,6 +261,15 @@ def contents(run: Path) -> tuple[Any, ...]:
     return {name: (a.dtype, a.tobytes()) for name, a in arrays.items()}, log
 
 
+def test_a_shard_does_not_see_the_buffers_of_another(tmp_path: Path) -> None:
+    """A replayed program may write the new vectors of spectral normalisation over the old ones."""
+    options = {"depth": 3, "width": 8, "normalisation": "spectral"}
+    for eager in (False, True):
+        train(Config(shards=3, eager=eager, model_options=options, epochs=1, batch_size=300),
+              tmp_path / str(eager))  # fmt: skip
+    assert contents(tmp_path / "False") == contents(tmp_path / "True")
+
+
 def test_replayed_eager_and_resumed_runs_have_the_same_bits(tmp_path: Path) -> None:
     """The last batch of the 1,437 digits has 37 examples: 7 shards of two sizes."""
     for name, eager in (("replayed", False), ("eager", True)):
