@@ -15,7 +15,7 @@ from typing import Any
 
 from npdrt.conform import report, targets
 from npdrt.conform.audit import audit
-from npdrt.conform.rules import KNOWN, RULES
+from npdrt.conform.rules import KNOWN
 from npdrt.errors import Error, Unavailable
 
 # arguments with which an optimizer is audited again
@@ -28,34 +28,18 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "timm.optim.AdaBelief": [{"rectify": False}],
     "optax.adabelief": [{"eps_root": 0.0}],
 }
-# other optimizers that say by their names that they are a rule
-ALSO: dict[str, tuple[str, ...]] = {
-    "lamb": (
-        *("optax.lamb", "keras.optimizers.Lamb", "timm.optim.Lamb", "pytorch_optimizer.Lamb"),
-        "torch_optimizer.Lamb",
-    ),
-    "muon": (
-        *("torch.optim.Muon", "optax.contrib.muon", "keras.optimizers.Muon", "timm.optim.Muon"),
-        "pytorch_optimizer.Muon",
-    ),
-    "nero": ("pytorch_optimizer.Nero",),
-}
 
 
-def asked(packages: list[str]) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """(name, arguments, rule if it is not known by the name) of every optimizer to be audited."""
-    known = [(name, None) for name in KNOWN]
-    known += [(n, rule) for rule, names in ALSO.items() for n in names if n not in KNOWN]
-    for name, rule in known:
-        if (packages and name.partition(".")[0] not in packages) or (rule and rule not in RULES):
-            continue
-        for given in ({}, *SETS.get(name, [])):
-            yield name, given, rule
+def asked(packages: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, arguments) of every optimizer to be audited."""
+    for name in KNOWN:
+        if not packages or name.partition(".")[0] in packages:
+            yield from ((name, given) for given in ({}, *SETS.get(name, [])))
 
 
-def row(name: str, given: dict[str, Any], rule: str | None, formats: list[str]) -> dict[str, Any]:
+def row(name: str, given: dict[str, Any], formats: list[str]) -> dict[str, Any]:
     """What is found in one optimizer."""
-    target = targets.find(name, given, rule)
+    target = targets.find(name, given)
     found = report.as_json(audit(target, formats, limit=60.0))
     clauses = [f"`{c['name']}`: {c['found']}" for c in found["clauses"]]
     return {
@@ -77,9 +61,9 @@ def main() -> None:
     parsed = parser.parse_args()
     columns = ("target", "version", "rule", "dialect", "clauses", "verdict")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
-    for name, given, rule in asked(parsed.packages):
+    for name, given in asked(parsed.packages):
         try:
-            found = row(name, given, rule, parsed.formats or ["float32", "float64"])
+            found = row(name, given, parsed.formats or ["float32", "float64"])
         except Unavailable:
             continue
         except Error as error:

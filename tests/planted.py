@@ -16,8 +16,9 @@ from standins import Standin, Update, Ways
 from npdrt.conform.case import FILLER, Case, Failure, laid_out
 from npdrt.conform.formats import FORMATS
 
-STATEFUL = ("sgd", "adam", "adamw", "lars", "lion", "rmsprop")
-NORMED = ("fromage", "lars", "lars_lesion")
+SIGNED = ("sgd", "adam", "adamw", "lars", "lion", "rmsprop", "lamb", "muon")  # a mean of gradients
+STATEFUL = (*SIGNED, "nero")
+NORMED = ("fromage", "lars", "lars_lesion", "lamb")
 ALL = (*STATEFUL, "fromage", "lars_lesion")
 STEP = "steps of the fault"  # what a fault keeps in the state
 
@@ -105,8 +106,30 @@ def reset(every: int) -> Callable[[Update], Update]:
     return plant
 
 
+def turned(update: Update) -> Update:
+    """Matrices are taken for (in, out)."""
+
+    def faulty(w, g, state, **h):
+        if w.ndim != 2:
+            return update(w, g, state, **h)
+        state = {k: v.T if np.ndim(v) == 2 else v for k, v in state.items()}
+        w, new = update(w.T, g.T, state, **h)
+        return w.T, {k: v.T if np.ndim(v) == 2 else v for k, v in new.items()}
+
+    return faulty
+
+
+def unscaled(update: Update) -> Update:
+    """The scale is that of the parameter before each step."""
+
+    def faulty(w, g, state, **h):
+        return update(w, g, {k: v for k, v in state.items() if k != "scale"}, **h)
+
+    return faulty
+
+
 def shifted(update: Update) -> Update:
-    """Adam's step counts from 2."""
+    """Steps count from 2."""
 
     def faulty(w, g, state, **h):
         w, new = update(w, g, {**state, "step": state.get("step", 0) + 1}, **h)
@@ -140,14 +163,27 @@ def nowhere(*rules: str) -> dict[str, None]:
     return dict.fromkeys(rules)
 
 
+# dialects of lamb and muon
+FUSED = (
+    "apex",
+    "apex, adam_w_mode=False",
+    "apex, grad_averaging=False",
+    "timm, trust_clip",
+    "timm, decoupled_decay",
+)
+UNCORRECTED = ("jettify", "jettify, debias=True", "cybertronai")
+KOZISTR = ("kozistr", "kozistr, adam_debias=True")
+MUONS = ("PyTorch", "PyTorch, match_rms_adamw", "timm", "RMS of Adam", "Moonlight",
+         "Keras, at first", "optax", "spectral", "square root of the ratio",
+         "kernels by their last sizes")  # fmt: skip
 NEGATED = "of the negated gradient"
 DECAYED = ("sgd", "rmsprop")
 FAULTS = [
     Fault(
         "negated gradient",
         {
-            **everywhere(("fromage", "lars_lesion"), "direction", "ascent"),
-            **everywhere(STATEFUL, "direction", NEGATED),
+            **everywhere(("fromage", "lars_lesion", "nero"), "direction", "ascent"),
+            **everywhere(SIGNED, "direction", NEGATED),
         },
         negated,
     ),
@@ -195,27 +231,31 @@ FAULTS = [
     ),
     Fault(
         "decay left out",
-        everywhere(("sgd", "adam", "adamw", "lion", "rmsprop"), "weight decay", "ignored"),
+        everywhere(
+            ("sgd", "adam", "adamw", "lion", "rmsprop", "lamb", "muon"), "weight decay", "ignored"
+        ),
         given(weight_decay=lambda h: 0.0),
         needs=("weight_decay",),
+        never=FUSED,  # they do not adapt without decay
     ),
     Fault(
         "decay subtracted",
         {
-            **everywhere(("sgd", "rmsprop"), "weight decay", "subtracted"),
-            **everywhere(("adamw", "lion"), "weight decay", "opposite sign"),
+            **everywhere(("sgd", "rmsprop", "lamb"), "weight decay", "subtracted"),
+            **everywhere(("adamw", "lion", "muon"), "weight decay", "opposite sign"),
         },
         given(weight_decay=lambda h: -h["weight_decay"]),
         needs=("weight_decay",),
         among=("published", "tensorflow", "caffe", "BERT", "epsilon-hat", "cautious", "AMSGrad",
-               "Signum", "Adagrad"),
+               "Signum", "Adagrad", *UNCORRECTED, "NVLAMB", "apex", "apex, grad_averaging=False",
+               "timm, trust_clip", *MUONS),
     ),
     Fault(
         "epsilon left out",
-        everywhere(("adam", "adamw", "lars", "rmsprop"), "epsilon", "ignored"),
+        everywhere(("adam", "adamw", "lars", "rmsprop", "lamb"), "epsilon", "ignored"),
         given(eps=lambda h: 0.0),
         needs=("eps",),
-        never=("TF model garden", "TF model garden, classic_momentum=False"),
+        never=("TF model garden", "TF model garden, classic_momentum=False", *KOZISTR),
     ),
     Fault(
         "dampening ignored", {"sgd": ("dampening", "ignored")},
@@ -226,8 +266,12 @@ FAULTS = [
         given(dampening=lambda h: -h["dampening"]), needs=("dampening",),
     ),
     Fault(
-        "Nesterov ignored", {"sgd": ("nesterov", "ignored")},
-        given(nesterov=lambda h: False), needs=("nesterov",),
+        "Nesterov ignored", everywhere(("sgd", "muon"), "nesterov", "ignored"),
+        given(nesterov=lambda h: False), needs=("nesterov",), never=("optax",),  # it corrects still
+    ),
+    Fault(
+        "Nesterov always", {"muon": ("nesterov", "always")},
+        given(nesterov=lambda h: True), never=("optax",),
     ),
     Fault(
         "betas exchanged", {"lion": ("betas", "exchanged")},
@@ -248,19 +292,29 @@ FAULTS = [
         needs=("norm_bound",),
     ),
     Fault(
-        "t counts from 2", everywhere(("adam", "adamw"), "bias correction", "t too large"),
-        shifted, never=("BERT",),
+        "t counts from 2", everywhere(("adam", "adamw", "lamb"), "bias correction", "t too large"),
+        shifted, never=("BERT", *UNCORRECTED, *KOZISTR),
     ),
     # those that no clause describes
     Fault("rate 1 % too large", nowhere(*ALL), given(lr=lambda h: 1.01 * h["lr"])),
     Fault("rate squared", nowhere(*ALL), given(lr=lambda h: h["lr"] * abs(h["lr"]))),
-    Fault("gradient clipped at 1", nowhere("sgd", "adam", "adamw", "lars", "rmsprop"), clipped),
     Fault(
-        "epsilon doubled", nowhere("adam", "adamw", "rmsprop"),
+        "gradient clipped at 1",
+        nowhere("sgd", "adam", "adamw", "lars", "rmsprop", "lamb", "nero", "muon"), clipped,
+    ),
+    Fault("rows and columns exchanged", nowhere("nero"), turned),
+    Fault("scale forgotten", nowhere("nero"), unscaled, among=("jxbz/nero", "constraints=False")),
+    Fault(
+        "momentum 2 % too small", nowhere("muon"),
+        given(momentum=lambda h: 0.98 * h["momentum"]), needs=("momentum",),
+    ),
+    Fault(
+        "epsilon doubled", nowhere("adam", "adamw", "rmsprop", "lamb"),
         given(eps=lambda h: 2 * h["eps"]), needs=("eps",),
     ),
     Fault(
-        "decay 10 % too large", nowhere("sgd", "adam", "adamw", "lars", "lion", "rmsprop"),
+        "decay 10 % too large",
+        nowhere("sgd", "adam", "adamw", "lars", "lion", "rmsprop", "lamb", "muon"),
         given(weight_decay=lambda h: 1.1 * h["weight_decay"]), needs=("weight_decay",),
     ),
 ]  # fmt: skip
@@ -328,12 +382,14 @@ def _shared(standin: Standin, case: Case, ways: Ways) -> Any:
     beside, k = ({"weight": "bias", "bias": "weight"}[case.kind], [0])
 
     def both(w, g, state, *, name, **h):
+        h = {k: v for k, v in h.items() if k != "beside"}
         its = np.asarray(case.neighbour.g[k[0]], kind)
         its = np.asarray(its, w.dtype)
-        new, state = standin.update(np.asarray(other[0], w.dtype), its, state, name=beside, **h)
+        before = np.asarray(other[0], w.dtype)
+        new, state = standin.update(before, its, state, name=beside, beside=g, **h)
         other[0] = np.asarray(new, kind)
         k[0] += 1
-        return standin.update(w, g, state, name=name, **h)
+        return standin.update(w, g, state, name=name, beside=its, **h)
 
     (found,) = standins.outcomes(replace(standin, update=both), [case], ways)
     return found

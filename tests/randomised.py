@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import adaptive
+import layerwise
 import numpy as np
 import planted
 import standins
@@ -29,8 +30,8 @@ from npdrt.conform.report import sentence
 from npdrt.conform.rules import RULES, run
 from npdrt.conform.vectors import Vector, load
 
-STANDINS = [*standins.STANDINS, *adaptive.STANDINS]
-RIGHT = {**standins.RIGHT, **adaptive.RIGHT}
+STANDINS = [*standins.STANDINS, *adaptive.STANDINS, *layerwise.STANDINS]
+RIGHT = {**standins.RIGHT, **adaptive.RIGHT, **layerwise.RIGHT}
 STANDIN_RULES = tuple(dict.fromkeys(s.rule for s in STANDINS))
 ONE_BY_ONE = {s.name: s for s in STANDINS}
 SUMS = tuple(name for name in NORMS if name not in planted.NORMS)  # ways to sum squares rightly
@@ -58,14 +59,34 @@ def expected(standin: Standin, ways: Ways, cases: Sequence[Case]) -> dict[str, s
     dialect = next(d for d in rule.dialects if d.name == standin.dialect)
     choices = dict(rule.differences(dialect.choices))
     single = any(c.format == "float32" for c in cases)
-    if single and ways.norm in NARROW and "norm accumulation" in rule.clauses and not ways.wide:
+    narrow = ways.norm in NARROW and not ways.wide and "norm accumulation" in rule.clauses
+    if narrow and shows_norms(standin, ways, cases):
         choices["norm accumulation"] = "dtype"
-    if single and not standin.precise and not ways.wide:
+    if standin.rule == "muon" and not standin.precise:
+        choices["precision"] = "bfloat16"
+    elif single and not standin.precise and not ways.wide:
         choices["precision"] = "dtype"
     return choices
 
 
+def shows_norms(standin: Standin, ways: Ways, cases: Sequence[Case]) -> bool:
+    """Whether a first step depends on how squares are summed, beyond rounding."""
+    valid = [c for c in cases if c.result == "valid"]
+    both = (standins.outcomes(standin, valid, w) for w in (ways, replace(ways, norm="float64")))
+    pairs = zip(valid, *both, strict=True)
+    return any(not isinstance(a, Failure) and apart(c.w, a[0].w, b[0].w) for c, a, b in pairs)
+
+
+def apart(w: Any, a: Any, b: Any) -> bool:
+    """Whether two steps from w differ by a fifth of their size, and not by rounding alone."""
+    with np.errstate(all="ignore"):
+        size, before, after = (float(np.linalg.norm(x)) for x in (b - w, w, b))
+        least = max(0.2 * min(size, after), 1e-5 * min(before, 1e3))
+        return not np.array_equal(a, b, equal_nan=True) and not np.linalg.norm(a - b) <= least
+
+
 SHAPES = ((), (1,), (3,), (2, 3), (4, 2), (5,), (2, 1, 3), (17,))
+MATRICES = ((2, 3), (4, 2), (4, 4), (2, 5), (2, 1, 3))
 
 
 def settings_at_random(rule: str, pick: random.Random) -> dict[str, Any]:
@@ -96,15 +117,20 @@ def settings_at_random(rule: str, pick: random.Random) -> dict[str, Any]:
             }
         case "fromage":
             return {"norm_bound": pick.choice((None, None, 0.9, 1.0, 3.0))}
-        case "adamw" | "lion":
+        case "adamw" | "lamb" | "lion":
             betas = ((0.9, 0.999), (0.5, 0.9), (0.9, 0.95), (0.0, 0.99))
-            eps = {"eps": pick.choice((1e-8, 1e-6, 1e-3))} if rule == "adamw" else {}
+            eps = {"eps": pick.choice((1e-8, 1e-6, 1e-3))} if rule != "lion" else {}
             return {"betas": pick.choice(betas), **eps, "weight_decay": decay}
         case "rmsprop":
             return {
                 "alpha": pick.choice((0.99, 0.9, 0.5)), "eps": pick.choice((1e-8, 1e-6, 1e-3)),
                 "momentum": momentum, "centered": pick.random() < 0.3, "weight_decay": decay,
             }  # fmt: skip
+        case "nero":
+            return {"beta": pick.choice((0.999, 0.9, 0.5, 0.0))}
+        case "muon":
+            mu = pick.choice((0.0, 0.5, 0.9, 0.95))
+            return {"momentum": mu, "nesterov": pick.random() < 0.5, "weight_decay": decay}
     return {}
 
 
@@ -116,7 +142,7 @@ def state_at_random(case: Case, draw: np.random.Generator, pick: random.Random) 
         return number.round(size * draw.normal(size=shape))
 
     size = 10 ** pick.uniform(-3, 1)
-    if case.rule in ("adam", "adamw"):
+    if case.rule in ("adam", "adamw", "lamb"):
         t, betas = pick.choice((1, 2, 5, 30, 1000)), case.settings["betas"]
         powers = {f"beta{k}_power": page.power(b, t) for k, b in enumerate(betas, 1)}
         v = np.maximum(number.round(normal(size) ** 2), number.round(np.float64(1e-6 * size**2)))
@@ -127,6 +153,11 @@ def state_at_random(case: Case, draw: np.random.Generator, pick: random.Random) 
         m, s = normal(size), normal(size)
         v = number.round(m * m + s * s + (size / 2) ** 2)
         slots = {"square_avg": v, "grad_avg": m, "momentum": normal(size), "step": 3}
+    elif case.rule == "nero":
+        t, beta = pick.choice((1, 2, 5, 30, 1000)), case.settings["beta"]
+        v = number.round(size**2 * (0.1 + draw.random((*shape[:1], *(1 for _ in shape[1:])))))
+        slots = {"exp_avg_sq": np.broadcast_to(v, shape), "scale": size, "step": t,
+                 "beta_power": page.power(beta, t)}  # fmt: skip
     elif case.settings.get("momentum"):
         slots = {"momentum": normal(size), "step": 3}
     else:
@@ -137,7 +168,7 @@ def state_at_random(case: Case, draw: np.random.Generator, pick: random.Random) 
 def case_at_random(rule: str, form: str, seed: int, steps: int = 1) -> Case:
     """An ordinary case with values of any usual size."""
     pick, draw, number = random.Random(seed), np.random.default_rng(seed), FORMATS[form]
-    shape = pick.choice(SHAPES)
+    shape = pick.choice(MATRICES if RULES[rule].matrices else SHAPES)
 
     def normal(low: float, high: float) -> Any:
         return number.round(10 ** pick.uniform(low, high) * draw.normal(size=shape))
@@ -201,6 +232,10 @@ ALIKE: dict[tuple[str, str], tuple[set[str], ...]] = {
     ("lars", "eps"): ({"optax", "TF model garden"},),
     ("lion", "weight_decay"): ({"published", "L2"},),
     ("rmsprop", "momentum"): ({"published", "optax, eps_in_sqrt=False"},),
+    ("lamb", "weight_decay"): (
+        {"published", "Keras"},
+        {"apex", "apex, adam_w_mode=False", "timm, trust_clip", "timm, decoupled_decay"},
+    ),
 }
 
 

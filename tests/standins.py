@@ -5,8 +5,9 @@ and none from npdrt.conform.rules. All follow the file protocol:
 
     update(w, g, state, *, lr, name, ways, **settings) -> (w, state)
 
-in the dtype of `w`. Python floats are float64 until they meet an array, and are rounded to its
-dtype there, as in PyTorch, JAX and NumPy. `ways` are the liberties that an implementation has.
+in the dtype of `w`; `beside` is the gradient of another tensor, if there is one. Python floats are
+float64 until they meet an array, and are rounded to its dtype there, as in PyTorch, JAX and NumPy.
+`ways` are the liberties that an implementation has.
 """
 
 from __future__ import annotations
@@ -730,6 +731,8 @@ OPTIONAL = {
     "fromage": {"norm_bound"},
     "lion": {"weight_decay"},
     "rmsprop": {"momentum", "centered", "weight_decay"},
+    "lamb": {"weight_decay"},
+    "muon": {"weight_decay"},
 }
 
 
@@ -757,10 +760,13 @@ def answers(update: Update, case: Case, ways: Ways = PLAIN) -> tuple[Answer, ...
     state = {k: np.asarray(v, inner) if k in SLOTS else v for k, v in (case.state or {}).items()}
     found = []
     with np.errstate(all="ignore"):
-        for step in case.steps:
+        for k, step in enumerate(case.steps):
             w, g = np.asarray(w, inner), np.asarray(np.asarray(step.g, kind), inner)
             w.flags.writeable = g.flags.writeable = False
-            w, state = update(w, g, state, lr=step.lr, name=case.kind, ways=ways, **case.settings)
+            given = {**case.settings, "lr": step.lr, "name": case.kind, "ways": ways}
+            if case.neighbour is not None:
+                given["beside"] = np.asarray(np.asarray(case.neighbour.g[k], kind), inner)
+            w, state = update(w, g, state, **given)
             if np.asarray(w).dtype != inner or np.shape(w) != case.w.shape:
                 return Failure("dtype", f"{np.asarray(w).dtype} of {np.shape(w)}")
             w = np.asarray(w, kind)

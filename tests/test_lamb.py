@@ -146,7 +146,8 @@ CLIP = {GIVEN: "g = g / t(max(1, size(g)))"}
 APEX = {**CLIP, RATIO: "r = nw / nu if nw > 0 < nu and weight_decay else 1.0"}
 OLD = {CORRECTED: "c1 = c2 = t(1)", "nw, nu = size(w)": "nw, nu = min(size(w), 10)"}
 DECOUPLED = {DECAY: "w = w * t(1 - lr * weight_decay)"}
-KOZISTR = {**OLD, **DECOUPLED, RATIO: "r = nw / (nu + eps) if nw > 0 < nu else 1.0"}
+ALONE = {**OLD, **DECOUPLED, RATIO: "r = nw / (nu + eps) if nw > 0 < nu else 1.0"}
+KOZISTR = {**ALONE, "w = w - ": "lr = lr / (1 - b1**n); w = w - "}
 DIALECTS: dict[str, dict[str, str]] = {
     "published": {},
     "NVLAMB": CLIP,
@@ -157,11 +158,14 @@ DIALECTS: dict[str, dict[str, str]] = {
     "apex, grad_averaging=False": {**APEX, "t(1 - b1) * g": "g"},
     "timm, trust_clip": {**APEX, RATIO: f"{APEX[RATIO]}; r = min(r, 1)"},
     "timm, decoupled_decay": {**APEX, **DECOUPLED},
+    "Keras": DECOUPLED,
     "jettify": OLD,
     "jettify, debias=True": {
         **OLD, "w = w - ": "lr = lr * np.sqrt(1 - b2**n) / (1 - b1**n); w = w - "
     },
+    "cybertronai": {**OLD, RATIO: "r = nw / nu", "lr * r if lr * r < 3e38 else lr": "lr * r"},
     "kozistr": KOZISTR,
+    "kozistr, adam_debias=True": ALONE,
 }  # fmt: skip
 
 
@@ -178,7 +182,7 @@ MULTIPLIED = "g = g / t(min(1, 1 / max(size(g), 1e-30)))"
 
 
 def test_the_clip_of_kozistr_that_multiplies_is_named() -> None:
-    """pre_norm=True at commit 7a076d2f divides by the coefficient that it should multiply by."""
+    """pre_norm=True at commit 00fbae0 divides by the coefficient that it should multiply by."""
     found = PLAIN.found({**KOZISTR, GIVEN: MULTIPLIED})
     assert named(found) == ("kozistr", {"gradient": "divided by the clip"}, ())
     assert found.kind == "deviation"

@@ -24,10 +24,13 @@ RULE = RULES["muon"]
 SHAPES = [(4, 4), (3, 7), (9, 2), (3, 2, 2, 2), (1, 5), (6,), ()]
 
 
+FIVE = 5 * (COEFFICIENTS,)
+
+
 def five(s: Any) -> Any:
     """What the iteration makes of singular values."""
-    for _ in range(5):
-        s = q(s, COEFFICIENTS)
+    for triple in FIVE:
+        s = q(s, triple)
     return s
 
 
@@ -186,7 +189,7 @@ def test_growth_bounds_what_a_change_of_the_start_becomes() -> None:
     for shape in ((4, 4), (3, 6), (5, 2)):
         d = rng.normal(size=shape)
         d /= np.linalg.norm(d)
-        bound = growth(np.linalg.svd(d, compute_uv=False), COEFFICIENTS, 5)
+        bound = growth(np.linalg.svd(d, compute_uv=False), FIVE)
         u, s, v = np.linalg.svd(d, full_matrices=False)
         here, largest = u * five(s) @ v, 0.0
         for _ in range(200):
@@ -201,7 +204,7 @@ def test_spread_bounds_an_iteration_in_float32() -> None:
     for shape in ((2, 3), (8, 5), (30, 40)):
         x = rng.normal(size=shape).astype("float32")
         x /= np.float32(np.linalg.norm(x) * (1 + 1e-6))
-        given, own = spread((*np.linalg.svd(x, compute_uv=False).tolist(),), COEFFICIENTS, 5, 3.0)
+        given, own = spread((*np.linalg.svd(x, compute_uv=False).tolist(),), FIVE, 3.0)
         exact = orthogonalised(x.astype(float))
         away = np.linalg.norm(orthogonalised(x) - exact) * 2.0**24
         assert away < math.hypot(given * 2, own)
@@ -213,9 +216,9 @@ PLAIN = Edited(
     "muon",
     """
 def zeropower(d, epsilon, steps):
-    d, (a, b, c) = d.reshape(len(d), -1), COEFFICIENTS
+    d = d.reshape(len(d), -1)
     x = d / np.float32(np.linalg.norm(d.astype(float)) + 1e-7)
-    for _ in range(5):
+    for a, b, c in SERIES:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
@@ -232,7 +235,7 @@ def update(w, g, state, *, lr, momentum, nesterov, weight_decay):
     w = w - t(lr * s) * zeropower(d, 1e-7, 5).reshape(w.shape)
     return w, {"momentum": m, "lr": state.get("lr", lr), "step": n}
 
-COEFFICIENTS = np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)
+SERIES = np.float32(5 * [(3.4445, -4.7750, 2.0315)])
 """,
 )
 DECAY = "w = w * t(1 - lr * weight_decay)"
@@ -240,6 +243,11 @@ SUM = {"+ t(1 - momentum) * g\n    d": "+ g\n    d", "m + t(1 - momentum) * g if
 LARGEST = {"np.sqrt(max(1, rows / columns))": "0.2 * np.sqrt(max(rows, columns))"}
 CLAMP = {"np.float32(np.linalg.norm(d.astype(float)) + 1e-7)":
          "np.float32(max(np.linalg.norm(d.astype(float)), 1e-7))"}  # fmt: skip
+OF_EACH = {
+    "5 * [(3.4445, -4.7750, 2.0315)]":
+    "[(4.0848, -6.8946, 2.927), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),"
+    " (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012)]"
+}  # fmt: skip
 CORRECTED = {
     "t(momentum) * m + t(1 - momentum) * g if nesterov else m":
     "t(momentum / (1 - momentum ** (n + 1))) * m + t((1 - momentum) / (1 - momentum**n)) * g"
@@ -250,7 +258,8 @@ DIALECTS: dict[str, dict[str, str]] = {
     "PyTorch": CLAMP,
     "PyTorch, match_rms_adamw": {**CLAMP, **LARGEST},
     "RMS of Adam": LARGEST,
-    "Keras": {**SUM, **LARGEST, "range(5)": "range(6)"},
+    "Keras, at first": {**SUM, "5 * [": "6 * ["},
+    "timm": {**CLAMP, **LARGEST, **OF_EACH},
     "optax": {
         **CORRECTED, "+ 1e-7)": "+ 1e-8)", "max(1, rows / columns)": "max(1, columns / rows)"
     },
@@ -299,11 +308,9 @@ def test_an_inverted_switch_of_the_scale_is_named() -> None:
         }),
         ("scale", "none", {"t(lr * s)": "t(lr)"}),
         ("nesterov", "ignored", {"if nesterov": "if 0"}),
-        ("iterations", "four", {"range(5)": "range(4)"}),
-        ("coefficients", "cubic", {
-            "np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)":
-            "np.float32(1.5), np.float32(-0.5), np.float32(0)"
-        }),
+        ("iterations", "four", {"5 * [": "4 * ["}),
+        ("coefficients", "cubic", {"(3.4445, -4.7750, 2.0315)": "(1.5, -0.5, 0.0)"}),
+        ("coefficients", "of each step", OF_EACH),
         ("more dimensions", "scale of the first two", {"w.size // len(w)": "w.shape[1]"}),
         ("direction", "ascent", {"w - t(lr * s)": "w + t(lr * s)"}),
         ("state", "lost", {"return w, {": "return w, {} and {"}),
@@ -317,7 +324,7 @@ FAULTS = [
     {"t(lr * s)": "t(1.01 * lr * s)"},
     {"lr * weight_decay": "lr * 0.99 * weight_decay"},
     {"d.reshape(len(d), -1)": "d.reshape(-1, d.shape[-1])"},
-    {"np.float32(3.4445)": "np.float32(3.4)"},
+    {"3.4445": "3.4"},
 ]
 
 

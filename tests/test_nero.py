@@ -148,10 +148,23 @@ def update(w, g, state, *, lr, beta):
 )
 SIZE = "size = np.where(length(x) > 0, length(x), s) if matrix else s"
 LAST = "x = whole(project(x))"
+GUARDED = "np.where(vh == 0, 1, np.sqrt(vh))"
+WHOLE = "a / np.where(length(a) > 0, length(a), 1) if matrix else a"
+AUTHORS = {
+    SIZE: "size = s",
+    "u = y / np.where(vh == 0, 1, np.sqrt(vh))": "u = np.where(y == 0, y, y / np.sqrt(vh))",
+    WHOLE: "a / length(a) if matrix else a",
+}
 DIALECTS: dict[str, dict[str, str]] = {
     "published": {},
-    "projected at first": {"fresh = state": "x = whole(project(x - 0)) if n == 1 else x"},
-    "constraints=False": {LAST: "", SIZE: "size = s"},
+    "jxbz/nero": {**AUTHORS, "fresh = state": "x = whole(project(x - 0)) if n == 1 else x"},
+    "constraints=False": {**AUTHORS, LAST: ""},
+    "kozistr": {
+        "fresh = state": "x = whole(project(x - 0)) if n == 1 else x",
+        SIZE: "size = s",
+        GUARDED: "(np.sqrt(vh) + 1e-8)",
+        WHOLE: "a / (length(a) + 1e-8) if matrix else a",
+    },
 }
 
 

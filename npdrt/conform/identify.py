@@ -136,9 +136,8 @@ def resets(
     number of steps that they explain from a fresh start, or a little less."""
     if "lost" not in rule.clauses.get("state", {}):
         return
-    profiles = likely_arithmetics(rule, cases, budget)
     for dialect in rule.dialects:
-        for candidate in in_any_arithmetic(dialect, {}, profiles):
+        for candidate in in_any_arithmetic(dialect, {}, arithmetics(rule)):
             odd = steps_explained(rule, candidate.choices, [*cases, *rest], budget)
             for every in range(odd, max(odd - LATE, 1), -1):
                 for how in RESETS:

@@ -17,7 +17,7 @@ from npdrt.conform.adapters.adapter import (
 from npdrt.conform.adapters.signature import fitted, required, signature_of
 from npdrt.conform.case import FILLER, FIRST_GROUP, USES, Answer, Case, operands
 from npdrt.conform.formats import FORMATS, Values
-from npdrt.conform.rules import SLOTS, LibraryOptimizer
+from npdrt.conform.rules import RULES, SLOTS, LibraryOptimizer
 
 # what optimizers call the slots, and the bound on a norm, if npdrt is not told otherwise
 NAMES = {slot: slot for slot in SLOTS} | {"momentum": "momentum_buffer", "max_norm": "max"}
@@ -66,17 +66,15 @@ class Torch:
 
     def optimizer(self, case: Case, w: Any, other: Any) -> Any:
         """The optimizer of a tensor, last in its last group, and of its neighbour, if any."""
-        lr, settings = (
-            case.steps[0].lr or 1.0,
-            arguments(case, self.known),
-        )  # some refuse 0 at first
+        lr = case.steps[0].lr or 1.0  # some refuse 0 at first
+        settings, own = arguments(case, self.known), RULES[case.rule].group
+        groups = [{"params": [w] if other is None else [other, w], **own}]
         if "GROUPS" in case.flags:
-            apart = {"params": [other], "lr": FIRST_GROUP * lr}
+            apart = {"params": [other], "lr": FIRST_GROUP * lr, **own}
             if "weight_decay" in settings:
                 apart["weight_decay"] = settings["weight_decay"] + 0.5
-            return self.make([apart, {"params": [w]}], lr=lr, **settings, **self.overrides)
-        tensors = [w] if other is None else [other, w]
-        return self.make(tensors, lr=lr, **settings, **self.overrides)
+            groups = [apart, {"params": [w], **own}]
+        return self.make(groups, lr=lr, **settings, **self.overrides)
 
     def start(self, case: Case, optimizer: Any, w: Any) -> None:
         """Give the parameter the state of a case that starts in the middle. A step of zeros makes

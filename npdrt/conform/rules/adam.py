@@ -28,8 +28,8 @@ from npdrt.conform.rules.moments import (
 )
 from npdrt.conform.rules.rule import (
     COMMON,
+    COUNTING,
     MAXIMIZED,
-    STATE,
     Dialect,
     Generated,
     LibraryOptimizer,
@@ -73,11 +73,7 @@ CLAUSES: dict[str, dict[str, str]] = {
     },
     **COMMON,
     **MAXIMIZED,
-    **STATE,
-    "missing gradient": {
-        **STATE["missing gradient"],
-        "counted": "the tensor makes no step, but t counts it",
-    },
+    **COUNTING,
 }
 
 

@@ -36,9 +36,9 @@ class Arithmetic:
         self.notes[label] = value
         return value
 
-    def norm(self, x: Any) -> Any:
+    def norm(self, x: Any, error: float = 0.0) -> Any:
         """The norm of x by the clauses "norm of", "norm accumulation" and "norm format"; 0-d or
-        broadcastable."""
+        broadcastable. error: the relative error of x that a right arithmetic explains."""
         axis, keep = self._axis(x)
         if self.choices["norm of"] in BLOCKS:
             x = x.reshape(-1)[: BLOCKS[self.choices["norm of"]]]
@@ -48,7 +48,7 @@ class Arithmetic:
         if form == "float16":
             return self._narrow_norm(self._half(x), axis, keep)
         size = np.sqrt(self.in_range(np.sum(self.in_range(x * x), axis=axis, keepdims=keep)))
-        return self._ended(size) if form == "float16, at the end" else size
+        return self._ended(size, NEAR + error) if form == "float16, at the end" else size
 
     def _narrow_norm(self, x: Any, axis: Any, keep: bool) -> Any:
         """The norm of numbers of float16 in float16: squares are rounded, and the rounding errors
@@ -57,10 +57,10 @@ class Arithmetic:
         self.of_norms = self.of_norms + (np.size(x) + 2) * 2.0**-half.precision
         return np.sqrt(limited(squares, half))
 
-    def _ended(self, size: Any) -> Any:
+    def _ended(self, size: Any, near: float) -> Any:
         """A norm rounded to float16. If it is almost half way between two numbers of float16, the
         way it is summed decides which it is; that counts in `of_norms`."""
-        low, high = self._half(size * (1 - NEAR)), self._half(size * (1 + NEAR))
+        low, high = self._half(size * (1 - near)), self._half(size * (1 + near))
         apart = np.where((size > 0) & np.isfinite(high), high - low, 0)
         self.of_norms = self.of_norms + apart / np.where(size > 0, size, 1)
         return self._half(size)

@@ -24,6 +24,7 @@ from npdrt.conform.rules import adam
 from npdrt.conform.rules.evaluate import Arithmetic, largest, skips
 from npdrt.conform.rules.fromage import opposed
 from npdrt.conform.rules.moments import (
+    KERAS,
     MEANS,
     OPTAX,
     amplification,
@@ -37,8 +38,9 @@ from npdrt.conform.rules.moments import (
 from npdrt.conform.rules.rule import (
     ADAPTS,
     COMMON,
+    COUNTING,
+    MAXIMIZED,
     NORMS,
-    STATE,
     Dialect,
     Generated,
     LibraryOptimizer,
@@ -78,6 +80,7 @@ CLAUSES: dict[str, dict[str, str]] = {
     "bias correction": {
         **MEANS["bias correction"],
         "of the rate": "lr sqrt(1 - beta2^t) / (1 - beta1^t), with m and v as they are",
+        "of the rate, by beta1": "lr / (1 - beta1^t), with m and v as they are",
     },
     "second moment": {
         k: MEANS["second moment"][k] for k in ("mean of squares", "without g^2 weight")
@@ -111,8 +114,9 @@ CLAUSES: dict[str, dict[str, str]] = {
     },
     "adapts": ADAPTS,
     **COMMON,
+    **MAXIMIZED,
     **NORMS,
-    **STATE,
+    **COUNTING,
 }
 
 
@@ -127,20 +131,21 @@ def step(
     added = {"in the direction": wd, "only in the ratio": wd, "subtracted": -wd}.get(kind, 0) * w
     beside = wd * w if kind == "beside the ratio" else 0 * w
     w, g = shrunk * w, a.note("g", clipped(c, g, h))
-    in_rate, means = c["bias correction"] == "of the rate", {**c, "precision": "float64"}
+    in_rate, means = "of the rate" in c["bias correction"], {**c, "precision": "float64"}
     means = {**means, "bias correction": "none"} if in_rate else means
     d, size, doubt = direction(means, g + inside, np.abs(g) + np.abs(inside), 0, slots, h, a)
-    u, lr = a.note("u", d + added), corrected_rate(slots, h) if in_rate else h["lr"]
-    r = a.note("r", trust_ratio(c, w, u, g, h, a) if adapts else a.real(1.0))
+    u, lr = a.note("u", d + added), corrected_rate(c, slots, h) if in_rate else h["lr"]
+    narrow = uncertainty({"precision": "dtype"}, slots, h["betas"], a)  # in 1 - beta^t
+    r = a.note("r", trust_ratio(c, w, u, g, h, a, narrow) if adapts else a.real(1.0))
     k = lr * r if c["zero norm"] == "unguarded" else a.representable(lr * r, lr * r, lr)
     used = d if kind == "only in the ratio" else u
     new = a.note("w", w - h["sign"] * (k * used + lr * beside))
     gross, unsure = size + np.abs(added), doubt * size
     change = np.abs(k) * largest(gross, of_norm(u, gross), used) + np.abs(lr * beside)
-    narrow = uncertainty({"precision": "dtype"}, slots, h["betas"], a)  # in 1 - beta^t
-    common = narrow * (across(u, d) if adapts and np.any(w != 0) else d)
+    divides = adapts and np.any(w != 0) and "float16" not in c["norm format"]
+    common = narrow * (across(u, d) if divides else d)
     a.change = amplification(slots, a) * change
-    a.slack = np.abs(k) * (unsure + of_norm(u, unsure) + np.abs(common))
+    a.slack = np.abs(k) * (unsure + of_norm(u, unsure) + np.abs(common) + a.of_norms * np.abs(used))
     return new, slots, largest(w, a.change)
 
 
@@ -156,9 +161,11 @@ def across(u: Any, d: Any) -> Any:
     return d - u * (np.sum(u * d) / squares) if squares > 0 else d
 
 
-def corrected_rate(slots: Slots, h: dict[str, Any]) -> Any:
-    """The rate of "of the rate"; the powers are those after the step."""
-    return h["lr"] * np.sqrt(1 - slots["beta2_power"]) / (1 - slots["beta1_power"])
+def corrected_rate(c: dict[str, str], slots: Slots, h: dict[str, Any]) -> Any:
+    """The rate that takes the place of corrected moments; the powers are those after the step."""
+    rate = h["lr"] / (1 - slots["beta1_power"])
+    by_one = c["bias correction"] == "of the rate, by beta1"
+    return rate if by_one else rate * np.sqrt(1 - slots["beta2_power"])
 
 
 def clipped(c: dict[str, str], g: Any, h: dict[str, Any]) -> Any:
@@ -172,9 +179,12 @@ def clipped(c: dict[str, str], g: Any, h: dict[str, Any]) -> Any:
     return g * size if c["gradient"] == "divided by the clip" else g / size
 
 
-def trust_ratio(c: dict[str, str], w: Any, u: Any, g: Any, h: dict[str, Any], a: Arithmetic) -> Any:
-    """|w| / |u|, by the clauses "weight norm", "trust ratio" and "zero norm"."""
-    nw, nu = a.note("|w|", a.norm(w)), a.note("|u|", a.norm(u))
+def trust_ratio(
+    c: dict[str, str], w: Any, u: Any, g: Any, h: dict[str, Any], a: Arithmetic, narrow: float
+) -> Any:
+    """|w| / |u|, by the clauses "weight norm", "trust ratio" and "zero norm"; narrow: the relative
+    error of u that a narrow bias correction explains."""
+    nw, nu = a.note("|w|", a.norm(w)), a.note("|u|", a.norm(u, narrow))
     nw = np.minimum(nw, 10) if c["weight norm"] == "at most 10" else nw
     guarded, one = c["zero norm"] != "unguarded", a.real(1.0)
     above, below = nw, a.norm(g) if c["trust ratio"] == "of the gradient" else nu
@@ -193,31 +203,38 @@ def trust_ratio(c: dict[str, str], w: Any, u: Any, g: Any, h: dict[str, Any], a:
 
 
 PAPER = "You et al. 2020, Algorithm 2"
-CLIPS: dict[str, str] = {"gradient": "clipped to norm 1"}
-APEX = {**CLIPS, "adapts": "only with weight decay"}
+CLIPS = {"gradient": "clipped to norm 1"}
+FUSED = {**CLIPS, "adapts": "only with weight decay"}
 OLD = {"bias correction": "none", "weight norm": "at most 10"}
+KOZISTR = {**OLD, "weight decay": "decoupled", "trust ratio": "with epsilon"}
+APEX = "NVIDIA apex, optimizers/fused_lamb.py (16fadfe), csrc/multi_tensor_lamb.cu (06a83ce)"
+TIMM = "timm 1.0.31, optim/lamb.py"
+JETTIFY = "torch_optimizer 0.3.0, lamb.py"
+OF_KOZISTR = "pytorch_optimizer 4.1.0, optimizer/lamb.py"
 DIALECTS = (
     Dialect(
         "published",
-        f"{PAPER}, with the identity for phi; optax lamb; TensorFlow Addons, optimizers/lamb.py",
+        f"{PAPER}, with the identity for phi; optax 0.2.8 lamb; TensorFlow Addons 00beec0, "
+        "optimizers/lamb.py",
         {},
     ),
-    Dialect("NVLAMB", "NVIDIA apex, FusedLAMB, use_nvlamb=True; timm, always_adapt=True", CLIPS),
-    Dialect("apex", "NVIDIA apex, optimizers/fused_lamb.py; timm, optim/lamb.py", APEX,
+    Dialect("NVLAMB", f"{APEX}, use_nvlamb=True; {TIMM}, always_adapt=True", CLIPS),
+    Dialect("apex", f"{APEX}; {TIMM}", FUSED,
             "its docstring names other defaults than the code has (apex issue 1186)"),
-    Dialect("apex, adam_w_mode=False", "NVIDIA apex, optimizers/fused_lamb.py",
-            {**APEX, "weight decay": "in the gradient"}),
-    Dialect("apex, grad_averaging=False", "NVIDIA apex, optimizers/fused_lamb.py",
-            {**APEX, "first moment": "without g weight"}),
-    Dialect("timm, trust_clip", "timm, optim/lamb.py, trust_clip=True",
-            {**APEX, "trust ratio": "at most 1"}),
-    Dialect("timm, decoupled_decay", "timm, optim/lamb.py, decoupled_decay=True",
-            {**APEX, "weight decay": "decoupled"}),
-    Dialect("jettify", "jettify pytorch-optimizer, lamb.py; cybertronai pytorch-lamb", OLD),
-    Dialect("jettify, debias=True", "jettify pytorch-optimizer, lamb.py, debias=True",
+    Dialect("apex, adam_w_mode=False", APEX, {**FUSED, "weight decay": "in the gradient"}),
+    Dialect("apex, grad_averaging=False", f"{APEX}; {TIMM}",
+            {**FUSED, "first moment": "without g weight"}),
+    Dialect("timm, trust_clip", f"{TIMM}, trust_clip=True", {**FUSED, "trust ratio": "at most 1"}),
+    Dialect("timm, decoupled_decay", f"{TIMM}, decoupled_decay=True",
+            {**FUSED, "weight decay": "decoupled"}),
+    Dialect("Keras", "keras 3.15.1, optimizers/lamb.py", {"weight decay": "decoupled"}),
+    Dialect("jettify", JETTIFY, OLD),
+    Dialect("jettify, debias=True", f"{JETTIFY}, debias=True",
             {**OLD, "bias correction": "of the rate"}),
-    Dialect("kozistr", "kozistr pytorch_optimizer, lamb.py",
-            {**OLD, "weight decay": "decoupled", "trust ratio": "with epsilon"}),
+    Dialect("cybertronai", "cybertronai/pytorch-lamb 207f672, pytorch_lamb/lamb.py",
+            {**OLD, "zero norm": "unguarded"}),
+    Dialect("kozistr", OF_KOZISTR, {**KOZISTR, "bias correction": "of the rate, by beta1"}),
+    Dialect("kozistr, adam_debias=True", f"{OF_KOZISTR}, adam_debias=True", KOZISTR),
 )  # fmt: skip
 
 # --- what is asked --------------------------------------------------------------------------------
@@ -265,5 +282,9 @@ RULE = Rule(
         LibraryOptimizer(
             "optax.lamb", ("betas", "eps", "weight_decay"), arguments=two_betas, slots=OPTAX
         ),
+        LibraryOptimizer("keras.optimizers.Lamb", slots=KERAS),
+        LibraryOptimizer("timm.optim.Lamb"),
+        LibraryOptimizer("pytorch_optimizer.Lamb"),
+        LibraryOptimizer("torch_optimizer.Lamb"),
     ),
 )

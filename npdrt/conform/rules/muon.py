@@ -18,9 +18,10 @@ from npdrt.conform.cases import Draft, Drawer
 from npdrt.conform.formats import FORMATS, Format
 from npdrt.conform.page import ROUND, Norms, Numbers, minus, mixed, norm, product, scaled
 from npdrt.conform.rules.evaluate import Arithmetic, largest
-from npdrt.conform.rules.newton_schulz import COEFFICIENTS, spread
+from npdrt.conform.rules.newton_schulz import COEFFICIENTS, Triple, spread
 from npdrt.conform.rules.rule import (
     COMMON,
+    MAXIMIZED,
     STATE,
     Dialect,
     LibraryOptimizer,
@@ -108,8 +109,9 @@ CLAUSES: dict[str, dict[str, str]] = {
         "Jordan's": "3.4445, -4.7750, 2.0315",
         "cubic": "3/2, -1/2, 0",
         "quintic": "15/8, -10/8, 3/8",
+        "of each step": "five triples, from 4.0848, -6.8946, 2.9270 on (modded-nanogpt)",
     },
-    "iterations": {"five": "5", "six": "6 (Keras)", "four": "4"},
+    "iterations": {"five": "5", "six": "6", "four": "4"},
     "scale": {
         "sqrt(max(1, out/in))": "out rows, in columns",
         "0.2 sqrt(max(out, in))": "the size of Adam's steps (Moonlight)",
@@ -137,9 +139,21 @@ CLAUSES: dict[str, dict[str, str]] = {
         "ignored": "none",
     },
     **COMMON,
+    **MAXIMIZED,
     **STATE,
 }
-SERIES = {"Jordan's": COEFFICIENTS, "cubic": (1.5, -0.5, 0.0), "quintic": (1.875, -1.25, 0.375)}
+SERIES: dict[str, tuple[Triple, ...]] = {  # one for each step; the last one for those after it
+    "Jordan's": (COEFFICIENTS,),
+    "cubic": ((1.5, -0.5, 0.0),),
+    "quintic": ((1.875, -1.25, 0.375),),
+    "of each step": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+}
 COUNTS = {"five": 5, "six": 6, "four": 4}
 
 
@@ -204,6 +218,7 @@ def orthogonal(
 def of_matrix(c: dict[str, str], d: Any, gross: Any, a: Arithmetic) -> tuple[Any, float, float]:
     """The iteration on one matrix, its error in units of the format, and that in bfloat16."""
     series, count = SERIES[c["coefficients"]], COUNTS[c["iterations"]]
+    series = (series + (count - len(series)) * series[-1:])[:count]
     plain = np.asarray(d, dtype=float)
     if not np.isfinite(plain).all():
         return d * np.nan, 0.0, 0.0
@@ -211,17 +226,17 @@ def of_matrix(c: dict[str, str], d: Any, gross: Any, a: Arithmetic) -> tuple[Any
     x, s = d / size, np.linalg.svd(plain / float(size), compute_uv=False)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(count):
+    for first, third, fifth in series:
         gram = x @ x.T
-        x = series[0] * x + (series[1] * gram + series[2] * (gram @ gram)) @ x
+        x = first * x + (third * gram + fifth * (gram @ gram)) @ x
     least = a.format.smallest * 2.0 ** (a.format.precision - 1)  # below it errors are not relative
     start = np.linalg.norm(np.asarray(np.where(gross > 0, gross + least, 0) / size, dtype=float))
-    given, own = spread((*s.tolist(),), series, count, 1.0 + math.sqrt(max(x.shape)))
+    given, own = spread((*s.tolist(),), series, 1.0 + math.sqrt(max(x.shape)))
     finer = 2.0 ** (a.format.precision - (53 if a.format.name == "float64" else 24))
     error = math.hypot(3 * given * start, own * finer)
     coarse = 0.0
     if c["precision"] == "bfloat16":
-        coarse = BFLOAT16 * math.hypot(*spread((*s.tolist(),), series, count, 1.0))
+        coarse = BFLOAT16 * math.hypot(*spread((*s.tolist(),), series, 1.0))
     return (x.T if tall else x), error, coarse
 
 
@@ -258,33 +273,38 @@ def scale(c: dict[str, str], shape: tuple[int, ...]) -> float:
 ULPS = 8.0
 BFLOAT16 = 2.0**-9  # about the relative error of a rounding to bfloat16, which is 2**-8 at most
 
+CLAMPED = {"normaliser": "1e-7 at least"}
+LARGEST = {"scale": "0.2 sqrt(max(out, in))"}
+SUM = {"momentum": "sum"}
 DIALECTS = (
     Dialect("published", "KellerJordan/Muon 00ba60d, muon.py, with the iteration in the dtype", {}),
     Dialect(
         "PyTorch",
-        "torch.optim.Muon, adjust_lr_fn original",
-        {"normaliser": "1e-7 at least"},
+        "torch.optim.Muon, adjust_lr_fn original; pytorch_optimizer 4.1.0, optimizer/muon/muon.py",
+        CLAMPED,
         "PyTorch's documentation prints the sum mu B + g, its code has the mean",
     ),
     Dialect(
         "PyTorch, match_rms_adamw",
-        "torch.optim.Muon, adjust_lr_fn match_rms_adamw",
-        {"normaliser": "1e-7 at least", "scale": "0.2 sqrt(max(out, in))"},
+        "torch.optim.Muon, adjust_lr_fn match_rms_adamw; pytorch_optimizer 4.1.0, use_adjusted_lr",
+        {**CLAMPED, **LARGEST},
     ),
     Dialect(
-        "RMS of Adam",
-        "kozistr pytorch_optimizer, muon.py, use_adjusted_lr (inverted in 7a076d2f)",
-        {"scale": "0.2 sqrt(max(out, in))"},
+        "timm",
+        "timm 1.0.31, optim/muon.py",
+        {**CLAMPED, **LARGEST, "coefficients": "of each step"},
+        "it has nesterov=False, unlike the others",
     ),
+    Dialect("RMS of Adam", "Keller Jordan's rule with the scale of Moonlight", LARGEST),
     Dialect(
         "Moonlight",
-        "MoonshotAI/Moonlight abaa96e, examples/toy_train.py",
-        {"momentum": "sum", "scale": "0.2 sqrt(max(out, in))"},
+        "MoonshotAI/Moonlight abaa96e, examples/toy_train.py; keras 3.15.1, optimizers/muon.py",
+        {**SUM, **LARGEST},
     ),
     Dialect(
-        "Keras",
+        "Keras, at first",
         "keras 019d00d, optimizers/muon.py",
-        {"momentum": "sum", "iterations": "six", "scale": "0.2 sqrt(max(out, in))"},
+        {**SUM, "iterations": "six"},
     ),
     Dialect(
         "optax",
@@ -357,6 +377,7 @@ RULE = Rule(
     generated=(),
     shaped=True,
     matrices=True,
+    group={"use_muon": True},
     optimizers=(
         LibraryOptimizer(
             "torch.optim.Muon", OFFERS, slots={"momentum": "momentum_buffer"}, dimensions=2
@@ -365,5 +386,8 @@ RULE = Rule(
             "optax.contrib.muon", OFFERS, arguments=arguments, slots={"momentum": "mu"},
             dimensions=2, interpreted=True,
         ),
+        LibraryOptimizer("keras.optimizers.Muon", slots={"momentum": "momentum"}, dimensions=2),
+        LibraryOptimizer("timm.optim.Muon"),
+        LibraryOptimizer("pytorch_optimizer.Muon"),
     ),
 )  # fmt: skip

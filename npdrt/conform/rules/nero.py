@@ -28,10 +28,11 @@ from npdrt.conform.rules.evaluate import Arithmetic, largest
 from npdrt.conform.rules.moments import drift, page_power
 from npdrt.conform.rules.rule import (
     COMMON,
+    COUNTING,
     NORMS,
-    STATE,
     Dialect,
     Generated,
+    LibraryOptimizer,
     Rule,
     Settings,
 )
@@ -127,6 +128,11 @@ CLAUSES: dict[str, dict[str, str]] = {
     "epsilon": {
         "none": "sqrt(v)",
         "1e-8": "sqrt(v) + 1e-8",
+        "1e-8, in the projection too": "sqrt(v) + 1e-8, and |w| + 1e-8",
+    },
+    "guards": {
+        "both divisions": "g / 1 where v is 0; a row of zeros stays",
+        "none": "g / 0, of which NaN counts as 0; a row of zeros becomes NaN",
     },
     **COMMON,
     "norm of": {
@@ -135,7 +141,7 @@ CLAUSES: dict[str, dict[str, str]] = {
         "column": "each column (last axis) on its own",
     },
     "norm accumulation": {k: NORMS["norm accumulation"][k] for k in ("wide", "dtype")},
-    **STATE,
+    **COUNTING,
 }
 AT_ZERO = {"0.01": 0.01, "zero": 0.0, "one": 1.0}
 
@@ -148,13 +154,13 @@ def step(
         return w, slots, w
     matrix, slots = np.ndim(w) > 1, dict(slots)
     first = slots["step"] == 0 and matrix and c["first parameter"] == "projected"
-    w = projected(c, w)[0] if first else w
+    w = projected(c, w, a)[0] if first else w
     slots["scale"] = s = slots.get("scale", initial(c, w, a))
     d, unsure = direction(c, g, slots, h, a)
     size = a.norm(w) if matrix else s
     k = h["lr"] * a.note("size", sized(c, size, s))
     x = a.note("w - k u", w - h["sign"] * k * d)
-    new, carry = projected(c, x) if matrix else (x, np.abs)
+    new, carry = projected(c, x, a) if matrix else (x, np.abs)
     a.note("w", new)
     change = np.abs(k * d) * condition(slots, a)
     scale = largest(carry(np.abs(w) + change), new)
@@ -177,9 +183,11 @@ def direction(
     b: Any = others.get(c["bias correction"], slots["beta_power"])
     v_hat = v / (1 - b)
     root = v_hat if c["mean"] == "of norms" else np.sqrt(v_hat)
-    below = np.where(v_hat == 0, 1, root) + (1e-8 if c["epsilon"] == "1e-8" else 0)
+    unguarded, epsilon = c["guards"] == "none", 0 if c["epsilon"] == "none" else 1e-8
+    below = np.where((v_hat == 0) & ~unguarded & (epsilon == 0), 1, root) + epsilon
+    u = np.where(unguarded & (g == 0), g, g / below)
     slots["drift"] = drift(slots.get("drift", v * 0), old, beta, a)
-    return a.note("u", g / below), slots["drift"] / np.where(v > 0, v, v * 0 + 1)
+    return a.note("u", u), slots["drift"] / np.where(v > 0, v, v * 0 + 1)
 
 
 def norm(c: dict[str, str], x: Any, a: Arithmetic) -> Any:
@@ -192,7 +200,8 @@ def initial(c: dict[str, str], w: Any, a: Arithmetic) -> Any:
     """The scale of an array: the mean size of its neurons before the first step."""
     sizes = np.abs(w) if np.ndim(w) < 2 else a.norm(w)
     s = np.sum(sizes) / max(np.size(sizes), 1)
-    return np.where(s > 0, s, a.real(AT_ZERO[c["zero size"]]))[()]
+    known = s != 0 if c["guards"] == "none" else s > 0  # NaN is known
+    return np.where(known, s, a.real(AT_ZERO[c["zero size"]]))[()]
 
 
 def sized(c: dict[str, str], size: Any, s: Any) -> Any:
@@ -202,7 +211,7 @@ def sized(c: dict[str, str], size: Any, s: Any) -> Any:
     return s if c["size"] == "initial" else np.where(size > 0, size, s)
 
 
-def projected(c: dict[str, str], x: Any) -> tuple[Any, Any]:
+def projected(c: dict[str, str], x: Any, a: Arithmetic) -> tuple[Any, Any]:
     """The rows of a matrix by the clause "projection"; and what it makes of errors of x."""
     kind, axes = c["projection"], tuple(range(1, np.ndim(x)))
     n = max(np.size(x) // max(np.shape(x)[0], 1), 1)
@@ -211,8 +220,9 @@ def projected(c: dict[str, str], x: Any) -> tuple[Any, Any]:
         return np.sum(y, axis=axes, keepdims=True) / n
 
     def length(y: Any) -> Any:
-        found = np.sqrt(n * mean(y * y))
-        return np.where(found > 0, found, found * 0 + 1)
+        found = np.sqrt(a.in_range(n * mean(a.in_range(y * y))))
+        found = found + (1e-8 if c["epsilon"].endswith("too") else 0)
+        return found if c["guards"] == "none" else np.where(found > 0, found, found * 0 + 1)
 
     centres, last = "centred" in kind, kind == "normal, then centred"
     y = x - mean(x) if centres and not last else x
@@ -233,18 +243,28 @@ def condition(slots: Slots, a: Arithmetic) -> float:
     return 1.0 + (p / (1 - p) if a.format.name == "float64" else 0.0)
 
 
+AUTHORS = "jxbz/nero 2122665, nero.py"
 DIALECTS = (
     Dialect("published", "Liu et al. 2021, Algorithm 1, with the bias correction of its code", {}),
     Dialect(
-        "projected at first",
-        "jxbz/nero, nero.py (as we remember it; not looked up)",
-        {"first parameter": "projected"},
-        "the optimizer projects the parameters when it is made",
+        "jxbz/nero",
+        AUTHORS,
+        {"first parameter": "projected", "size": "initial", "guards": "none"},
+        "it projects the parameters when it is made",
     ),
     Dialect(
         "constraints=False",
-        "jxbz/nero, nero.py, constraints=False (as we remember it; not looked up)",
-        {"projection": "none", "size": "initial"},
+        f"{AUTHORS}, constraints=False",
+        {"projection": "none", "size": "initial", "guards": "none"},
+    ),
+    Dialect(
+        "kozistr",
+        "pytorch_optimizer 4.1.0, optimizer/nero.py",
+        {
+            "first parameter": "projected",
+            "size": "initial",
+            "epsilon": "1e-8, in the projection too",
+        },
     ),
 )
 
@@ -306,4 +326,5 @@ RULE = Rule(
     scalars=powers,
     edges=edges,
     generated=(Generated(SETTINGS[0]),),
+    optimizers=(LibraryOptimizer("pytorch_optimizer.Nero"),),
 )

@@ -85,6 +85,14 @@ STATE: dict[str, dict[str, str]] = {
         "a step of zeros": "as if its gradient were 0",
     },
 }
+# Clauses of the rules whose steps depend on their number t.
+COUNTING: dict[str, dict[str, str]] = {
+    **STATE,
+    "missing gradient": {
+        **STATE["missing gradient"],
+        "counted": "the tensor makes no step, but t counts it",
+    },
+}
 # Clauses of the rules that take norms.
 ADAPTS: dict[str, str] = {  # which arrays take a ratio of norms (`evaluate.skips`)
     "always": "every array is a layer",
@@ -204,6 +212,7 @@ class Rule:
     optimizers: tuple[LibraryOptimizer, ...] = ()
     shaped: bool = False  # a step depends on the shape, and its page takes it
     matrices: bool = False  # sources define it for two dimensions and more alone
+    group: Settings = field(default_factory=dict)  # what a group of PyTorch's says to ask for it
     ablation: bool = False  # nobody sets out to write it, so it is suspected last
 
     @property
