@@ -154,6 +154,7 @@ AUTHORS = {
     SIZE: "size = s",
     "u = y / np.where(vh == 0, 1, np.sqrt(vh))": "u = np.where(y == 0, y, y / np.sqrt(vh))",
     WHOLE: "a / length(a) if matrix else a",
+    "s if s > 0 else 0.01": "s if s != 0 else 0.01",
 }
 DIALECTS: dict[str, dict[str, str]] = {
     "published": {},
