@@ -434,6 +434,8 @@ def known_below(x: Array, limit: float) -> bool:
     asking needs no memory and does not wait for a device; never if there is a NaN."""
     if namespace(x) is not np or x.dtype.kind != "f":
         return False
+    forwards = tuple(slice(None, None, -1 if step < 0 else 1) for step in x.strides)
+    x = x[forwards]  # NumPy reduces ten times more slowly along negative strides
     return bool(np.max(x, initial=0) <= limit and np.min(x, initial=0) >= -limit)
 
 

@@ -262,6 +262,31 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str, dtype:
             check(attention_step, params, mask, random)
 
 
+@pytest.mark.parametrize("name", ["none", "padding", "added full"])
+@pytest.mark.parametrize("keys", [5, 11])
+def test_queries_in_parts(monkeypatch: pytest.MonkeyPatch, name: str, keys: int) -> None:
+    """Parts of a causal head see the keys up to their last query, and nothing is lost by that."""
+    given, random = inputs(2, 3, length=9, keys=keys), Random(3, "train", 5)
+    mask = masks(2, 3, 9, keys)[name]
+    expected = gradients(lambda *x: with_everything(*x, mask, random), given)
+    monkeypatch.setattr(attending, "BLOCK", 2 * 9 * keys)
+    for queries in (1, 4):
+        monkeypatch.setattr(attending, "QUERIES", queries)
+        found = gradients(lambda *x: with_everything(*x, mask, random), given)
+        for ours, whole in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, whole, rtol=0, atol=1e-14 * np.abs(whole).max())
+        check(attention_step, dict(zip("qkv", given, strict=True)), mask, random)
+
+
+def test_the_derivative_by_a_mask_with_queries_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [*inputs(2, 3), normal("mask", 2, 1, 5, 7)]
+    expected = gradients(lambda *x: ops.attention(*x, causal=True), given)
+    monkeypatch.setattr(attending, "QUERIES", 2)
+    found = gradients(lambda *x: ops.attention(*x, causal=True), given)
+    for ours, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=0, atol=1e-14 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (3, 1, 2), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_leading_axes(monkeypatch: pytest.MonkeyPatch, lead: tuple[int, ...], count: int) -> None:

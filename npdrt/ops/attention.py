@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from npdrt.arrays import Array, at_once, has_kernels, namespace, product, real, total
 from npdrt.autodiff import once, primitive
@@ -18,6 +18,7 @@ from npdrt.ops.shape import getitem, reshape, transpose
 __all__ = ["attention", "multi_head_attention"]
 
 BLOCK = 1 << 20  # scores that are computed at once on a CPU, in whole heads; at least one head
+QUERIES = 128  # of a causal head at once on a CPU: the keys after the last of them are left out
 KEPT = 1 << 22  # scores up to which the exponentials are kept for the backward pass
 
 
@@ -53,7 +54,9 @@ def attention(
     rowsum(g o y) equals the usual rowsum(dP o P), but costs L e instead of L S. Likewise the row
     sums divide y and g, not P (on a GPU P, which a kernel makes: `npdrt.ops.rows`). The heads are
     taken in blocks of at most BLOCK scores (2**26 on a GPU), at least one head; the blocks change
-    no bit. Up to KEPT scores, or for one block, the backward pass reuses the exponentials of the
+    no bit. On a CPU a causal head of more than QUERIES queries is computed so many at a time, each
+    part with the keys up to its last query, and gk and gv are summed over the parts, the last part
+    first. Up to KEPT scores, or for one block, the backward pass reuses the exponentials of the
     forward pass; beyond, it computes them again, with the same bits, and holds only the scores of
     one block at a time. The derivative by a mask is a separate pass and holds all scores.
 
@@ -61,30 +64,35 @@ def attention(
     derivative, Dao et al. 2022, "FlashAttention", appendix B.2.
     """
     heads = _heads(q, k, v, mask, keep, causal, scale, rate)
-    blocks = list(_blocks(tuple(q.shape[:-2]), heads.atonce()))
+    leads = _blocks(tuple(q.shape[:-2]), heads.atonce())
+    blocks = [_Block(lead, *part) for lead in leads for part in heads.parts()]
     kept = len(blocks) == 1 or math.prod(q.shape[:-1]) * k.shape[-2] <= KEPT
     saved: list[_Saved] = []
     y = None
     for at in blocks:
         part, *statistics, e = heads.forward(at)
         saved.append((at, *statistics, e if kept else None))
-        y = _put(y, at, part, (*q.shape[:-1], v.shape[-1]))
+        y = _put(y, (*at.heads, at.queries, ALL), part, (*q.shape[:-1], v.shape[-1]))
 
     @once
     def inputs(g: Array) -> list[Array]:
         """The cotangents of q, k and v."""
         found: list[Any] = [None, None, None]
-        for block in saved:
-            parts = heads.backward(g, y, *block)
-            for i, x in enumerate((q, k, v)):
-                found[i] = _put(found[i], block[0], parts[i], x.shape)
+        for at, *rest in saved:
+            parts = heads.backward(g, y, at, *rest)
+            found[0] = _put(found[0], (*at.heads, at.queries, ALL), parts[0], q.shape)
+            for i, x in ((1, k), (2, v)):
+                index = (*at.heads, at.keys, ALL)
+                part = parts[i] if at.first else found[i][index] + parts[i]
+                found[i] = _put(found[i], index, part, x.shape)
         return found
 
     def gmask(g: Array) -> Array:
         found = None
-        for block in saved:
-            ds = heads.by_scores(g, y, *block)
-            found = _put(found, block[0], ds, (*q.shape[:-1], k.shape[-2]))
+        for at, *rest in saved:
+            ds = heads.by_scores(g, y, at, *rest)
+            index, shape = (*at.heads, at.queries, at.keys), (*q.shape[:-1], k.shape[-2])
+            found = _put(found, index, ds, shape)
         return found
 
     boolean = mask is None or mask.dtype == namespace(mask).bool
@@ -143,8 +151,19 @@ def multi_head_attention(
 
 # --- blocks of heads --------------------------------------------------------------------------
 
-Index = tuple[Any, ...]  # of a block: slices of the leading axes and `...`
-_Saved = tuple[Any, ...]  # a block's index, its rows' maxima and sums, its exponentials or None
+Index = tuple[Any, ...]
+ALL = slice(None)
+_Saved = tuple[Any, ...]  # a block, its rows' maxima and sums, its exponentials or None
+
+
+class _Block(NamedTuple):
+    """Some heads (slices of the leading axes and `...`), some of their queries, and the keys from 0
+    on that these may attend to. first: of the blocks of these heads, with all such keys."""
+
+    heads: Index
+    queries: slice
+    keys: slice
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -166,7 +185,17 @@ class _Heads:
         scores: int = self.q.shape[-2] * self.k.shape[-2]
         return max(1, at_once(self.q, BLOCK) // max(1, scores))
 
-    def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
+    def parts(self) -> Iterator[tuple[slice, slice, bool]]:
+        """The queries, the keys and the `first` of a head's blocks."""
+        queries, keys = self.q.shape[-2], self.k.shape[-2]
+        if self.triangle is None or queries <= QUERIES:
+            yield slice(0, queries), slice(0, keys), True
+            return
+        for start in reversed(range(0, queries, QUERIES)):
+            stop = min(start + QUERIES, queries)
+            yield slice(start, stop), slice(0, min(stop, keys)), stop == queries
+
+    def forward(self, at: _Block) -> tuple[Array, Array, Array, Array]:
         """The value of a block, the maxima and sums of its rows, and exp(scores - maxima)."""
         xp, s = namespace(self.q), self._scores(at)  # (..., L, S)
         top = xp.max(real(s), axis=-1, keepdims=True)  # (..., L, 1)
@@ -174,33 +203,34 @@ class _Heads:
         e = xp.exp(s - top)
         sums = total(e, (e.ndim - 1,), keepdims=True)  # (..., L, 1)
         sums = xp.where(sums == 0, xp.ones_like(sums), sums)  # nothing to attend to
-        return product(self._dropped(e, at), self.v[at]) * (self.grow / sums), top, sums, e
+        return product(self._dropped(e, at), _keys(self.v, at)) * (self.grow / sums), top, sums, e
 
     def backward(
-        self, g: Array, y: Array, at: Index, top: Array, sums: Array, e: Array
+        self, g: Array, y: Array, at: _Block, top: Array, sums: Array, e: Array
     ) -> tuple[Array, Array, Array, Array]:
         """The cotangents of a block of q, k, v and of its scores."""
         xp = namespace(self.q)
         e = xp.exp(self._scores(at) - top) if e is None else e
-        along = total(g[at] * y[at], (y.ndim - 1,), keepdims=True) / sums  # (..., L, 1)
-        g = g[at] * (self.grow / sums)  # (..., L, e)
-        gp = self._dropped(product(g, xp.matrix_transpose(self.v[at])), at)  # (..., L, S)
+        g, q, k, v = _queries(g, at), _queries(self.q, at), _keys(self.k, at), _keys(self.v, at)
+        along = total(g * _queries(y, at), (y.ndim - 1,), keepdims=True) / sums  # (..., L, 1)
+        g = g * (self.grow / sums)  # (..., L, e)
+        gp = self._dropped(product(g, xp.matrix_transpose(v)), at)  # (..., L, S)
         ds = e * (gp - along)  # (..., L, S)
-        gq = product(ds, self.k[at]) * self.scale  # (..., L, d)
-        gk = product(xp.matrix_transpose(ds), self.q[at] * self.scale)  # (..., S, d)
+        gq = product(ds, k) * self.scale  # (..., L, d)
+        gk = product(xp.matrix_transpose(ds), q * self.scale)  # (..., S, d)
         return gq, gk, product(xp.matrix_transpose(self._dropped(e, at)), g), ds
 
     def by_scores(self, g: Array, y: Array, *block: Any) -> Array:
         """The cotangent of a block of the scores."""
         return self.backward(g, y, *block)[3]
 
-    def _scores(self, at: Index) -> Array:
+    def _scores(self, at: _Block) -> Array:
         xp = namespace(self.q)
-        s = product(self.q[at] * self.scale, xp.matrix_transpose(self.k[at]))
+        s = product(_queries(self.q, at) * self.scale, xp.matrix_transpose(_keys(self.k, at)))
         s = s if self.mask is None else s + _additive(_part(self.mask, at), real(self.q).dtype)
-        return s if self.triangle is None else s + self.triangle
+        return s if self.triangle is None else s + self.triangle[at.queries, at.keys]
 
-    def _dropped(self, x: Array, at: Index) -> Array:
+    def _dropped(self, x: Array, at: _Block) -> Array:
         """x where probabilities are kept, else 0; not yet divided by 1 - rate."""
         if self.keep is None:
             return x
@@ -214,37 +244,39 @@ class _RowHeads(_Heads):
 
     causal: bool
 
-    def forward(self, at: Index) -> tuple[Array, Array, Array, Array]:
+    def forward(self, at: _Block) -> tuple[Array, Array, Array, Array]:
         """The value of a block, and its probabilities."""
         p = self._probabilities(at)
-        y = product(self._dropped(p, at), self.v[at])
+        y = product(self._dropped(p, at), _keys(self.v, at))
         return y if self.keep is None else y * self.grow, None, None, p
 
     def backward(
-        self, g: Array, y: Array, at: Index, top: Array, sums: Array, e: Array
+        self, g: Array, y: Array, at: _Block, top: Array, sums: Array, e: Array
     ) -> tuple[Array, Array, Array, Array]:
         """The cotangents of a block of q, k, v, and of its scores, times the scale."""
         p = self._probabilities(at, e)
-        g = g[at] if self.keep is None else g[at] * self.grow  # (..., L, e)
+        g = _queries(g, at) if self.keep is None else _queries(g, at) * self.grow  # (..., L, e)
         ds = self._by_scores(g, at, p, self.scale)  # (..., L, S)
         gv = product(namespace(g).matrix_transpose(self._dropped(p, at)), g)  # (..., S, e)
-        gk = product(namespace(g).matrix_transpose(ds), self.q[at])  # (..., S, d)
-        return product(ds, self.k[at]), gk, gv, ds
+        gk = product(namespace(g).matrix_transpose(ds), _queries(self.q, at))  # (..., S, d)
+        return product(ds, _keys(self.k, at)), gk, gv, ds
 
     def by_scores(self, g: Array, y: Array, *block: Any) -> Array:
         """The cotangent of a block of the scores."""
         at, *_, e = block
-        return self._by_scores(g[at] * self.grow, at, self._probabilities(at, e), 1.0)
+        g = _queries(g, at) * self.grow
+        return self._by_scores(g, at, self._probabilities(at, e), 1.0)
 
-    def _by_scores(self, g: Array, at: Index, p: Array, scale: float) -> Array:
-        gp = product(g, namespace(g).matrix_transpose(self.v[at]))
+    def _by_scores(self, g: Array, at: _Block, p: Array, scale: float) -> Array:
+        gp = product(g, namespace(g).matrix_transpose(_keys(self.v, at)))
         return row_softmax_input(self._dropped(gp, at), p, scale=scale)
 
-    def _probabilities(self, at: Index, kept: Array = None) -> Array:
+    def _probabilities(self, at: _Block, kept: Array = None) -> Array:
         """The softmax of a block of scores, (..., L, S), unless it was kept."""
         if kept is not None:
             return kept
-        s = product(self.q[at], namespace(self.q).matrix_transpose(self.k[at]))
+        q, k = _queries(self.q, at), _keys(self.k, at)
+        s = product(q, namespace(q).matrix_transpose(k))
         masks = () if self.mask is None else (_additive(_part(self.mask, at), self.q.dtype),)
         settings = {"scale": self.scale, "causal": self.causal, "empty": True}
         return row_softmax(s, *masks, **settings)
@@ -305,18 +337,29 @@ def _blocks(lead: tuple[int, ...], count: int) -> Iterator[Index]:
             yield from ((slice(i, i + 1), *rest) for rest in _blocks(lead[1:], count))
 
 
-def _part(mask: Array, at: Index) -> Array:
-    """The block of a mask, some of whose axes may have length 1."""
-    axes = [slice(None) if mask.shape[axis] == 1 else chosen for axis, chosen in enumerate(at[:-1])]
-    return mask[(*axes, ...)]
+def _queries(x: Array, at: _Block) -> Array:
+    """A block's part of an array (..., L, features)."""
+    return x[(*at.heads, at.queries, ALL)]
 
 
-def _put(whole: Any, at: Index, part: Array, shape: tuple[int, ...]) -> Array:
-    """Put a block into the array `whole` of `shape`; None means that this is the first block."""
-    if at == (...,):
+def _keys(x: Array, at: _Block) -> Array:
+    """A block's part of an array (..., S, features)."""
+    return x[(*at.heads, at.keys, ALL)]
+
+
+def _part(mask: Array, at: _Block) -> Array:
+    """The block of a mask (..., L, S), some of whose axes may have length 1."""
+    axes = (*enumerate(at.heads[:-1]), (-2, at.queries), (-1, at.keys))
+    *lead, queries, keys = (ALL if mask.shape[axis] == 1 else chosen for axis, chosen in axes)
+    return mask[(*lead, ..., queries, keys)]
+
+
+def _put(whole: Any, index: Index, part: Array, shape: tuple[int, ...]) -> Array:
+    """Put a part into the array `whole` of `shape`; None means that this is the first one."""
+    if tuple(part.shape) == tuple(shape):
         return part
     whole = namespace(part).zeros(shape, dtype=part.dtype) if whole is None else whole
-    whole[at] = part
+    whole[index] = part
     return whole
 
 
