@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from npdrt.arrays import Device, Params, to_device
+from npdrt import compute
+from npdrt.arrays import Device, Params, sum_rows, to_device
 from npdrt.errors import Error
+from npdrt.optim.norm import norm
 from npdrt.random import Random
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -48,12 +50,40 @@ def orthogonal(stream: Random, shape: tuple[int, int]) -> Floats:
     """Orthonormal rows or columns, Haar distributed (Saxe et al. 2014).
 
     The QR factorisation of a normal matrix, with the signs of R's diagonal moved into Q. LAPACK
-    computes it: unlike every other draw its last bits depend on the machine.
+    computes it: unlike every other draw its last bits depend on the machine, unless the arithmetic
+    is portable.
     """
     rows, columns = shape
-    q, r = np.linalg.qr(stream.normal((max(shape), min(shape))))
+    factors = reflected if compute.is_portable() else np.linalg.qr
+    q, r = factors(stream.normal((max(shape), min(shape))))
     q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
     return q if rows >= columns else np.ascontiguousarray(q.T)
+
+
+def reflected(x: Floats) -> tuple[Floats, Floats]:
+    """x = q r by Householder's reflections, q (m, n) and r (n, n), in a defined order of additions.
+
+    With s = |v|, v the rest of column k, v_0 its first element, and u = v but for
+    u_0 = v_0 + sign(v_0) s, the reflection is 1 - u u^T / (s (s + |v_0|)); r_kk = -sign(v_0) s.
+    Source: Golub and Van Loan 2013, "Matrix Computations", section 5.2.
+    """
+    r, q, mirrors = x.copy(), np.eye(*x.shape), []
+    for k in range(x.shape[1]):
+        u = r[k:, k].copy()
+        size, first = float(norm(u)), float(u[0])
+        if size == 0:
+            continue
+        u[0] += size if first >= 0 else -size
+        mirrors.append((k, u, size * (size + abs(first))))
+        _reflect(r[k:, k:], u, mirrors[-1][2])
+    for k, u, scale in reversed(mirrors):
+        _reflect(q[k:, k:], u, scale)
+    return q, r[: x.shape[1]]
+
+
+def _reflect(x: Floats, u: Floats, scale: float) -> None:
+    """x -= u (u^T x) / scale."""
+    x -= u[:, None] * (sum_rows(u[:, None] * x) / scale)
 
 
 SCHEMES = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import ops
+from npdrt import compute, ops
 from npdrt.arrays import Array, Device, Params, label, namespace
 from npdrt.errors import Error
 from npdrt.models import initialisation
@@ -24,6 +24,7 @@ from npdrt.ops.dropout import check_rate, keep_mask
 from npdrt.random import Random
 
 Shapes = dict[str, tuple[int, ...]]
+LOG_10000 = 9.210340371976184
 EMBEDDING_LIMIT = 0.1  # of the uniform draws of embedding and decoder
 
 
@@ -272,7 +273,6 @@ def constant(values: Floats, like: Any) -> Array:
     return namespace(raw).asarray(values, dtype=raw.dtype)
 
 
-@lru_cache(maxsize=8)
 def sinusoids(length: int, width: int) -> Floats:
     """Positions as sines and cosines, (length, width), float64:
 
@@ -280,6 +280,12 @@ def sinusoids(length: int, width: int) -> Floats:
 
     Source: Vaswani et al. 2017, section 3.5.
     """
-    rates = np.exp(np.arange(0, width, 2) * (-math.log(10000.0) / width))
+    return _sinusoids(length, width, compute.is_portable())
+
+
+@lru_cache(maxsize=8)
+def _sinusoids(length: int, width: int, portable: bool) -> Floats:
+    rates = compute.exp(np.arange(0, width, 2) * (-LOG_10000 / width))
     angles = np.arange(length)[:, None] * rates
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width)
+    waves = np.stack([compute.sin(angles), compute.cos(angles)], axis=-1)
+    return waves.reshape(length, width)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from npdrt.autodiff import value_and_grad
     from npdrt.check import check_gradients
+    from npdrt.compute import arithmetic
     from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
 
@@ -50,6 +51,7 @@ _MODULES = {
 _HOMES = {
     "Checkpoint": "store",
     "Program": "program",
+    "arithmetic": "compute",
     "check_gradients": "check",
     "load": "store",
     "record": "program",

@@ -295,22 +295,26 @@ def has_kernels(x: Array, *others: Array) -> bool:
 def composite(
     function: Callable[..., Array] | None = None,
     *,
+    name: str = "",
     host: Callable[..., Array] | None = None,
     kernel: Callable[..., Array] | None = None,
+    strided: bool = False,
 ) -> Callable[..., Any]:
     """Make a function of arrays and settings a single call in programs, which have a kernel for
-    it. host: a faster function for NumPy's arrays, with the same bits. kernel: one for CuPy's of
-    float32 or float64, of the library and the arrays (`npdrt.kernels`). The function itself is the
-    definition and stays available as `call.definition`."""
+    it. name: of the call, if it is not that of the function. host: a faster function for NumPy's
+    arrays, with the same bits. kernel: one for CuPy's of float32 or float64, of the library and the
+    arrays (`npdrt.kernels`). strided: it reads arrays of any strides; a program copies others to C
+    order first. The function itself is the definition and stays available as `call.definition`."""
     if function is None:
-        return partial(composite, host=host, kernel=kernel)
+        return partial(composite, name=name, host=host, kernel=kernel, strided=strided)
+    name = name or function.__name__
 
     @wraps(function)
     def call(*arrays: Array, **settings: Any) -> Array:
         xp = namespace(*arrays)
         recorded = getattr(xp, "record_composite", None)
         if recorded is not None:
-            return recorded(function.__name__, *arrays, **settings)
+            return recorded(name, arrays, settings, strided=strided)
         if kernel is not None and has_kernels(arrays[0]):
             return kernel(xp, *arrays, **settings)
         return (host if host is not None and xp is np else function)(*arrays, **settings)
@@ -359,6 +363,28 @@ def product(a: Array, b: Array) -> Array:
     """a @ b of matrices or stacks of them, `xp.matmul`; on CuPy by `npdrt.cublas`."""
     xp = namespace(a, b)
     return cublas.matmul(xp, a, b) if xp.__name__ == "cupy" else xp.matmul(a, b)
+
+
+DOT = 8192  # elements of one dot product: too few for a BLAS to split it over its threads
+
+
+def dots(a: Array, b: Array) -> Array:
+    """The inner products of the rows of two matrices, (rows, 1): dot products of pieces of DOT
+    elements and of the rest, which need no array of the size of a."""
+    xp, (r, n) = namespace(a, b), a.shape
+    whole = n - n % DOT
+    if whole == 0:
+        return _dots(a, b)
+    pieces = (xp.reshape(x[:, :whole], (r, whole // DOT, DOT)) for x in (a, b))
+    sums = total(_dots(*pieces), (1,))  # (r, 1)
+    return sums if whole == n else sums + _dots(a[:, whole:], b[:, whole:])
+
+
+def _dots(a: Array, b: Array) -> Array:
+    """The dot products along the last axis, which is kept with length 1."""
+    xp, shape, n = namespace(a, b), a.shape[:-1], a.shape[-1]
+    rows, columns = xp.reshape(a, (*shape, 1, n)), xp.reshape(b, (*shape, n, 1))
+    return xp.reshape(product(rows, columns), (*shape, 1))
 
 
 def write_result(target: Array, function: str, a: Array, b: Array) -> None:

@@ -31,9 +31,9 @@ from npdrt.arrays import (
     owner,
     phase,
     plain,
-    total,
     writable,
 )
+from npdrt.compute import total
 from npdrt.errors import Error
 
 Vjp = Callable[[Array], Array]

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from npdrt.arrays import Array, in_blocks, namespace, quiet
 from npdrt.errors import Error
-from npdrt.exact import power_below
+from npdrt.slices import power_below
 
 LN2 = 0.6931471805599453
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # 33 bits, and the rest

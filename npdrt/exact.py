@@ -9,13 +9,15 @@ gives that sum. Only the few additions of such products round, and their order i
 
 from __future__ import annotations
 
-from npdrt.arrays import Array, namespace, product, quiet
+from npdrt import slices
+from npdrt.arrays import Array, composite, namespace, product, quiet
 from npdrt.errors import Error
+from npdrt.slices import power_below
 
 DIGITS = 53  # of a float64
 # the products of slices that are added, by the number of slices, in this order
 PAIRS = {
-    2: ((0, 0), (0, 1), (1, 0)),
+    2: slices.PAIRS,
     3: ((2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)),
 }
 
@@ -55,16 +57,24 @@ def matmul(a: Array, b: Array) -> Array:
     >>> matmul(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]))
     array([[11.]])
     """
-    xp, terms = namespace(a, b), _terms(a, b)
+    _check(a, b)
+    whole = a.dtype == namespace(a).float32
+    return product_of_slices(a, b) if whole else product_of_slices.definition(a, b)
+
+
+@composite(name="exact_matmul", host=slices.multiply, strided=True)
+def product_of_slices(a: Array, b: Array) -> Array:
+    """`matmul` of operands that fit; of float32 one call in programs, and faster on NumPy."""
+    xp, terms = namespace(a, b), a.shape[-1]
     if terms == 0:
         return product(a, b)  # zeros
-    slices = 2 if a.dtype == xp.float32 else 3
-    bits = (DIGITS - (terms - 1).bit_length()) // 2
+    count = 2 if a.dtype == xp.float32 else 3
+    bits = slices.bits_of(terms)
     with quiet():
-        a_parts, a_scale, a_finite = _cut(a, -1, slices, bits)
-        b_parts, b_scale, b_finite = _cut(b, -2, slices, bits)
+        a_parts, a_scale, a_finite = _cut(a, -1, count, bits)
+        b_parts, b_scale, b_finite = _cut(b, -2, count, bits)
         total = 0.0  # and the sum of zeros is +0, whatever their signs
-        for i, j in PAIRS[slices]:
+        for i, j in PAIRS[count]:
             total = total + product(a_parts[i], b_parts[j])
         for s, t in zip(a_scale, b_scale, strict=True):
             total = total * s * t
@@ -72,8 +82,8 @@ def matmul(a: Array, b: Array) -> Array:
         return xp.astype(total, a.dtype)
 
 
-def _terms(a: Array, b: Array) -> int:
-    """K, if a and b are matrices, or stacks of them, that fit."""
+def _check(a: Array, b: Array) -> None:
+    """Refuse all but matrices, or stacks of them, that fit."""
     xp = namespace(a, b)
     if a.dtype != b.dtype or a.dtype not in (xp.float32, xp.float64):
         raise Error(
@@ -85,11 +95,10 @@ def _terms(a: Array, b: Array) -> int:
             "exact.matmul: expected shapes (..., M, K) and (..., K, N); got "
             f"{tuple(a.shape)} and {tuple(b.shape)}; make a vector a matrix of one row or column"
         )
-    return int(a.shape[-1])
 
 
 def _cut(
-    x: Array, axis: int, slices: int, bits: int
+    x: Array, axis: int, count: int, bits: int
 ) -> tuple[list[Array], tuple[Array, Array], Array]:
     """The slices of x over the scale of its lines along `axis`, two factors of that scale, and
     which lines are finite.
@@ -105,20 +114,8 @@ def _cut(
     h = power_below(xp.sqrt(largest))
     k = power_below(largest / h)
     rest, parts = x / h / k, []
-    for count in range(1, slices + 1):
-        grid = 3.0 * 2.0 ** (DIGITS - 1 - count * bits)  # its last bit is 2**(1 - count * bits)
+    for number in range(1, count + 1):
+        grid = 3.0 * 2.0 ** (DIGITS - 1 - number * bits)  # its last bit is 2**(1 - number * bits)
         parts.append((rest + grid) - grid)
         rest = rest - parts[-1]
     return parts, (h, k), finite
-
-
-def power_below(x: Array) -> Array:
-    """2**floor(log2(x)) of float64 numbers between 2**-1021 and 2**970, as `frexp` gives it,
-    which the array API lacks (ufp of Rump, Ogita and Oishi 2008).
-
-    >>> import numpy as np
-    >>> power_below(np.array([1.0, 3.0, 0.3]))
-    array([1.  , 2.  , 0.25])
-    """
-    wide = (2.0**52 + 1.0) * x
-    return namespace(x).abs(wide - (1.0 - 2.0**-53) * wide)

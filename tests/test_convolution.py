@@ -27,11 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npdrt
-from npdrt import arrays, ops, optim, record, value_and_grad
+from npdrt import arrays, ops, optim, parallel, record, value_and_grad
 from npdrt.autodiff import Tensor, backward
 from npdrt.check import check_gradients
 from npdrt.errors import Error, FileRefused
-from npdrt.ops import blocked, convolution, depthwise, direct, parallel, window, winograd
+from npdrt.ops import blocked, convolution, depthwise, direct, window, winograd
 from npdrt.program.calls import flops
 
 try:

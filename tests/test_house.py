@@ -45,10 +45,10 @@ def test_the_whole_package_is_read() -> None:
 # --- who may import whom ---------------------------------------------------------------------
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
-    ("blas", "errors", "plain", "workers"),
+    ("blas", "errors", "parallel", "plain", "workers"),
     ("cublas", "cudnn", "kernels", "launch", "owner", "philox", "regular", "schema"),
     ("atomic",),
-    ("arrays", "elementary", "exact", "random", "sums"),
+    ("arrays", "compute", "elementary", "exact", "random", "slices", "sums"),
     ("autodiff",),
     ("check", "ops", "optim", "program"),
     ("data", "models", "store", "trust"),
@@ -225,16 +225,58 @@ def test_library_checks_are_seen(source: str) -> None:
     assert list(library_checks(ast.parse(source)))
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if m != "npdrt.arrays"])
+@pytest.mark.parametrize(
+    "module", [m for m in modules() if m not in ("npdrt.arrays", "npdrt.slices")]
+)
 def test_products_are_made_by_one_function(module: str) -> None:
     """`npdrt.arrays.product`: CuPy's own could not be part of a CUDA graph, and rounds in another
-    way than a replay."""
+    way than a replay. (`npdrt.slices` computes on NumPy alone.)"""
     assert "matmul" not in set(map(used_name, ast.walk(modules()[module])))
 
 
 def test_products_are_seen() -> None:
     names = {used_name(node) for node in ast.walk(ast.parse("y = namespace(a).matmul(a, b)"))}
     assert "matmul" in names
+
+
+# --- one file chooses the arithmetic ----------------------------------------------------------
+
+OF_COMPUTE = {
+    *("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "logaddexp", "tanh", "sinh", "cosh"),
+    *("sin", "cos", "tan", "pow", "power", "hypot", "square"),
+    *("sum", "prod", "mean", "std", "var", "cumulative_sum", "cumsum"),
+    *("dot", "vecdot", "tensordot", "einsum", "linalg"),
+}
+COMPUTES = {"dots", "has_kernels", "product", "total"}  # that npdrt.arrays has too
+COMPUTING = [m for m in modules() if m.startswith("npdrt.ops.") or m == "npdrt.autodiff"]
+
+
+def roundings(tree: ast.Module) -> Iterator[str]:
+    """Calls whose bits the array library decides, and imports of them past `npdrt.compute`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="xp" | "np") | ast.Call(), attr=name) if (
+                name in OF_COMPUTE
+            ):
+                yield ast.unparse(node)
+            case ast.BinOp(op=ast.MatMult()):
+                yield ast.unparse(node)
+            case ast.ImportFrom(module="npdrt.arrays", names=names):
+                yield from sorted({a.name for a in names} & COMPUTES)
+
+
+@pytest.mark.parametrize("module", COMPUTING)
+def test_primitives_compute_in_the_chosen_arithmetic(module: str) -> None:
+    assert not list(roundings(modules()[module]))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["xp.exp(x)", "namespace(x).sum(x, axis=0)", "np.linalg.norm(x)", "a @ b", "xp.mean(x)",
+     "from npdrt.arrays import namespace, total"],
+)  # fmt: skip
+def test_other_arithmetic_is_seen(source: str) -> None:
+    assert list(roundings(ast.parse(source)))
 
 
 # --- one file writes over files ---------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from npdrt import data, optim, schema
 from npdrt.arrays import plain
+from npdrt.compute import ARITHMETICS
 from npdrt.cublas import PRECISIONS
 from npdrt.cudnn import CONVOLUTIONS
 from npdrt.data import AUGMENTS, Dataset
@@ -59,6 +60,8 @@ class Config:
     batch_size: examples of a step; of text, streams (`npdrt.data.text`). shards: equal parts of a
     batch, which ranks share (`npdrt.train.shards`). clip: the largest norm of
     all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
+    arithmetic: "fast", that of the array library, or "portable", with the same bits on any machine
+    (`npdrt.arithmetic`, docs/portable.md).
     threads: of BLAS; None is 1 if the matrix products of a step are small
     (`npdrt.train.loop.SMALL_PRODUCT`), else as many as BLAS takes. precision: of float32 products
     on a GPU, "ieee" or the faster "tf32" (`npdrt.cublas.precision`). convolutions: on a GPU, by the
@@ -98,6 +101,9 @@ class Config:
     clip: float | None = _setting(None, "Largest norm of all gradients together.")
     seed: int = _setting(0, "Of every random number.", least=0)
     dtype: str = _setting("float32", choices=("float32", "float64"))
+    arithmetic: str = _setting(
+        "fast", "portable: the same bits on any machine, several times slower.", choices=ARITHMETICS
+    )
     precision: str = _setting("ieee", "Of float32 products on a GPU.", choices=PRECISIONS)
     convolutions: str = _setting("npdrt", "On a GPU; cudnn is an extra.", choices=CONVOLUTIONS)
     device: str = _setting("cpu", "auto, cpu, cuda or cuda:N.", shown="auto", resumable=True)
@@ -142,6 +148,8 @@ class Config:
             raise Error(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         if self.precision != "ieee" and self.dtype != "float32":
             raise Error(f"precision {self.precision} is of float32; the dtype is {self.dtype}")
+        if self.arithmetic == "portable":
+            self._check_portable()
         if self.shards > 1 and self.threads not in (None, 1):
             raise Error(
                 f"shards are computed by one BLAS thread each; leave out threads={self.threads}"
@@ -151,6 +159,16 @@ class Config:
                         f"{self.batch_size}")  # fmt: skip
         if self.eager and self.fast:
             raise Error("eager and fast exclude each other: compiled loops need a recorded step")
+
+    def _check_portable(self) -> None:
+        """Refuse settings that would compute in another way."""
+        for name, needed in (
+            ("dtype", "float32"),
+            ("precision", "ieee"),
+            ("convolutions", "npdrt"),
+        ):
+            if getattr(self, name) != needed:
+                raise Error(f"arithmetic portable needs {name} {needed}; got {getattr(self, name)}")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from npdrt import atomic, cudnn, schema, store
+from npdrt import atomic, compute, cudnn, schema, store
 from npdrt.arrays import to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim.schedules import Schedule
@@ -144,6 +144,8 @@ class RunFiles:
             if self._config.convolutions == "cudnn":
                 made["cudnn"] = cudnn.version()
         chain = pairwise([*self._earlier, made["blas"]])
+        if self._config.arithmetic == "portable":
+            made["arithmetic"] = {"name": "portable", "version": compute.VERSION}
         if changed := [blas for blas, after in chain if not same_blas(blas, after)]:
             made["blas_before"] = changed
         return made

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from npdrt import compute
 from npdrt.arrays import namespace, to_host
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
@@ -91,4 +92,4 @@ class History:
         """exp(mean loss), by name, of a language model; inf if that overflows."""
         if not self.feed.dataset.perplexity:
             return {}
-        return {name: math.exp(loss) if loss < LARGEST_EXPONENT else math.inf}
+        return {name: compute.exp_of(loss) if loss < LARGEST_EXPONENT else math.inf}

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from threadpoolctl import threadpool_limits
 
+import npdrt
 from npdrt import arrays, cudnn, optim, store
 from npdrt.arrays import Array, Params, quiet, to_host
 from npdrt.data import Dataset
@@ -343,7 +344,8 @@ def _check_ranks(config: Config, ranks: Alone) -> None:
             f"{ranks.size} ranks need as many shards of a batch; give --shards {ranks.size} or "
             f"more, or start fewer ranks (shards: {config.shards})"
         )
-    ranks.require_alike({"configuration": config.as_dict()})
+    alike = {"configuration": config.as_dict(), "version": npdrt.__version__}
+    ranks.require_alike(alike, software=config.arithmetic == "fast")
 
 
 def _check_device(config: Config, device: arrays.Device) -> None:

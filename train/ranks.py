@@ -127,9 +127,9 @@ class Ranks(Alone):
         """The value of rank 0, on all."""
         return self._comm.bcast(value, root=0)
 
-    def require_alike(self, what: Mapping[str, Any]) -> None:
-        """Raise `Error` unless all ranks have the same software and these same things."""
-        own = {**what, "BLAS": blas(), "packages": packages()}
+    def require_alike(self, what: Mapping[str, Any], *, software: bool) -> None:
+        """Raise `Error` unless all ranks have these same things, and the same software if asked."""
+        own = {**what, **({"BLAS": blas(), "packages": packages()} if software else {})}
         every = self._comm.allgather(own)
         for rank, found in enumerate(every):
             for name, value in every[0].items():

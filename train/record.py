@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt.compute import arithmetic
 from npdrt.data import Dataset
 from npdrt.models import Model
 from npdrt.program import Program, record
@@ -31,7 +32,7 @@ def record_step(config: Config, data_dir: Path | None = None) -> Program:
     dataset = dataset.as_streams_for(config.batch_size)
     model, optimizer = build_model(config, dataset), build_optimizer(config)
     x, y = _batch(config, dataset, model)
-    with blame(config):
+    with arithmetic(config.arithmetic), blame(config):
         params = _parameters(model, config)
         task = make_task(config, model, dataset)
         buffers = task.buffers(config.seed, "cpu", config.dtype)

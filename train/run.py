@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npdrt import arrays, cublas, cudnn, store
+from npdrt.compute import arithmetic
 from npdrt.data import Dataset
 from npdrt.errors import Diverged, Error
 from npdrt.regular import require
@@ -126,10 +127,11 @@ def _held(team: Alone, out: Path, *, make: bool) -> Iterator[None]:
 
 @contextmanager
 def _computing(trainer: Trainer) -> Iterator[None]:
-    """On the device of a run, in its precision, with its convolutions."""
+    """On the device of a run, in its arithmetic and precision, with its convolutions."""
     config = trainer.config
     with (
         arrays.on(trainer.device),
+        arithmetic(config.arithmetic),
         cublas.precision(config.precision),
         cudnn.convolutions(config.convolutions),
     ):

@@ -129,8 +129,8 @@ class Alone:
         """The value of rank 0, on all."""
         return value
 
-    def require_alike(self, what: Mapping[str, Any]) -> None:
-        """Raise `Error` unless all ranks have the same software and these same things."""
+    def require_alike(self, what: Mapping[str, Any], *, software: bool) -> None:
+        """Raise `Error` unless all ranks have these same things, and the same software if asked."""
 
     def compare(self, step: int, params: Params) -> None:
         """Now and then, raise `Error` if the parameters of the ranks have parted."""

@@ -20,7 +20,7 @@ from npdrt.train.record import record_step
 # The fields of `Config` that decide which calls a step makes.
 DECISIVE = (
     *("model", "model_options", "data", "optimizer", "optimizer_options", "groups", "lr"),
-    *("batch_size", "label_smoothing", "clip", "dtype"),
+    *("batch_size", "label_smoothing", "clip", "dtype", "arithmetic"),
 )
 
 

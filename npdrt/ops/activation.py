@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from npdrt import compute
 from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, primitive
 from npdrt.ops.elementary import bell, erfc_limit, limited, scaled_erfc
@@ -60,6 +61,6 @@ def softplus(x: Array) -> Any:
     """
     xp = namespace(x)
     positive = real(x) > 0
-    z = xp.exp(xp.where(positive, -x, x))
-    y = xp.where(positive, x, xp.zeros_like(x)) + xp.log1p(z)
+    z = compute.exp(xp.where(positive, -x, x))
+    y = xp.where(positive, x, xp.zeros_like(x)) + compute.log1p(z)
     return y, lambda g: g * xp.where(positive, 1.0 / (1.0 + z), z / (1.0 + z))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from npdrt import compute
 from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, Tensor, primitive
 from npdrt.errors import Error
@@ -50,19 +51,19 @@ def power(x: Array, exponent: Array) -> Any:
     x = 0; NaN for x < 0, where the function is real only at integers.
     """
     xp = namespace(x, exponent)
-    y = x**exponent
+    y = compute.power(x, exponent)
 
     def gx(g: Array) -> Array:
         if not hasattr(exponent, "shape"):
-            return g * 0.0 if exponent == 0 else g * exponent * x ** (exponent - 1)
+            return g * 0.0 if exponent == 0 else g * exponent * compute.power(x, exponent - 1)
         zero = exponent == 0
-        slope = exponent * x ** xp.where(zero, xp.ones_like(exponent), exponent - 1)
+        slope = exponent * compute.power(x, xp.where(zero, xp.ones_like(exponent), exponent - 1))
         return g * xp.where(zero, xp.zeros_like(slope), slope)
 
     def gp(g: Array) -> Array:
         base = xp.asarray(x, dtype=y.dtype)
         zero = base == 0
-        return g * xp.where(zero, xp.zeros_like(y), y * xp.log(xp.where(zero, 1.0, base)))
+        return g * xp.where(zero, xp.zeros_like(y), y * compute.log(xp.where(zero, 1.0, base)))
 
     return y, (gx, gp)
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, at_once, has_kernels, namespace, product, real, total
+from npdrt import compute
+from npdrt.arrays import Array, at_once, namespace, real
 from npdrt.autodiff import once, primitive
+from npdrt.compute import has_kernels, product, total
 from npdrt.errors import Error
 from npdrt.ops.dropout import broadcasts, check_keep, check_rate
 from npdrt.ops.linear import linear
@@ -200,7 +202,7 @@ class _Heads:
         xp, s = namespace(self.q), self._scores(at)  # (..., L, S)
         top = xp.max(real(s), axis=-1, keepdims=True)  # (..., L, 1)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-        e = xp.exp(s - top)
+        e = compute.exp(s - top)
         sums = total(e, (e.ndim - 1,), keepdims=True)  # (..., L, 1)
         sums = xp.where(sums == 0, xp.ones_like(sums), sums)  # nothing to attend to
         return product(self._dropped(e, at), _keys(self.v, at)) * (self.grow / sums), top, sums, e
@@ -210,7 +212,7 @@ class _Heads:
     ) -> tuple[Array, Array, Array, Array]:
         """The cotangents of a block of q, k, v and of its scores."""
         xp = namespace(self.q)
-        e = xp.exp(self._scores(at) - top) if e is None else e
+        e = compute.exp(self._scores(at) - top) if e is None else e
         g, q, k, v = _queries(g, at), _queries(self.q, at), _keys(self.k, at), _keys(self.v, at)
         along = total(g * _queries(y, at), (y.ndim - 1,), keepdims=True) / sums  # (..., L, 1)
         g = g * (self.grow / sums)  # (..., L, e)

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from npdrt import parallel
 from npdrt.arrays import Array
-from npdrt.ops import parallel
 from npdrt.ops.correlation import (
     Correlation,
     KernelDerivative,
@@ -20,8 +20,8 @@ from npdrt.ops.correlation import (
     forward,
     kernel_derivatives,
 )
-from npdrt.ops.parallel import scratch
 from npdrt.ops.window import Pair, forward_window
+from npdrt.parallel import scratch
 
 PANEL = 1 << 17  # elements of a kernel that one task puts in another order or transforms
 
@@ -112,12 +112,14 @@ def _differentiate(derivatives: list[KernelDerivative]) -> None:
         id(b): b for d in derivatives for part in d.parts for _, b in part if not _is_matrix(b)
     }
     shapes = [b.shape for b in blocks.values()]
-    shapes += [(len(d.parts), *d.form.total_shape(d.gw, d.window)) for d in derivatives]
     buffers = scratch(derivatives[0].gw.dtype, *shapes, use="caller")  # as in _correlate
-    copies = dict(zip(blocks, buffers, strict=False))
+    shapes = [(len(d.parts), *d.form.total_shape(d.gw, d.window)) for d in derivatives]
+    dtype = derivatives[0].form.total_dtype(derivatives[0].gw)
+    sums = scratch(dtype, *shapes, use="totals")
+    copies = dict(zip(blocks, buffers, strict=True))
     fill_tasks = [partial(np.copyto, copies[key], block) for key, block in blocks.items()]
     sum_tasks, collect_tasks = [], []
-    for d, totals in zip(derivatives, buffers[len(copies) :], strict=True):
+    for d, totals in zip(derivatives, sums, strict=True):
         for total, part in zip(totals, d.parts, strict=True):
             copied = [(place, copies.get(id(block), block)) for place, block in part]
             sum_tasks.append(partial(d.form.add_blocks, total, copied, d.x, d.window, scratch))

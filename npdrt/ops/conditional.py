@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace, total
+from npdrt.arrays import Array, namespace
 from npdrt.autodiff import once, primitive
+from npdrt.compute import total
 from npdrt.errors import Error
 from npdrt.ops.normalisation import Statistics, batch_statistics, summed_products
 

@@ -21,8 +21,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from npdrt.arrays import Array, composite, namespace, total
+from npdrt import compute
+from npdrt.arrays import Array, composite, namespace
 from npdrt.autodiff import ALL, primitive
+from npdrt.compute import total
 from npdrt.errors import Error
 from npdrt.kernels import KERNELS
 from npdrt.ops import blocked, winograd
@@ -77,7 +79,7 @@ def conv2d(
     _check(x, weight, bias, padding, groups)
     if form not in winograd.FORMS:
         raise Error(f"conv2d: form must be one of {', '.join(winograd.FORMS)}; got {form!r}")
-    xp = namespace(x, weight, bias)
+    xp, form = namespace(x, weight, bias), compute.convolution_form(form, x)
     setting = {"stride": stride, "padding": padding, "groups": groups, "form": form}
     y = convolve(x, weight, **setting)
     y = y if bias is None else y + xp.reshape(bias, (-1, 1, 1, 1))
@@ -130,7 +132,14 @@ def _check_dtypes(x: Array, weight: Array, bias: Array) -> None:
 # --- the definition, on any array library -----------------------------------------------------
 
 
-@composite(host=blocked.convolve, kernel=KERNELS["convolve"])
+def _on_gpu(name: str, library: Any, *arrays: Array, **setting: Any) -> Array:
+    """By a kernel, which has an order of its own: the sliced form is made by its definition."""
+    if setting.get("form") == "sliced":
+        return PRODUCTS[name].definition(*arrays, **setting)
+    return KERNELS[name](library, *arrays, **setting)
+
+
+@composite(host=blocked.convolve, kernel=partial(_on_gpu, "convolve"))
 def convolve(
     x: Array, weight: Array, *, stride: Pair, padding: Pair, groups: int, form: str = "direct"
 ) -> Array:
@@ -144,7 +153,7 @@ def convolve(
     return y
 
 
-@composite(host=blocked.convolve_input, kernel=KERNELS["convolve_input"])
+@composite(host=blocked.convolve_input, kernel=partial(_on_gpu, "convolve_input"))
 def convolve_input(
     g: Array, weight: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
     form: str = "direct",
@@ -158,7 +167,7 @@ def convolve_input(
     return gx
 
 
-@composite(host=blocked.convolve_weight, kernel=KERNELS["convolve_weight"])
+@composite(host=blocked.convolve_weight, kernel=partial(_on_gpu, "convolve_weight"))
 def convolve_weight(
     g: Array, x: Array, *, size: Pair, stride: Pair, padding: Pair, groups: int,
     form: str = "direct",
@@ -174,6 +183,9 @@ def convolve_weight(
     return gw
 
 
+PRODUCTS = {f.__name__: f for f in (convolve, convolve_input, convolve_weight)}
+
+
 def _correlate(c: Correlation) -> None:
     """Fill y: prepare the kernel, then one block after another."""
     memory = partial(_new_arrays, namespace(c.x))
@@ -187,7 +199,7 @@ def _correlate(c: Correlation) -> None:
 def _differentiate(d: KernelDerivative) -> None:
     """Fill gw: add up the blocks of every part, then the parts."""
     memory = partial(_new_arrays, namespace(d.x))
-    totals = memory(d.gw.dtype, *[d.form.total_shape(d.gw, d.window)] * len(d.parts))
+    totals = memory(d.form.total_dtype(d.gw), *[d.form.total_shape(d.gw, d.window)] * len(d.parts))
     for sum_of_part, part in zip(totals, d.parts, strict=True):
         d.form.add_blocks(sum_of_part, part, d.x, d.window, memory)
     d.form.collect(d.gw, totals, memory)

@@ -2,7 +2,7 @@
 
 `npdrt.ops.convolution` computes them one after another, `npdrt.ops.blocked` on several threads of
 NumPy. The form of each is a module: `npdrt.ops.direct`, `npdrt.ops.winograd` or
-`npdrt.ops.depthwise`.
+`npdrt.ops.depthwise`, or `npdrt.ops.sliced` for all in portable arithmetic.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from npdrt.arrays import Array, namespace
-from npdrt.ops import depthwise, direct, winograd
+from npdrt.ops import depthwise, direct, sliced, winograd
 from npdrt.ops.window import Pair, Place, Window, backward_windows, flat
+
+FORMS = (*winograd.FORMS, "sliced")  # of a call
 
 
 class Correlation(NamedTuple):
@@ -38,8 +40,8 @@ def _correlation(
 
 def form_of(window: Window, images: int, channels: int, outputs: int) -> Any:
     """The module that makes such a correlation."""
-    if window.form == "depthwise":
-        return depthwise
+    if window.form in ("depthwise", "sliced"):
+        return depthwise if window.form == "depthwise" else sliced
     return winograd if winograd.suits(window, images, channels, outputs) else direct
 
 
@@ -98,7 +100,8 @@ def kernel_derivatives(
 
 def _depthwise(window: Window, weight: Array, groups: int) -> Window:
     """The window, with the depthwise form if the weight (O, C / groups, kh, kw) is depthwise."""
-    return replace(window, form="depthwise") if depthwise.suits(weight.shape, groups) else window
+    suits = window.form != "sliced" and depthwise.suits(weight.shape, groups)
+    return replace(window, form="depthwise") if suits else window
 
 
 def _parts(window: Window, groups: int, *arrays: Array) -> Iterator[list[Array]]:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
-from npdrt.arrays import Array, block_columns, namespace, shifted_sum, total, write_result
+from npdrt.arrays import Array, block_columns, namespace, shifted_sum, write_result
+from npdrt.compute import total
 from npdrt.ops.window import (
     Kernel,
     Memory,
@@ -148,6 +150,11 @@ def cotangent(g: Array, place: Place) -> Array:
 def total_shape(gw: Array, window: Window) -> Shape:
     """(C, taps)."""
     return gw.shape[0], window.taps[0] * window.taps[1]
+
+
+def total_dtype(gw: Array) -> Any:
+    """That of the kernel."""
+    return gw.dtype
 
 
 def add_blocks(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from npdrt.arrays import Array, block_columns, namespace
 from npdrt.ops.window import (
@@ -136,6 +137,11 @@ def total_shape(gw: Array, window: Window) -> Shape:
     if narrow(channels, window):
         return 1, outputs, kh * kw * channels
     return kh, outputs, kw * channels
+
+
+def total_dtype(gw: Array) -> Any:
+    """That of the kernel."""
+    return gw.dtype
 
 
 def add_blocks(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdrt.arrays import Array, namespace, product, total
+from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, Tensor, primitive
+from npdrt.compute import product, total
 from npdrt.errors import Error
 
 __all__ = ["linear", "matmul"]

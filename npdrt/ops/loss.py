@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from npdrt.arrays import Array, has_kernels, namespace, total
+from npdrt import compute
+from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, primitive
+from npdrt.compute import has_kernels, total
 from npdrt.errors import Error
 from npdrt.ops import rows
 from npdrt.ops.reduction import axes_of, exponentials, is_alone, softmax_of
@@ -133,7 +135,7 @@ def _in_blocks(z: Array, labels: Array, smoothing: float) -> tuple[Array, Callab
         whole, share = xp.zeros(z.shape, dtype=z.dtype), g / n
         alone, missing = is_alone(sums), others / sums
         for block in blocks:
-            chosen, e = labels[block, :] == numbers, xp.exp(z[block, :] - top[block, :])
+            chosen, e = labels[block, :] == numbers, compute.exp(z[block, :] - top[block, :])
             q = xp.astype(chosen, z.dtype)
             q = (1.0 - smoothing) * q + smoothing / classes if smoothing else q
             slope = e / sums[block, :] - q

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, check_dtypes, has_kernels, namespace, number, product, total
+from npdrt.arrays import Array, check_dtypes, namespace, number
 from npdrt.autodiff import ALL, detach, once, primitive
+from npdrt.compute import dots, has_kernels, total
 from npdrt.errors import Error
 from npdrt.ops import rows as by_rows
 from npdrt.ops.arithmetic import add, multiply
@@ -25,8 +26,6 @@ __all__ = [
     "layer_norm",
     "weight_norm",
 ]
-
-DOT = 8192  # elements of one dot product: too few for a BLAS to split it over its threads
 
 
 class Statistics(NamedTuple):
@@ -360,27 +359,12 @@ def _centre(x: Array, axes: tuple[int, ...], n: int) -> tuple[Array, Array]:
 
 
 def summed_products(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
-    """sum(a b) over `axes`, kept with length 1. Rows of matrices are dot products of pieces of DOT
-    elements and the rest, which need no array of the size of a."""
-    xp = namespace(a, b)
+    """sum(a b) over `axes`, kept with length 1. Rows of matrices are `npdrt.compute.dots`."""
     if axes == (a.ndim - 1,) and has_kernels(a, b):
         return by_rows.row_dots(a, b)
     if a.ndim != 2 or axes != (1,):
         return total(a * b, axes, keepdims=True)
-    r, n = a.shape
-    whole = n - n % DOT
-    if whole == 0:
-        return _dots(a, b)
-    pieces = (xp.reshape(x[:, :whole], (r, whole // DOT, DOT)) for x in (a, b))
-    sums = total(_dots(*pieces), (1,))  # (r, 1)
-    return sums if whole == n else sums + _dots(a[:, whole:], b[:, whole:])
-
-
-def _dots(a: Array, b: Array) -> Array:
-    """The dot products along the last axis, which is kept with length 1."""
-    xp, shape, n = namespace(a, b), a.shape[:-1], a.shape[-1]
-    rows, columns = xp.reshape(a, (*shape, 1, n)), xp.reshape(b, (*shape, n, 1))
-    return xp.reshape(product(rows, columns), (*shape, 1))
+    return dots(a, b)
 
 
 def _check_eps(name: str, eps: float) -> None:

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from npdrt.arrays import Array, namespace, total
+from npdrt.arrays import Array, namespace
 from npdrt.autodiff import ALL, primitive
+from npdrt.compute import total
 from npdrt.errors import Error
 from npdrt.ops.window import (
     Pair,

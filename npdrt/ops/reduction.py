@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from npdrt.arrays import Array, namespace, real, total
+from npdrt import compute
+from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, primitive
+from npdrt.compute import total
 from npdrt.errors import Error
 
 __all__ = ["logsumexp", "max", "mean", "sum", "var"]
@@ -119,7 +121,7 @@ class Exponentials(NamedTuple):
     def log_sums(self) -> Array:
         """log sum exp(x - m), to 4 ulps of what the z amount to, also near 0."""
         xp = namespace(self.sums)
-        return xp.where(self.alone, xp.log1p(self.others), xp.log(self.sums))
+        return xp.where(self.alone, compute.log1p(self.others), compute.log(self.sums))
 
     def missing(self) -> Array:
         """1 - softmax of the maximum, where it is alone."""
@@ -134,7 +136,7 @@ def exponentials(x: Array, axes: tuple[int, ...]) -> Exponentials:
     """exp(x - max x) of a raw array over `axes`, and its sums."""
     xp = namespace(x)
     top, shifted = shifted_by_maximum(x, axes)
-    z = xp.exp(shifted)
+    z = compute.exp(shifted)
     sums = total(z, axes, keepdims=True)
     # z lies in [0, 1]: only the maximum loses its 1, and nothing is rounded.
     others = total(z - xp.floor(real(z)), axes, keepdims=True)
@@ -156,5 +158,5 @@ def shifted_by_maximum(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 def softmax_of(x: Array, axes: tuple[int, ...]) -> Array:
     """exp(x) / sum exp(x) of a raw array."""
-    z = namespace(x).exp(shifted_by_maximum(x, axes)[1])
+    z = compute.exp(shifted_by_maximum(x, axes)[1])
     return z / total(z, axes, keepdims=True)

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from npdrt.arrays import Array, composite, namespace, total
+from npdrt import compute
+from npdrt.arrays import Array, composite, namespace
 from npdrt.autodiff import once
+from npdrt.compute import total
 from npdrt.kernels import KERNELS
 from npdrt.kernels.norms import height
 from npdrt.ops.reduction import exponentials
@@ -212,7 +214,7 @@ def row_cross_entropy_input(
     whose softmax is near 1."""
     xp, (n, classes) = namespace(z), z.shape
     top, sums, others = (found[k, :, None] for k in (1, 2, 3))
-    chosen, e = labels == xp.arange(classes, dtype=xp.int64), xp.exp(z - top)
+    chosen, e = labels == xp.arange(classes, dtype=xp.int64), compute.exp(z - top)
     slope = e / sums - ((1.0 - smoothing) * xp.astype(chosen, z.dtype) + smoothing / classes)
     if not smoothing:
         kept = chosen & (e >= 1) & (sums >= 1) & (sums < 2)

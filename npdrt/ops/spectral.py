@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from npdrt.arrays import Array, namespace, product, real, total
+from npdrt.arrays import Array, namespace, real
 from npdrt.autodiff import ALL, detach, primitive
+from npdrt.compute import product, total
 from npdrt.errors import Error
 
 __all__ = ["spectral_normalise"]

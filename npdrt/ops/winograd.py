@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from npdrt.arrays import Array, block_columns, known_below, namespace, write_result
 from npdrt.ops.window import (
@@ -276,6 +277,11 @@ def cotangent(g: Array, place: Place) -> Array:
 def total_shape(gw: Array, window: Window) -> Shape:
     """4x4 matrices (O, C)."""
     return 4, 4, *gw.shape[:2]
+
+
+def total_dtype(gw: Array) -> Any:
+    """That of the kernel."""
+    return gw.dtype
 
 
 def add_blocks(

@@ -2,7 +2,8 @@
 
 A call names a function of the array API standard as NumPy spells it (`add`, `matmul`, `where`),
 or one that has no name there: `getitem` (x[index]), `assign` (a copy of x with x[index]
-replaced), `norm` (`npdrt.optim.norm`), and the three products of a convolution, `convolve`,
+replaced), `norm` (`npdrt.optim.norm`), `exact_matmul` (`npdrt.exact.matmul`), `portable_exp` and
+its like (`npdrt.compute`), and the three products of a convolution, `convolve`,
 `convolve_input` and `convolve_weight` (`npdrt.ops.convolution`); in a program recorded for a GPU
 also the kernels of `npdrt.ops.rows`. `KINDS` says how each is planned.
 """
@@ -30,20 +31,25 @@ ROUNDED = (
     *("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "power", "remainder"),
     *("floor_divide", "reciprocal", "square", "floor", "ceil", "round"),
 )
-REDUCTIONS = ("sum", "prod", "max", "min", "all", "any", "argmax", "argmin", "norm")
+# Portable arithmetic (`npdrt.compute`): functions of `npdrt.elementary`, and its sum.
+PORTABLE = tuple(
+    f"portable_{name}" for name in ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos")
+)
+REDUCTIONS = ("sum", "prod", "max", "min", "all", "any", "argmax", "argmin", "norm", "portable_sum")
 VIEWS = ("reshape", "permute_dims", "matrix_transpose", "getitem", "broadcast_to", "expand_dims")
 CREATIONS = ("zeros", "ones", "full", "arange")
+PRODUCTS = ("matmul", "exact_matmul")
 CONVOLUTIONS = ("convolve", "convolve_input", "convolve_weight")
 ROWS = tuple(name for name in KERNELS if name not in CONVOLUTIONS)
 MOVES = ("copy", "assign", "concat", "stack", "take", "argsort", "sort", "searchsorted")
 
 KINDS: dict[str, str] = {
-    **dict.fromkeys((*EXACT, *ROUNDED), "elementwise"),
+    **dict.fromkeys((*EXACT, *ROUNDED, *PORTABLE), "elementwise"),
     **dict.fromkeys(REDUCTIONS, "reduction"),
     **dict.fromkeys(VIEWS, "view"),
     **dict.fromkeys(CREATIONS, "creation"),
     **dict.fromkeys(MOVES, "move"),
-    "matmul": "product",
+    **dict.fromkeys(PRODUCTS, "product"),
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
     **dict.fromkeys(ROWS, "rows"),
 }

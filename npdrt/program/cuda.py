@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from npdrt import cublas
+from npdrt import cublas, exact
 from npdrt.arrays import Array, on_gpu, write_result
 from npdrt.errors import Error
 from npdrt.kernels import KERNELS
+from npdrt.ops import convolution
 from npdrt.program.arena import Lease
 from npdrt.program.batches import Batch, Group
 from npdrt.program.calls import Call, Draw, Value
@@ -46,7 +47,7 @@ from npdrt.program.launch import Instance, chains, norms
 from npdrt.program.masks import Masks
 from npdrt.program.memory import Memory
 from npdrt.program.nodes import count_nodes
-from npdrt.program.operations import Maker, Operation, allocating, run
+from npdrt.program.operations import Maker, Operation, allocating, copied, run
 from npdrt.program.plan import Plan, Target
 from npdrt.program.replay import Binding
 
@@ -182,12 +183,18 @@ def _join(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Oper
 
 def _kernel(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     """The kernel that an eager step launches."""
+    if call.settings.get("form") == "sliced":
+        return copied(cupy, convolution.PRODUCTS[call.function].definition, call, args, out)
     return [(KERNELS[call.function].write, (cupy, out, *args), call.settings)]
 
 
 def _product(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     """By `npdrt.cublas`, as in an eager step."""
     return [(write_result, (out, "matmul", *args), {})]
+
+
+def _exact(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    return copied(cupy, exact.matmul, call, args, out)
 
 
 def _reduce(cupy: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
@@ -208,6 +215,7 @@ CUPY: dict[str, Maker] = {
     **dict.fromkeys(KERNELS, _kernel),
     **dict.fromkeys((*_SUMS, "any", "all", "argmax", "argmin"), _reduce),
     "matmul": _product,
+    "exact_matmul": _exact,
     "min": allocating,  # with `out` it raises TypeError (cupy/cupy#9032)
 }
 

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from npdrt import schema
 from npdrt.errors import FileRefused
-from npdrt.ops.winograd import FORMS
+from npdrt.ops.correlation import FORMS
 from npdrt.program import infer
 from npdrt.program.calls import KINDS, Call, Draw, Fixed, Ref, Stream, Value
 from npdrt.program.recorder import DRAWN

@@ -15,7 +15,7 @@ import numpy as np
 
 from npdrt.errors import Error
 from npdrt.kernels import KERNELS
-from npdrt.program.calls import KINDS, Ref, Value, c_strides
+from npdrt.program.calls import KINDS, PRODUCTS, Ref, Value, c_strides
 
 _ORIGIN = np.zeros(16, dtype=np.uint8)  # stand-ins point to it, and nobody reads it through them
 
@@ -95,7 +95,7 @@ def result(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Fo
 
 
 def _numpy(function: str) -> Any:
-    return getattr(np, function)
+    return getattr(np, function.removeprefix("portable_"))
 
 
 def _created(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Form:
@@ -188,6 +188,8 @@ def _matmul(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
     a, b = args
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError("expected (..., M, K) and (..., K, N)")
+    if function == "exact_matmul" and {a.dtype.name, b.dtype.name} != {"float32"}:
+        raise ValueError("expected two arrays of float32")
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return empty((*stack, a.shape[-2], b.shape[-1]), np.result_type(a.dtype, b.dtype))
 
@@ -244,7 +246,7 @@ def _places(function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> F
 
 _SPECIAL = {
     "norm": _norm,
-    "matmul": _matmul,
+    **dict.fromkeys(PRODUCTS, _matmul),
     **dict.fromkeys(KERNELS, _of_kernel),
     "concat": _joined,
     "stack": _joined,

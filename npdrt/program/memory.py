@@ -21,7 +21,7 @@ import numpy as np
 from npdrt.errors import Error
 from npdrt.program import fused
 from npdrt.program.arena import Arena, Array, Lease
-from npdrt.program.calls import EXACT, ROUNDED, Draw, Value
+from npdrt.program.calls import EXACT, PORTABLE, ROUNDED, Draw, Value
 from npdrt.program.plan import Plan, Target
 from npdrt.program.replay import Binding
 from npdrt.program.tree import Path, leaves
@@ -174,7 +174,7 @@ class Memory(Arena):
 
     def target(self, fast: bool) -> Target:
         """What a plan for this memory knows of its device."""
-        functions = fused.FUSABLE if fast else (*EXACT, *ROUNDED)
+        functions = fused.FUSABLE if fast else (*EXACT, *ROUNDED, *PORTABLE)
         return Target(lambda call, values: call.function in functions)
 
     def bind(

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from npdrt import elementary, sums
 from npdrt.program.arena import Array
-from npdrt.program.calls import Call
+from npdrt.program.calls import PORTABLE, Call
 
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Maker = Callable[[Any, Call, tuple[Any, ...], Array], list[Operation]]
@@ -104,7 +105,14 @@ def _copy_result(library: Any, function: Any, out: Array, *args: Any, **settings
     library.copyto(out, function(*args, **settings))
 
 
+def _portable(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    name = call.function.removeprefix("portable_")
+    function = sums.sum if name == "sum" else getattr(elementary, name)
+    return copied(library, function, call, args, out)
+
+
 SHARED: dict[str, Maker] = {
+    **dict.fromkeys((*PORTABLE, "portable_sum"), _portable),
     **dict.fromkeys(("astype", "copy"), _copy),
     **dict.fromkeys(("zeros", "ones", "full", "arange"), _create),
     **dict.fromkeys(("argsort", "searchsorted", "sort"), allocating),

@@ -25,6 +25,7 @@ from npdrt.program.infer import Form
 PACKAGE = Path(__file__).resolve().parents[1]
 MACHINERY = (  # beginnings of files whose lines ask for a call on behalf of others
     *(str(PACKAGE / name) for name in ("program/recorder.py", "arrays.py", "optim/optimizer.py")),
+    *(str(PACKAGE / name) for name in ("compute.py", "exact.py")),
     str(Path(np.__file__).parent),
     "<",
 )
@@ -243,13 +244,15 @@ class Namespace:
         """A recorded array in another dtype."""
         return self._recorder.call("astype", (x, np.dtype(dtype).name))
 
-    def record_composite(self, name: str, *arrays: Any, **settings: Any) -> Any:
+    def record_composite(
+        self, name: str, arrays: tuple[Any, ...], settings: dict[str, Any], *, strided: bool
+    ) -> Any:
         """A function that a program replays with a kernel of its own. Asked for again with the
         same values, it gives the first result."""
         known = self._recorder.composites
         key = (name, *(x.index for x in arrays), *sorted(settings.items()))
         if key not in known:
-            given = tuple(map(self._contiguous, arrays))
+            given = arrays if strided else tuple(map(self._contiguous, arrays))
             known[key] = self._recorder.call(name, given, settings)
         return known[key]
 

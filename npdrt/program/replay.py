@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from npdrt import slices
 from npdrt.ops import blocked, rows
 from npdrt.optim.norm import CHUNK, LANES
 from npdrt.program import fused
@@ -65,6 +66,10 @@ def _convolve(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> li
     return [(getattr(blocked, call.function), (*args, out), dict(call.settings))]
 
 
+def _exact(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
+    return [(slices.multiply, (*args, out), {})]
+
+
 def _rows(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     """The definition of a GPU's kernel."""
     return copied(library, getattr(rows, call.function).definition, call, args, out)
@@ -78,6 +83,7 @@ NUMPY: dict[str, Maker] = {
     **dict.fromkeys(_REDUCERS, _reduce),
     **dict.fromkeys(CONVOLUTIONS, _convolve),
     **dict.fromkeys(ROWS, _rows),
+    "exact_matmul": _exact,
     # The default mode checks the indices and allocates. The readers of data have checked them.
     "take": partial(take, mode="wrap"),
     **{"where": _where, "sort": _sort},
