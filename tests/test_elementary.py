@@ -13,7 +13,7 @@ import npdrt
 from npdrt import elementary, sums
 
 NAMES = ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos")
-ULPS = {"exp": 0.9, "expm1": 1.1, "log": 1.0, "log1p": 1.0, "tanh": 2.0, "sin": 2.5, "cos": 2.5}
+ULPS = {"exp": 0.9, "expm1": 1.1, "log": 0.9, "log1p": 1.2, "tanh": 3.0, "sin": 2.5, "cos": 2.5}
 
 
 def function(name: str) -> Any:
@@ -109,8 +109,9 @@ def test_the_same_bits_everywhere(name: str, dtype: str, backend: Backend) -> No
 
 
 def test_powers_of_two() -> None:
-    k = np.arange(-600.0, 601.0)
-    assert (elementary.power_of_two(k) == np.exp2(k)).all()
+    for limit, squarings in ((600, 13), (152, 10), (60, 8)):
+        k = np.arange(-limit, limit + 1.0)
+        assert (elementary.power_of_two(k, squarings) == np.exp2(k)).all()
     for low, high, narrow in ((-1021, 970, False), (-150, 150, True)):
         k = np.arange(low, high + 1.0)
         assert (elementary._logarithm(np.exp2(k), narrow) == k).all()
