@@ -17,14 +17,11 @@ Axis = int | tuple[int, ...] | None
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Sum of float32 or float64 over `axis` (None for all), added in float64 and rounded once.
 
-    The axes are summed one after another, the last first. An axis of n > 1 elements is folded at
-    h, the largest power of two below n:
+    The axes are summed one after another, the last first, each as `fold` says. No element gives
+    0, and NaN is `numpy.nan`.
 
-        x[i] <- x[i] + x[i + h]    for i < n - h,    then n <- h
-
-    until one element is left. Nothing at all gives 0, and NaN is `numpy.nan`. With n the product
-    of the lengths, the error is at most ceil(log2 n) 2**-53 sum|x|, for float32 half an ulp more,
-    and for several axes one 2**-53 more for each further axis.
+    Error: at most d 2**-53 sum|x|, with d the sum of ceil(log2 n) over the axes, and half an ulp
+    more in float32.
 
     >>> import numpy as np
     >>> float(sum(np.array([1e16, 1.0, -1e16, 1.0])))  # (1e16 - 1e16) + (1 + 1)
@@ -63,19 +60,25 @@ def _total(x: Array, axes: set[int]) -> Array:
     total = namespace(x).astype(x, namespace(x).float64)
     with quiet():
         for axis in sorted(axes, reverse=True):
-            total = _folded(total, axis)
+            total = fold(total, axis)
     return total
 
 
-def _folded(x: Array, axis: int) -> Array:
+def fold(x: Array, axis: int) -> Array:
+    """The sum of a float64 array over one axis, which is kept.
+
+    The axis is filled up with zeros to a power of two. Then x[i] <- x[i] + x[i + h] for i < h,
+    with h half of the length, half of that, ..., 1. The order is part of the definition of `sum`
+    and of the updates.
+    """
     xp, before = namespace(x), (slice(None),) * axis
     if x.shape[axis] == 0:
         return xp.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), dtype=x.dtype)
     while (n := x.shape[axis]) > 1:
         h = 1 << (n - 1).bit_length() - 1
         added = x[(*before, slice(0, n - h), ...)] + x[(*before, slice(h, n), ...)]
-        rest = x[(*before, slice(n - h, h), ...)]
-        x = added if n == 2 * h else xp.concat((added, rest), axis=axis)
+        rest = x[(*before, slice(n - h, h), ...)]  # meets zeros
+        x = added if n == 2 * h else xp.concat((added, rest + 0.0), axis=axis)
     return x
 
 

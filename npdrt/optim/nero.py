@@ -10,6 +10,7 @@ from npdrt.arrays import Array, cast, label, namespace
 from npdrt.optim.optimizer import Slots
 from npdrt.optim.rule import Formula, rule
 from npdrt.optim.setting import Setting, below_one
+from npdrt.sums import fold
 
 SMALLEST = 0.01  # the scale of an array of zeros
 
@@ -49,7 +50,7 @@ def nero(
 def slots(w: Array) -> Slots:
     """The mean squares, zero before the first update, and the scale of the array."""
     xp, norms = namespace(w), row_norms(neurons(w))
-    s = xp.reshape(row_sums(xp.reshape(norms, (1, -1))), ()) / max(norms.shape[0], 1)
+    s = xp.reshape(fold(xp.reshape(norms, (1, -1)), 1), ()) / max(norms.shape[0], 1)
     return {"exp_avg_sq": xp.zeros_like(w), "scale": xp.where(s > 0, s, SMALLEST)}
 
 
@@ -70,7 +71,7 @@ def update(
 def projected(w: Array) -> Array:
     """Every row of an array of two or more dimensions with mean 0 and norm 1; of its shape."""
     x = neurons(w)
-    x = x - cast(row_sums(wide(x)) / max(x.shape[1], 1), w)
+    x = x - cast(fold(wide(x), 1) / max(x.shape[1], 1), w)
     return namespace(w).reshape(x / cast(known(row_norms(x), 1.0), w), w.shape)
 
 
@@ -102,20 +103,4 @@ def row_norms(x: Array) -> Array:
 def row_squares(x: Array) -> Array:
     """The sum of the squares of every row, (rows, 1), float64."""
     x = wide(x)
-    return row_sums(x * x)
-
-
-def row_sums(x: Array) -> Array:
-    """The sum of every row of a float64 (R, n) array, (R, 1).
-
-    A row is filled up with zeros to a power of two, and folded in halves until one number is left.
-    The order is part of the definition of the rule.
-    """
-    xp, (rows, n) = namespace(x), x.shape
-    width = 1 << max(n - 1, 0).bit_length()
-    if width > n:
-        x = xp.concat((x, xp.zeros((rows, width - n), dtype=xp.float64)), axis=1)
-    while width > 1:
-        width //= 2
-        x = x[:, :width] + x[:, width:]
-    return x
+    return fold(x * x, 1)

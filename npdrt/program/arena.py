@@ -51,7 +51,8 @@ class Arena:
     def view(self, owner: Array, value: Value, offset: int) -> Array:
         """A value in the memory of an array without gaps, `offset` bytes from its start."""
         flat = owner.ravel(order="K").view(np.uint8) if owner.size else np.empty(1, np.uint8)
-        return np.ndarray(value.shape, value.dtype, flat.data, offset, value.strides)
+        start = offset if value.size else 0  # an empty array lies nowhere
+        return np.ndarray(value.shape, value.dtype, flat.data, start, value.strides)
 
     def over(self, lease: Lease) -> Array:
         """A fresh array over a lease."""
