@@ -23,7 +23,7 @@ import report
 import step
 
 import npdrt
-from npdrt import elementary, exact, sums
+from npdrt import elementary, slices, sums
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # so that `import precise` works
 
@@ -113,7 +113,7 @@ def sliced(x: Any, axes: tuple[int, ...]) -> Any:
     """The other portable sum: two slices of x whose sums float64 holds exactly, in any order."""
     x = x.astype(np.float64)
     bits = 51 - (x.size - 1).bit_length()
-    unit = exact.power_below(np.max(np.abs(x), axis=axes, keepdims=True)) * 2.0**-bits
+    unit = slices.power_below(np.max(np.abs(x), axis=axes, keepdims=True)) * 2.0**-bits
     total, grid = 0.0, 3.0 * 2.0**51 * unit
     for _ in range(2):
         part = (x + grid) - grid

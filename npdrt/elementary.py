@@ -100,7 +100,9 @@ def _apply(function: Callable[[Array, bool], Array], x: Array) -> Array:
         return xp.astype(function(xp.astype(part, xp.float64), narrow), x.dtype)
 
     with quiet():
-        return xp.reshape(in_blocks(block, xp.reshape(x, x.shape or (1,))), x.shape)
+        if x.shape == ():
+            return xp.reshape(block(xp.reshape(x, (1,))), ())
+        return in_blocks(block, x)
 
 
 def _clamp(x: Array, low: float, high: float) -> Array:

@@ -20,7 +20,7 @@ from backends import Backend
 from precise import error, exact, nearest
 
 import npdrt
-from npdrt import elementary, sums
+from npdrt import elementary, ops, sums
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "float64")
@@ -166,11 +166,29 @@ def test_the_same_bits_replayed_in_blocks_and_in_any_layout(name: str) -> None:
     assert function(name)(x[:0]).shape == (0,)
 
 
-def test_the_same_bits_compiled() -> None:
-    pytest.importorskip("numba", reason="numba is not installed")
+def scaled_tanh(x: Any) -> Any:
+    return ops.tanh(x * 0.5) + 1.0
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["replayed", "compiled"])
+def test_a_program_lists_one_call_and_runs_one_chain(fast: bool) -> None:
+    if fast:
+        pytest.importorskip("numba", reason="numba is not installed")
     x = arguments("tanh", "float32")
-    compiled = npdrt.record(elementary.tanh, x, fast=True)
-    assert np.asarray(compiled(x)).tobytes() == elementary.tanh(x).tobytes()
+    with npdrt.arithmetic("portable"):
+        expected = scaled_tanh(x)
+        program = npdrt.record(scaled_tanh, x, fast=fast)
+    assert [c.function for c in program.calls] == ["multiply", "portable_tanh", "add"]
+    assert len(program.plan.groups) == 1
+    assert np.asarray(program(x)).tobytes() == expected.tobytes()
+
+
+def test_a_program_of_a_number_and_of_columns() -> None:
+    """Calls that no chain takes."""
+    with npdrt.arithmetic("portable"):
+        for x in (np.float32(0.7), np.linspace(-3, 3, 6000, dtype="float32").reshape(3, -1).T):
+            program = npdrt.record(scaled_tanh, np.asarray(x))
+            assert np.asarray(program(np.asarray(x))).tobytes() == scaled_tanh(x).tobytes()
 
 
 def scattered(dtype: str, count: int) -> np.ndarray:
@@ -312,8 +330,13 @@ def test_sums(case: Any, dtype: str, backend: Backend, library: ctypes.CDLL) -> 
     kept = backend.to_host(sums.sum(backend.asarray(x), axis=axes, keepdims=True))
     assert kept.shape == wide.sum(axis=axes, keepdims=True).shape
     assert kept.tobytes() == y.tobytes()
-    replayed = npdrt.record(lambda x: sums.sum(x, axis=axes), x)(x)
-    assert np.asarray(replayed).tobytes() == y.tobytes()
+
+
+def test_sums_replayed() -> None:
+    for shape, axes in (((3, 0), (0,)), ((33,), (0,)), ((3, 33, 5), (0, 2))):
+        x = np.random.default_rng(1).standard_normal(shape).astype("float32")
+        program = npdrt.record(sums.sum, x, axes)
+        assert np.asarray(program(x, axes)).tobytes() == sums.sum(x, axes).tobytes()
 
 
 def test_sums_of_nan_and_infinity(library: ctypes.CDLL) -> None:

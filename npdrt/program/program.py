@@ -24,6 +24,7 @@ from npdrt.program.plan import Plan, make_plan
 from npdrt.program.recorder import Recorded, RecordedRandom, Recorder
 from npdrt.program.recording import Recording
 from npdrt.program.replay import Binding
+from npdrt.program.spelling import spelled_out
 from npdrt.program.tree import Path, leaves, rebuild
 from npdrt.random import Random
 
@@ -163,7 +164,11 @@ class Program(Recording):
     @cached
     def plan(self) -> Plan:
         """In which order and in whose memory the calls run."""
-        return make_plan(self, (self.memory or Memory()).target(self.fast))
+        return make_plan(self._spelled, (self.memory or Memory()).target(self.fast))
+
+    @cached
+    def _spelled(self) -> Recording:
+        return spelled_out(self)
 
     def __call__(self, *args: Any) -> Any:
         """Replay the step.
@@ -254,7 +259,9 @@ class Program(Recording):
         current = self._version == memory.version
         if self._bound is None or self._bound.scratch is not memory.scratch or not current:
             persistent = self._persistent(memory)
-            self._bound = memory.bind(self.values, self.plan, persistent, self.draws, self.fast)
+            self._bound = memory.bind(
+                self._spelled.values, self.plan, persistent, self.draws, self.fast
+            )
             self._version = memory.version
         return self._bound
 
