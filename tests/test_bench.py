@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from npdrt.program import fused
 from npdrt.train import bench, limits
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("report", "step", "update", "gradient", "memory", "depth")
+NAMES = ("report", "step", "update", "gradient", "memory", "depth", "elementary")
 WAYS = ("eager", "replay")
 TINY_ANYWHERE = ("--quick", "--depth", 2, "--width", 8, "--batch-size", 4, "--steps", 1)
 TINY = (*TINY_ANYWHERE, "--device", "cpu", "--no-fast")
@@ -278,3 +279,31 @@ def test_output(
     assert found["results"] == {"x": None, "y": [1.0]}
     assert "numpy" in found["machine"]["packages"]
     assert report.table(["a"], [["1"]]) == "| a |\n|---|\n| 1 |"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_every_float32(
+    script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a few; and a result that is one float32 too high is seen."""
+    swept = script("elementary")
+    library = swept.compiled(str(tmp_path))
+    for name in swept.NAMES:
+        found = swept.sweep(library, name, stride=1 << 19)
+        assert (found["arguments"], found["wrong"], found["worst"]) == (8192, 0, 0.5)
+    assert "| cos | 8,192 | 0 | 0.5000000 |" in swept.text_of(
+        {"swept": [found], "functions": [], "sums": [swept.sum_costs((64, 16), (1,))]}
+    )
+    right = swept.elementary.exp
+    monkeypatch.setattr(
+        swept.elementary, "exp", lambda x: np.nextafter(right(x), np.float32(np.inf))
+    )
+    assert swept.sweep(library, "exp", stride=1 << 24)["far"] > 100
+
+
+def test_sums_in_slices(script: Callable[[str], Any]) -> None:
+    """What the benchmark compares with adds exactly, in any order."""
+    sliced = script("elementary").sliced
+    x = np.random.default_rng(0).standard_normal((1000, 30)).astype("float32")
+    assert sliced(x, (0,)).tobytes() == sliced(x[::-1], (0,)).tobytes()
+    assert np.array_equal(sliced(x, (0,)), x.astype(float).sum(axis=0).astype("float32"))

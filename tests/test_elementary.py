@@ -350,6 +350,14 @@ def test_sums_of_nan_and_infinity(library: ctypes.CDLL) -> None:
     assert (sums.sum(largest), sums.mean(largest)) == (np.inf, np.float32(3e38))
 
 
+def test_sums_of_negative_zeros(library: ctypes.CDLL) -> None:
+    """-0 only if no zero fills the axis up."""
+    for n in range(1, 6):
+        x = np.full(n, -0.0)
+        assert sums.sum(x).tobytes() == sum_in_c(library, x, (0,)).tobytes()
+        assert bool(np.signbit(sums.sum(x))) == (n in (1, 2, 4))
+
+
 def test_means() -> None:
     x = np.random.default_rng(2).standard_normal((31, 7, 5)).astype("float32")
     for axis in (None, 0, -1, (0, 2), (-3, 1)):
