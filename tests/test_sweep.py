@@ -245,6 +245,20 @@ def test_a_lost_worker_of_dask_changes_no_number(
     assert json.loads(rows)["runs"] == expected
 
 
+@pytest.mark.soak
+def test_two_clusters_share_a_directory(
+    through: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Each run is made by one of them; both print the whole table."""
+    pytest.importorskip("distributed")
+    path, expected = through
+    words = command(path, tmp_path / "out", "--dask", "local", "--jobs", "1")
+    both = [subprocess.Popen(words, text=True, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [json.loads(one.communicate(timeout=300)[0])["runs"] for one in both] == [expected] * 2
+    for history in (tmp_path / "out").glob("runs/*/log.jsonl"):
+        assert [r["event"] for r in log.read(history)].count("start") == 1
+
+
 def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     words = command(write(tmp_path, RUNS), tmp_path / "out", "--dask", "nonsense")

@@ -50,9 +50,7 @@ def client_of(address: str, jobs: int) -> Iterator[Any]:
         losses = {"distributed.scheduler.allowed-failures": LOSSES}
         with (
             dask.config.set(losses),
-            distributed.LocalCluster(
-                n_workers=jobs, threads_per_worker=1, dashboard_address=None
-            ) as cluster,
+            _local_cluster(jobs) as cluster,
             distributed.Client(cluster) as client,
         ):
             yield client
@@ -64,6 +62,18 @@ def client_of(address: str, jobs: int) -> Iterator[Any]:
                     "`dask scheduler`, or give --dask local") from error  # fmt: skip
     with client:
         yield client
+
+
+def _local_cluster(jobs: int) -> Any:
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+    except RuntimeError as error:
+        raise Unavailable(
+            f"a worker of Dask ended while the cluster started ({error}); give the same command "
+            "again"
+        ) from error
 
 
 def working(
