@@ -15,7 +15,7 @@ import npdrt
 from npdrt import Unavailable, ops, optim
 from npdrt.models import MLP
 from npdrt.optim import norm
-from npdrt.program import fused, plan
+from npdrt.program import fused, plan, tiles
 from npdrt.program.calls import Call, Ref, Value, c_strides
 
 pytest.importorskip("numba", reason="the extra fast is not installed")
@@ -65,6 +65,43 @@ def test_fifty_steps(name: str, dtype: str) -> None:
         assert [name for name in group if not same_bits(group[name], other[name])] == []
     compiled = [g for g in program.plan.groups if g.chain and len(g.calls) > 1]
     assert len(compiled) >= 2  # the updates of the larger layers at least
+
+
+# --- Winograd's form ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("size", "largest"), [((9, 7), 1.0), ((8, 8), 1.0), ((8, 8), 1e30)])
+def test_a_convolution(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, size: tuple[int, int], largest: float
+) -> None:
+    """Value and derivatives, with blocks of one image and of several, and with scaled tiles."""
+    stream, counts = npdrt.random.Random(0, "convolution"), []
+
+    def counted(dtype: str, loops: Any = tiles._loops) -> Any:
+        counts.append(dtype)
+        return loops(dtype)
+
+    def step(params: Any, g: Any) -> Any:
+        def loss(p: Any) -> Any:
+            y = ops.conv2d(p["x"], p["w"], padding=1, form="winograd")
+            return ops.sum(y * g), y
+
+        return npdrt.value_and_grad(loss, has_aux=True)(params)
+
+    params = {
+        "x": stream.of("x").normal((64, 9, *size)).astype(dtype),
+        "w": stream.of("w").normal((64, 64, 3, 3)).astype(dtype),
+    }
+    params["x"][:, 3] *= largest
+    g = stream.of("g").normal((64, 9, *size)).astype(dtype)
+    monkeypatch.setattr(tiles, "_loops", counted)
+    (_, y), grads = step(params, g)
+    assert not counts
+    (_, found), others = npdrt.record(step, params, g, fast=True)(params, g)
+    assert len(counts) > 10
+    assert same_bits(y, found)
+    assert [name for name in grads if not same_bits(grads[name], others[name])] == []
 
 
 # --- chains ------------------------------------------------------------------------------------

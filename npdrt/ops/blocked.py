@@ -2,12 +2,14 @@
 
 The blocks, their products and the order of all additions are those of npdrt/ops/convolution.py: a
 test demands equal bits. A call writes to `out` if it is given, and allocates nothing that grows
-with the arrays.
+with the arrays. With `compiled`, its forms take the place of those of `npdrt.ops`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from npdrt.ops.correlation import (
 from npdrt.ops.window import Pair, forward_window
 from npdrt.parallel import scratch
 
+Compiled = Callable[[Any, str], Any]  # `npdrt.program.tiles.compiled`
 PANEL = 1 << 17  # elements of a kernel that one task puts in another order or transforms
 
 
@@ -35,13 +38,14 @@ def convolve(
     padding: Pair,
     groups: int,
     form: str = "direct",
+    compiled: Compiled | None = None,
 ) -> Array:
     """See `npdrt.ops.convolution.convolve`."""
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
     window = forward_window(x.shape[2:], weight.shape[2:], stride, padding, form)
     shape = (weight.shape[0], x.shape[1], *window.size)
     y = np.empty(shape, np.result_type(x, weight)) if out is None else out
-    _correlate(list(forward(y, x, weight, window, groups)))
+    _correlate(_with(compiled, forward(y, x, weight, window, groups)))
     return y
 
 
@@ -55,12 +59,13 @@ def convolve_input(
     padding: Pair,
     groups: int,
     form: str = "direct",
+    compiled: Compiled | None = None,
 ) -> Array:
     """See `npdrt.ops.convolution.convolve_input`."""
     g, weight = np.ascontiguousarray(g), np.ascontiguousarray(weight)
     shape = (weight.shape[1] * groups, g.shape[1], *size)
     gx = np.empty(shape, np.result_type(g, weight)) if out is None else out
-    _correlate(list(backward(gx, g, weight, stride, padding, groups, form)))
+    _correlate(_with(compiled, backward(gx, g, weight, stride, padding, groups, form)))
     return gx
 
 
@@ -74,14 +79,22 @@ def convolve_weight(
     padding: Pair,
     groups: int,
     form: str = "direct",
+    compiled: Compiled | None = None,
 ) -> Array:
     """See `npdrt.ops.convolution.convolve_weight`."""
     g, x = np.ascontiguousarray(g), np.ascontiguousarray(x)
     window = forward_window(x.shape[2:], size, stride, padding, form)
     shape = (g.shape[0], x.shape[0] // groups, *size)
     gw = np.empty(shape, np.result_type(g, x)) if out is None else out
-    _differentiate(list(kernel_derivatives(gw, g, x, window, groups)))
+    _differentiate(_with(compiled, kernel_derivatives(gw, g, x, window, groups)))
     return gw
+
+
+def _with(compiled: Compiled | None, products: Iterable[Any]) -> list[Any]:
+    """`Correlation`s or `KernelDerivative`s, in their compiled forms."""
+    if compiled is None:
+        return list(products)
+    return [p._replace(form=compiled(p.form, p.x.dtype.name)) for p in products]
 
 
 def _correlate(correlations: list[Correlation]) -> None:

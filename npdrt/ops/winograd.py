@@ -27,14 +27,16 @@ the cotangent gains, as both are summed over the tiles: it is finite while the s
 (largest |g|) (largest |d|) is at most 1/64 of the largest number.
 
 Tiles are taken in blocks, as `npdrt.ops.convolution` takes positions, and of a block one column of
-the 4x4 after another. The functions have the names and arguments of those of `npdrt.ops.direct`.
+the 4x4 after another. The functions have the names and arguments of those of `npdrt.ops.direct`;
+`correlate` and `add_blocks` also take their passes over memory, of which `npdrt.program.tiles` has
+compiled ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from npdrt.arrays import Array, block_columns, known_below, namespace, write_result
 from npdrt.ops.window import (
@@ -173,11 +175,49 @@ def _restore(target: Array, d: Array) -> None:
     middle *= 0.5
 
 
+# --- passes over memory -----------------------------------------------------------------------
+
+
+class Passes(NamedTuple):
+    """The passes over memory of a block: those of this module (`PLAIN`), or others with the same
+    bits."""
+
+    column: Callable[..., None]
+    collect: Callable[..., None]
+
+
+def input_column(result: Array, sums: Array, pixels: Array, b: int) -> None:
+    """Column b of B' d B of the pixels that are read: (4, C, rows, columns, images). sums: memory
+    for column b of d B."""
+    (height, width), (k, across, m) = result.shape[2:4], B[b]
+    left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
+    write_result(sums, across, left, right)
+    for a, (p, down, q) in enumerate(B):
+        upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
+        write_result(result[a, ...], down, upper, lower)
+
+
+def output_column(target: Array, m: Array) -> None:
+    """target = A' m, along the first axis."""
+    write_result(target[0, ...], "add", m[1, ...], m[2, ...])
+    write_result(target[1, ...], "subtract", m[1, ...], m[2, ...])
+    target += m[::3, ...]
+
+
+PLAIN = Passes(input_column, output_column)
+
+
 # --- the correlation --------------------------------------------------------------------------
 
 
 def correlate(
-    y: Array, kernel: Kernel, x: Array, window: Window, place: Place, memory: Memory
+    y: Array,
+    kernel: Kernel,
+    x: Array,
+    window: Window,
+    place: Place,
+    memory: Memory,
+    passes: Passes = PLAIN,
 ) -> None:
     """Fill a block of y (O, N, oh, ow) with the correlation of x (C, N, H, W)."""
     xp, (images, rows) = namespace(x), place
@@ -188,11 +228,11 @@ def correlate(
     )  # fmt: skip
     as_matrices = xp.reshape(products, (4, y.shape[0], -1))  # (4, O, tiles)
     by_tile = _read(room[0], x, window, place)
-    for b, column in enumerate(_input_columns(room, by_tile)):
+    for b, column in enumerate(_input_columns(room, by_tile, passes)):
         column = xp.reshape(column, (4, x.shape[0], -1))  # (4, C, tiles)
         write_result(as_matrices, "matmul", kernel.matrix[b, ...], column)
-        _collect(summed[b, ...], products)  # A' from the left: (2, O, tiles) of column b
-    _collect(outputs, summed)  # A from the right: (2, 2, O, tiles)
+        passes.collect(summed[b, ...], products)  # A' from the left: (2, O, tiles) of column b
+    passes.collect(outputs, summed)  # A from the right: (2, 2, O, tiles)
     for factor in (by_tile, kernel.scaled):
         if factor is not None:
             outputs /= factor
@@ -231,29 +271,17 @@ def _read(pixels: Array, x: Array, window: Window, place: Place) -> Array | None
     return None if small(pixels) else _near(scale(pixels, (0, 1, 2)))
 
 
-def _input_columns(room: list[Array], by_tile: Array | None) -> Iterator[Array]:
+def _input_columns(room: list[Array], by_tile: Array | None, passes: Passes) -> Iterator[Array]:
     """B' d B of the pixels that are read, column by column: (4, C, rows, columns, images); times
     `by_tile`, if that is not None."""
     pixels, sums, result = room
-    height, width = result.shape[2:4]
     if by_tile is not None:
         pixels *= 0.25  # sums of four are finite; see below
-    for k, across, m in B:
-        left, right = (pixels[n % 2, ..., n // 2 : n // 2 + width, :] for n in (k, m))
-        write_result(sums, across, left, right)
-        for a, (p, down, q) in enumerate(B):
-            upper, lower = (sums[:, n % 2, n // 2 : n // 2 + height, ...] for n in (p, q))
-            write_result(result[a, ...], down, upper, lower)
+    for b in range(4):
+        passes.column(result, sums, pixels, b)
         if by_tile is not None:
             result *= 4.0 * by_tile
         yield result
-
-
-def _collect(target: Array, m: Array) -> None:
-    """target = A' m, along the first axis."""
-    write_result(target[0, ...], "add", m[1, ...], m[2, ...])
-    write_result(target[1, ...], "subtract", m[1, ...], m[2, ...])
-    target += m[::3, ...]
 
 
 # --- the derivative by the kernel -------------------------------------------------------------
@@ -285,7 +313,12 @@ def total_dtype(gw: Array) -> Any:
 
 
 def add_blocks(
-    total: Array, part: Iterable[tuple[Place, Array]], x: Array, window: Window, memory: Memory
+    total: Array,
+    part: Iterable[tuple[Place, Array]],
+    x: Array,
+    window: Window,
+    memory: Memory,
+    passes: Passes = PLAIN,
 ) -> None:
     """Fill total[b, a] with the derivative (O, C) by entry (a, b) of G g G', the sum over the
     blocks of a part, in order; each with its `cotangent`."""
@@ -295,8 +328,8 @@ def add_blocks(
         *room, buffer = memory(total.dtype, *shapes, total.shape[2:])
         by_tile = _read(room[0], x, window, place)
         by_tile = _read_cotangent(room[3], g, window, place, by_tile)
-        columns = zip(_cotangent_columns(room[3:]), _input_columns(room[:3], by_tile), strict=True)
-        for b, (g_column, x_column) in enumerate(columns):
+        columns = _cotangent_columns(room[3:]), _input_columns(room[:3], by_tile, passes)
+        for b, (g_column, x_column) in enumerate(zip(*columns, strict=True)):
             for a, entries in enumerate(g_column):
                 left = xp.reshape(entries, (g.shape[0], -1))  # (O, tiles)
                 right = xp.reshape(x_column[a, ...], (x.shape[0], -1))  # (C, tiles)

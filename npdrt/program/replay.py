@@ -15,7 +15,7 @@ import numpy as np
 from npdrt import slices
 from npdrt.ops import blocked, rows
 from npdrt.optim.norm import CHUNK, LANES
-from npdrt.program import fused
+from npdrt.program import fused, tiles
 from npdrt.program.arena import Arena, Array
 from npdrt.program.batches import Batch, Group
 from npdrt.program.calls import CONVOLUTIONS, ROWS, Call, Draw, Ref, Value
@@ -70,6 +70,13 @@ def _exact(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[
     return [(slices.multiply, (*args, out), {})]
 
 
+def _convolve_compiled(
+    library: Any, call: Call, args: tuple[Any, ...], out: Array
+) -> list[Operation]:
+    settings = {**call.settings, "compiled": tiles.compiled}
+    return [(getattr(blocked, call.function), (*args, out), settings)]
+
+
 def _rows(library: Any, call: Call, args: tuple[Any, ...], out: Array) -> list[Operation]:
     """The definition of a GPU's kernel."""
     return copied(library, getattr(rows, call.function).definition, call, args, out)
@@ -88,6 +95,7 @@ NUMPY: dict[str, Maker] = {
     "take": partial(take, mode="wrap"),
     **{"where": _where, "sort": _sort},
 }
+COMPILED = {**NUMPY, **dict.fromkeys(CONVOLUTIONS, _convolve_compiled)}
 
 
 # --- a plan in memory ---------------------------------------------------------------------------
@@ -118,6 +126,8 @@ class Binding:
     ):
         self.values, self.plan, self.memory, self.fast = values, plan, memory, fast
         self.draws = draws
+        if fast and self.own is NUMPY:
+            self.own = COMPILED
         self.arrays = dict(persistent)
         self._placed: dict[tuple[Any, ...], Array] = {}
         self._reserve()
