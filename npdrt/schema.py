@@ -147,8 +147,15 @@ class Epoch(Event):
     seconds: Number = 0.0
 
 
+class Digests(Event):
+    """The SHA-256 of every array after an epoch of a portable run, by group and name."""
+
+    epoch: Count
+    arrays: dict[str, str]
+
+
 EVENTS = {"start": Start, "step": Loss, "trace": Trace, "conditioning": Conditioning,
-          "epoch": Epoch}  # fmt: skip
+          "epoch": Epoch, "digests": Digests}  # fmt: skip
 
 
 def log_record(raw: bytes, where: object) -> Values:
@@ -237,6 +244,14 @@ class Provenance(Struct):
     data: dict[str, str]
     blas_before: list[list[Blas]] = []
     graph: str = ""
+    arithmetic: Arithmetic | None = None
+
+
+class Arithmetic(Struct):
+    """The arithmetic of a portable run."""
+
+    name: str
+    version: Count
 
 
 class RunMeta(Struct):

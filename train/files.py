@@ -26,6 +26,7 @@ from npdrt.arrays import to_device, to_host
 from npdrt.errors import Error, FileRefused
 from npdrt.optim.schedules import Schedule
 from npdrt.store import Checkpoint, lock, log, png, trace
+from npdrt.store.digest import digests
 from npdrt.store.log import Record, Tally
 from npdrt.train.config import RUN_FORMAT, Config, model_digest
 from npdrt.train.feed import Feed
@@ -81,6 +82,15 @@ class RunFiles:
             meta=self._meta(self._progress(at) | self._resumable(at)),
             keep_previous=self.out / "checkpoint.prev.h5",
         )
+
+    def certify(self, at: Position) -> None:
+        """Append the digests of the arrays to the log of a portable run, for `npdrt verify`."""
+        if self._config.arithmetic != "portable":
+            return
+        state = at.state
+        groups = {"params": state.params, "buffers": state.buffers, "state": state.optimizer}
+        epoch = at.step // self._feed.epoch
+        self.write({"event": "digests", "step": at.step, "epoch": epoch, "arrays": digests(groups)})
 
     def write_trace(self, at: Position) -> None:
         """Write the log as tables."""
@@ -202,6 +212,9 @@ class Unwritten(RunFiles):
         """Nothing."""
 
     def save(self, at: Position, *, ends: bool = False) -> None:
+        """Nothing."""
+
+    def certify(self, at: Position) -> None:
         """Nothing."""
 
     def write_trace(self, at: Position) -> None:

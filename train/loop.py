@@ -155,6 +155,7 @@ class Trainer:
             self.files.write_trace(at)
         else:
             self.files.write({"event": "start", "step": 0, "config": self.config.as_dict()})
+            self.files.certify(at)
             self._log_conditioning(at)
             self._checkpoint(at)
         self.files.snapshot(at)
@@ -192,6 +193,7 @@ class Trainer:
             self._require_finite(at)
             record = self.history.epoch(at, lr, start_time)
             self.files.write(record)
+            self.files.certify(at)
             self._picture(at)
             self._log_conditioning(at)
             at = self._next_epoch(at)

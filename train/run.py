@@ -168,7 +168,7 @@ def go_on(
     config = _resumed_config(checkpoint, path, code, changes)
     accept(checkpoint.meta["config"])
     dataset = load_data(config, data_dir)
-    _check_data(config, dataset, checkpoint, path)
+    check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter, team)
     with _computing(trainer), blame(config):
         at = trainer.restored(checkpoint, path)
@@ -184,7 +184,7 @@ def go_on(
         return trainer.run(dataclasses.replace(at, seconds=seconds), stop, tally)
 
 
-def _check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: Path) -> None:
+def check_data(config: Config, dataset: Dataset, checkpoint: Checkpoint, path: Path) -> None:
     """Refuse data whose digests are not those of the run."""
     stored, found = checkpoint.meta["provenance"]["data"], dataset.digests
     if found.get("vocabulary") != stored.get("vocabulary"):

@@ -27,6 +27,7 @@ COMMANDS = {
     "vectors": "Conformance vectors: list, export, verify a response.",
     "explain": "The array calls of one training step, or where two differ.",
     "show": "What is in a file or run, and how it was made.",
+    "verify": "Repeat a portable run, and compare every bit.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",
     "convert": "A file of format version 1 in today's format.",
     "sample": "Images of a trained generator, as a grid.",

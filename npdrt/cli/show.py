@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from npdrt.cli.common import answer, echo, json_option, table
 from npdrt.errors import Error
 from npdrt.plain import counted
 from npdrt.store import container, trace
+from npdrt.store.digest import digest
 
 
 class Digest(click.ParamType[str]):
@@ -38,13 +38,24 @@ RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 @click.option(
     "--sha256", type=Digest(), help="Refuse the file unless its HDF5 image has this digest."
 )
+@click.option(
+    "--digest",
+    "only_digest",
+    is_flag=True,
+    help="Of a run: one digest of settings, data, arrays and losses; see npdrt verify.",
+)
 @json_option
-def command(path: Path, sha256: str | None, as_json: bool) -> None:
+def command(path: Path, sha256: str | None, only_digest: bool, as_json: bool) -> None:
     """What is in a checkpoint, trace or run directory, and how it was made.
 
     A study shows its tables. Other files list every array with dtype, shape, norm, smallest and
     largest value; --json adds the SHA-256 of its bytes (C order, little-endian).
     """
+    if only_digest:
+        from npdrt.train.certificate import certificate  # here: it imports all of training
+
+        found = certificate(path)
+        return answer(as_json, found, lambda: found["digest"])
     file = container.within(path, "checkpoint.h5", "study.h5")
     if not file.exists():
         raise Error(container.missing(path))
@@ -89,7 +100,7 @@ def _describe(value: Any) -> dict[str, Any]:
         "norm": norm,
         "min": float(wide.min()) if value.size else None,
         "max": float(wide.max()) if value.size else None,
-        "sha256": hashlib.sha256(value.tobytes()).hexdigest(),
+        "sha256": digest(value),
     }
 
 
