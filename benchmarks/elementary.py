@@ -139,7 +139,7 @@ def sum_costs(shape: tuple[int, ...], axes: tuple[int, ...]) -> dict[str, Any]:
 def text_of(results: dict[str, Any]) -> str:
     """The three tables."""
     swept = [
-        (r["function"], f"{r['arguments']:,}", f"{r['wrong']:,}", f"{r['worst']:.7f}")
+        (r["function"], f"{r['arguments']:,}", f"{r['wrong']:,}", f"{r['worst']:.10f}")
         for r in results["swept"]
     ]
     keys = ("eager", "replay", "fast", "numpy")

@@ -1,13 +1,13 @@
 """Elementary functions with the same bits on any machine, array library and device.
 
 NumPy's exp, log and tanh change their bits with the SIMD level of the machine and with NumPy's
-version. These are made of `+ - * /`, `sqrt`, comparisons and selections alone, which
-IEEE 754 defines to the last bit. docs/portable.md lists the operations of each in their order.
+version. These are made of `+ - * /`, `sqrt`, comparisons and selections alone, which IEEE 754
+defines to the last bit. docs/portable.md lists the operations of each in their order.
 
-float32 is computed in float64 and rounded once: the result is the float32 next to the exact value,
-but for about one argument in 10**8 that lies within 2**-52 of the middle of two. The error of
-float64 is with each function. A NaN of the result is `numpy.nan`, whatever NaN came in. Zeros,
-infinities and subnormal numbers give what NumPy gives.
+float32 is computed in float64 and rounded once. The result is the float32 next to the exact value
+(for every argument of exp and tanh, and all but 5 of log), unless that is too near to the middle of
+two for float64. The error of float64 is with each function. A NaN of the result is `numpy.nan`,
+whatever NaN came in. Zeros, infinities and subnormal numbers give what NumPy gives.
 
 >>> import numpy as np
 >>> exp(np.array([0.0, 1.0]))

@@ -291,7 +291,7 @@ def test_every_float32(
     for name in swept.NAMES:
         found = swept.sweep(library, name, stride=1 << 19)
         assert (found["arguments"], found["wrong"], found["worst"]) == (8192, 0, 0.5)
-    assert "| cos | 8,192 | 0 | 0.5000000 |" in swept.text_of(
+    assert "| cos | 8,192 | 0 | 0.5000000000 |" in swept.text_of(
         {"swept": [found], "functions": [], "sums": [swept.sum_costs((64, 16), (1,))]}
     )
     right = swept.elementary.exp
