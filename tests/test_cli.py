@@ -32,6 +32,7 @@ import npdrt
 from npdrt import optim, store
 from npdrt.cli import COMMANDS, cli, doctor
 from npdrt.data.catalogue import sources
+from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES
 from npdrt.store import log, trace
 
@@ -130,7 +131,7 @@ def test_help_of_train_in_full() -> None:
         "Or path/to/file.py:Class. [default: mlp]",
         "--depth INTEGER RANGE Weight matrices L. [default: 2; x>=1]",
         f"--nonlinearity [{'|'.join(NONLINEARITIES)}] [default: relu]",
-        "--init [he|orthogonal|xavier|authors] Initialisation. [default: he]",
+        f"--init [{'|'.join(SCHEMES)}] Initialisation. [default: he]",
         f"--optimizer, --optimiser NAME One of {', '.join(optim.RULES)}. ",
         "lars_lesion: Fromage without its prefactor. Or path/to/file.py:rule. [default: fromage]",
         "--lr TEXT Learning rate, or auto. [default: auto]",
