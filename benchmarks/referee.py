@@ -7,7 +7,7 @@ its own. It is wrong if the finding has another dialect, another arithmetic or a
 refused if the audit does not pass, accepted if it passes as the published rule or as a dialect. A
 *right case* is one step of an implementation of a published rule, in any arithmetic that is right.
 It is a false alarm if it is beyond the accepted error. The implementations and faults are those of
-tests/standins.py, tests/adaptive.py and tests/planted.py; none of them uses the referee's rules.
+tests/standins.py, adaptive.py, layerwise.py and planted.py; none of them uses the referee's rules.
 
 The same seeds give the same table. Exit code 1: a wrong run, an accepted fault or a false alarm.
 """

@@ -218,7 +218,13 @@ FAULTS = [
         )
         for n in (2, 3, 7, 30)
     ),
-    Fault("state shared", everywhere((*STATEFUL, "fromage"), "state", "shared"), shared=True),
+    Fault("state shared", everywhere(STATEFUL, "state", "shared"), shared=True),
+    Fault(
+        "limit of the norm shared",
+        everywhere(("fromage",), "state", "shared"),
+        shared=True,
+        needs=("norm_bound",),
+    ),
     Fault(
         "strides ignored", everywhere(ALL, "operands", "as if contiguous"), contiguous=True
     ),

@@ -4,6 +4,7 @@ network in bfloat16; and optimizers as they are written, without a line of npdrt
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import libraries
 import numpy as np
 import pytest
 
+from npdrt import optim
 from npdrt.conform import Disagrees, check, recorded, targets
 from npdrt.conform.adapters.load import adapted
 from npdrt.conform.adapters.serve import outcome
@@ -49,6 +51,11 @@ class FirstRate(SGD):
 class FirstDecay(SGD):
     def move(self, p, lr, group):
         super().move(p, lr, {**group, "weight_decay": self.param_groups[0]["weight_decay"]})
+
+
+class DefaultDecay(SGD):
+    def move(self, p, lr, group):
+        super().move(p, lr, {**group, "weight_decay": self.defaults["weight_decay"]})
 
 
 class Zeros(SGD):
@@ -122,10 +129,25 @@ def test_classes_are_audited_as_they_are(
 
 def test_the_decay_of_another_group(classes: dict[str, Any]) -> None:
     """No clause explains it; the flag does."""
-    found = audited(classes["FirstDecay"], "sgd")
-    assert found.verdict == "unknown"
-    flag, (odd, total) = next(iter(found.failing_flags().items()))
-    assert (flag, odd) == ("GROUPS", total)
+    for name, use in (("FirstDecay", "GROUPS"), ("DefaultDecay", "EXCLUSION")):
+        found = audited(classes[name], "sgd")
+        assert found.verdict == "unknown"
+        flag, (odd, total) = next(iter(found.failing_flags().items()))
+        assert (flag, odd) == (use, total)
+
+
+@pytest.mark.parametrize("spec", ["torch.optim.AdamW", "optax.adamw", "optax.lamb", "optax.lars"])
+def test_tensors_that_are_excluded_by_name(spec: str) -> None:
+    target = libraries.find(spec)
+    tests = [
+        v
+        for v in asked_of(target, str(target.rule), ("float32",), (False,))
+        if "EXCLUSION" in v.case.flags
+    ]
+    assert {bool(v.case.settings["weight_decay"]) for v in tests} == {True, False}
+    found = concluded(spec, {}, tests, libraries.outcomes(target, [v.case for v in tests]))
+    assert not found.failures
+    assert found.finding.kind in ("published", "profile", "dialect")
 
 
 FORMS = """
@@ -251,6 +273,90 @@ def judged(file: Path) -> Audit:
 def test_accumulated_gradients_of_bfloat16_and_weights_of_float32(tmp_path: Path) -> None:
     assert judged(recording(tmp_path)).verdict == "agrees"
     assert judged(recording(tmp_path, carried=True)).verdict == "unknown"
+
+
+# --- names that are left out, and float32 copies of bfloat16 weights ------------------------------
+
+Arrays = dict[str, Any]
+DECAYED = {"weight": 0.1, "bias": 0.0}
+
+
+def master_copies(path: Path, step: Callable[[Arrays, Arrays], Arrays]) -> Path:
+    """Six steps on the float32 copies of a layer in bfloat16, which gives their gradients."""
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    torch.manual_seed(3)
+    copies = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
+    found = [copies]
+    gradients = []
+    for _ in range(6):
+        layer = torch.nn.Linear(4, 3, dtype=torch.bfloat16)
+        for name, p in layer.named_parameters():
+            p.data.copy_(copies[name])
+        layer(torch.randn(5, 4, dtype=torch.bfloat16)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in layer.named_parameters()})
+        given = ({n: x.float().numpy() for n, x in xs.items()} for xs in (copies, gradients[-1]))
+        copies = {n: torch.tensor(x) for n, x in step(*given).items()}
+        found.append(copies)
+    arrays = {f"{n}/weights": torch.stack([x[n] for x in found]) for n in DECAYED}
+    arrays |= {f"{n}/gradients": torch.stack([x[n] for x in gradients]) for n in DECAYED}
+    save_file(arrays, path / "steps.safetensors")
+    return path / "steps.safetensors"
+
+
+def by_torch(**options: Any) -> Callable[[Arrays, Arrays], Arrays]:
+    """torch.optim.AdamW, with a group for each name."""
+    torch = pytest.importorskip("torch")
+    own: Arrays = {}
+
+    def step(copies: Arrays, gradients: Arrays) -> Arrays:
+        if not own:
+            own.update({n: torch.tensor(x, requires_grad=True) for n, x in copies.items()})
+            groups = [{"params": [own[n]], "weight_decay": wd} for n, wd in DECAYED.items()]
+            own["optimizer"] = torch.optim.AdamW(groups, lr=0.1, **options)
+        for n in DECAYED:
+            own[n].grad = torch.tensor(gradients[n])
+        own["optimizer"].step()
+        return {n: own[n].detach().numpy().copy() for n in DECAYED}
+
+    return step
+
+
+def by_optax(name: str) -> Callable[[Arrays, Arrays], Arrays]:
+    """A transformation of optax, with a mask by names."""
+    optax = pytest.importorskip("optax")
+    make = getattr(optax, name)(
+        0.1, weight_decay=0.1, mask={n: wd > 0 for n, wd in DECAYED.items()}
+    )
+    own: Arrays = {}
+
+    def step(copies: Arrays, gradients: Arrays) -> Arrays:
+        updates, own["state"] = make.update(gradients, own.get("state", make.init(copies)), copies)
+        return {n: np.array(x) for n, x in optax.apply_updates(copies, updates).items()}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("rule", "step"),
+    [
+        ("adamw", lambda: by_torch(foreach=False)),
+        ("adamw", lambda: by_torch(fused=True)),
+        ("adamw", lambda: by_optax("adamw")),
+        ("lamb", lambda: by_optax("lamb")),
+    ],
+)
+def test_names_without_decay_and_float32_copies(rule: str, step: Any, tmp_path: Path) -> None:
+    """Each tensor follows the rule with its own decay, and the bias not with that of the weight."""
+    recordings = recorded.load(master_copies(tmp_path, step()), lr=0.1)
+    assert {r.name for r in recordings} == {*DECAYED}
+    eps = optim.RULES[rule].defaults["eps"]
+    for one in recordings:
+        for decay in (0.0, 0.1):
+            settings = {"betas": (0.9, 0.999), "eps": eps, "weight_decay": decay}
+            found = audit_recorded(one.name, recorded.cases(one, rule, settings))
+            follows = found.verdict in ("agrees", "profile")  # optax: scalars in float32
+            assert follows == (decay == DECAYED[one.name]), (one.name, decay, found.verdict)
 
 
 def test_parts_are_added_in_their_order_and_format(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
     "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
     "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    "lamb": {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0},
     "lars": {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 0.02, "eps": 0.0},
     "fromage": {"norm_bound": None},
 }
@@ -64,7 +65,7 @@ def middle(rule: str, form: str, step: int, **settings: Any) -> Case:
     f = FORMATS[form]
     m, v = f.round(np.array([0.3, -0.2, 0.7])), f.round(np.array([0.2, 0.5, 1.5]))
     state: dict[str, Any] = {"step": step, "momentum": m}
-    if rule in ("adam", "adamw"):
+    if rule in ("adam", "adamw", "lamb"):
         betas = settings.get("betas", (0.9, 0.999))
         powers = {f"beta{k}_power": np.float64(b) ** step for k, b in enumerate(betas, 1)}
         state = {"step": step, "exp_avg": m, "exp_avg_sq": v, **powers}
@@ -109,6 +110,7 @@ ASKED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str
     "optax.adam": ([{}, {"betas": (0.8, 0.99)}], [COUPLED], {"precision": "float32"}, 40),
     "optax.adamw": ([{}, DECAY], [], {"precision": "float32"}, 40),
     "optax.fromage": ([{}], [{"norm_bound": 1.0}], {}, 8),
+    "optax.lamb": ([{}, DECAY], [], {}, 40),
     "optax.lars": ([{}, {"momentum": 0.0}, {**DECAY, "eps": 1e-2}], [], LARS, 8),
 }
 
@@ -173,7 +175,13 @@ def test_libraries_show_their_state(library: tuple[str, list[Outcome], list[Outc
     """So that the test above has judged it too; and it moves."""
     spec, outcomes, _ = library
     moments = {"exp_avg", "exp_avg_sq"}
-    names = {"adam": moments, "adamw": moments, "lars": {"momentum"}, "fromage": set()}
+    names = {
+        "adam": moments,
+        "adamw": moments,
+        "lamb": moments,
+        "lars": {"momentum"},
+        "fromage": set(),
+    }
     for c, outcome in zip(asked(spec)[0], outcomes, strict=True):
         assert isinstance(outcome, tuple)
         used = {"momentum"} if c.settings.get("momentum") else set()

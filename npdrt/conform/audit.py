@@ -256,8 +256,11 @@ def asked_of(
 
 def in_use(vector: Vector, uses: Sequence[str]) -> Iterator[Vector]:
     """A test of two tensors again, put to uses that change none of its answers; none of another."""
-    for use in uses if vector.case.neighbour is not None else ():
-        case = vector.case
+    case = vector.case
+    decays = "weight_decay" in case.settings
+    for use in uses if case.neighbour is not None else ():
+        if use == "EXCLUSION" and not decays:
+            continue
         number = case.id + USED * (1 + list(USES).index(use))
         comment = f"{case.comment}; {USES[use][1]}"
         yield replace(

@@ -27,6 +27,10 @@ USES: dict[str, tuple[str, str]] = {
         "MISSING_STEP",
         "between two steps, the optimizer makes one in which the tensor has no gradient",
     ),
+    "EXCLUSION": (
+        "MISSING_STEP",
+        "one tensor is left out of the decay by its name: the other, or this one if it has none",
+    ),
 }
 FIRST_GROUP = 0.5  # the learning rate of the neighbour's group, over that of the tensor's
 LAYOUTS = ("C", "fortran", "fortran gradient", "strided", "reversed")

@@ -124,7 +124,7 @@ def _packaged(spec: str, rule: str | None) -> Target:
         return target
     return replace(
         target, offers=known.settings, fixed=dict(known.fixed), formats=tuple(FORMATS),
-        uses=tuple(USES) if kind == "torch" else (),
+        uses=tuple(USES) if kind == "torch" else ("EXCLUSION",) if known.mask else (),
     )  # fmt: skip
 
 

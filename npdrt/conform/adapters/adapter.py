@@ -21,6 +21,7 @@ from npdrt.errors import Error
 
 NUMPY_FORMATS = ("float16", "float32", "float64")
 KINDS = ("weight", "bias")
+OTHER_DECAY = 0.5  # the weight decay of another tensor, or what it is larger by
 X64 = (
     'JAX has no float64 unless the file sets it, with jax.config.update("jax_enable_x64", True); '
     "set it, or audit with --format float32"
@@ -101,6 +102,15 @@ def arguments(case: Case, known: LibraryOptimizer) -> dict[str, Any]:
     """The keyword arguments by which a library's optimizer takes the settings of a case."""
     own = known.offers or ()
     return known.arguments({k: v for k, v in plain(case.settings).items() if k in own})
+
+
+def exclusion(case: Case, settings: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
+    """If one of two tensors is to be left out of the decay: the arguments with a decay, and whether
+    the tensor of the case is the one that decays."""
+    if "EXCLUSION" not in case.flags or "weight_decay" not in settings:
+        return None
+    own = settings["weight_decay"]
+    return {**settings, "weight_decay": own or OTHER_DECAY}, own != 0
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from npdrt.conform.adapters.adapter import (
     checked,
     double,
     dtype,
+    exclusion,
     form_of,
     library,
     wide,
@@ -39,7 +40,7 @@ class Keras:
     Keras keeps the learning rate in its default dtype, which is float64 in float64 cases.
     """
 
-    uses = ("MISSING_GRADIENT",)
+    uses = ("MISSING_GRADIENT", "EXCLUSION")
 
     def __init__(
         self, make: Any, known: LibraryOptimizer, overrides: Mapping[str, Any], path: str = ""
@@ -67,8 +68,12 @@ class Keras:
             (kind,) = {*KINDS} - {case.kind}
             beside = [self.variable(case, case.neighbour.w, kind)]
         settings = {**arguments(case, self.known), **self.overrides}
+        excluded = exclusion(case, settings)
+        settings, decays = excluded or (settings, True)
         with asked_with(case):
             optimizer = self.make(learning_rate=case.steps[0].lr, **settings)
+        if excluded:
+            optimizer.exclude_from_weight_decay(var_list=beside if decays else [w])
         optimizer.build([*beside, w])
         self.start(case, optimizer)
         answers = []

@@ -18,6 +18,7 @@ from npdrt.conform.adapters.adapter import (
     checked,
     double,
     dtype,
+    exclusion,
     form_of,
     library,
     wide,
@@ -44,7 +45,8 @@ class Optax:
         signature = signature_of(make)
         self.rate, self.known = signature.rate, fitted(known, signature, overrides)
         self.files: tuple[str, ...] = (path,) if path else ()
-        self.info = Info(self.known.settings, required(self.known, signature), tuple(FORMATS))
+        uses = ("EXCLUSION",) if self.known.mask else ()
+        self.info = Info(self.known.settings, required(self.known, signature), tuple(FORMATS), uses)
         self.jnp.zeros(1).block_until_ready()
 
     def run(self, case: Case) -> list[Answer]:
@@ -84,7 +86,11 @@ class Optax:
 
     def transform(self, case: Case, lr: float) -> Any:
         """The transformation with the case's settings."""
-        return self.make(**{self.rate: lr, **arguments(case, self.known), **self.overrides})
+        given = {self.rate: lr, **arguments(case, self.known), **self.overrides}
+        if (excluded := exclusion(case, given)) is not None:
+            given, decays = excluded
+            given[self.known.mask] = {kind: decays == (kind == case.kind) for kind in KINDS}
+        return self.make(**given)
 
     def start(self, case: Case, state: Any) -> Any:
         """`state` with the case's slots in it; the others stay."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from npdrt.conform.adapters.adapter import (
+    OTHER_DECAY,
     Info,
     arguments,
     asked_with,
     check_start,
     checked,
+    exclusion,
     library,
     wide,
 )
@@ -72,8 +74,15 @@ class Torch:
         if "GROUPS" in case.flags:
             apart = {"params": [other], "lr": FIRST_GROUP * lr, **own}
             if "weight_decay" in settings:
-                apart["weight_decay"] = settings["weight_decay"] + 0.5
+                apart["weight_decay"] = settings["weight_decay"] + OTHER_DECAY
             groups = [apart, {"params": [w], **own}]
+        elif (excluded := exclusion(case, settings)) is not None:
+            (given, decays), both = excluded, ([other], [w])
+            sizes = [(1 - decays) * given["weight_decay"], decays * given["weight_decay"]]
+            groups = [
+                {"params": p, "weight_decay": wd, **own} for p, wd in zip(both, sizes, strict=True)
+            ]
+            settings = {**settings, "weight_decay": OTHER_DECAY}  # of groups that have none
         return self.make(groups, lr=lr, **settings, **self.overrides)
 
     def start(self, case: Case, optimizer: Any, w: Any) -> None:

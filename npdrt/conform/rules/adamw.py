@@ -167,7 +167,7 @@ RULE = Rule(
     generated=(Generated(SETTINGS[1]), Generated(SETTINGS[0], plainer=True)),
     optimizers=(
         LibraryOptimizer("torch.optim.AdamW", OFFERS, slots=TORCH),
-        LibraryOptimizer("optax.adamw", OFFERS, arguments=two_betas, slots=OPTAX),
+        LibraryOptimizer("optax.adamw", OFFERS, arguments=two_betas, slots=OPTAX, mask="mask"),
         LibraryOptimizer("keras.optimizers.AdamW", slots=KERAS),
         LibraryOptimizer("keras.optimizers.Adam", slots=KERAS),  # its decay is decoupled, too
         LibraryOptimizer("timm.optim.AdamWLegacy"),

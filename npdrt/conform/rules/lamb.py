@@ -280,7 +280,11 @@ RULE = Rule(
     generated=(Generated(SETTINGS[1]), Generated(SETTINGS[0], plainer=True)),
     optimizers=(
         LibraryOptimizer(
-            "optax.lamb", ("betas", "eps", "weight_decay"), arguments=two_betas, slots=OPTAX
+            "optax.lamb",
+            ("betas", "eps", "weight_decay"),
+            arguments=two_betas,
+            slots=OPTAX,
+            mask="mask",
         ),
         LibraryOptimizer("keras.optimizers.Lamb", slots=KERAS),
         LibraryOptimizer("timm.optim.Lamb"),

@@ -329,6 +329,7 @@ RULE = Rule(
             "optax.lars",
             ("momentum", "weight_decay", "trust_coefficient", "eps"),
             slots={"momentum": "trace"},
+            mask="weight_decay_mask",
             velocity=-1.0,  # it points to the new parameter
         ),
         LibraryOptimizer("timm.optim.Lars"),

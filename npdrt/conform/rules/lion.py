@@ -200,7 +200,7 @@ RULE = Rule(
     optimizers=(
         LibraryOptimizer(
             "optax.lion", ("betas", "weight_decay"), arguments=two_betas,
-            slots={"exp_avg": "mu"},
+            slots={"exp_avg": "mu"}, mask="mask",
         ),
         LibraryOptimizer("keras.optimizers.Lion", slots={"exp_avg": "momentum"}),
         LibraryOptimizer("timm.optim.Lion"),

@@ -149,6 +149,7 @@ class LibraryOptimizer:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # settings of which it has one value
     arguments: Callable[[Settings], Settings] = dict  # settings -> its keyword arguments
     slots: Mapping[str, str] = field(default_factory=dict)  # slot -> its name
+    mask: str = ""  # its argument that says which tensors decay
     velocity: float = 1.0  # -1 if its "momentum" points the other way than npdrt's
     dimensions: int | None = None  # of the tensors that it takes, if not any
     interpreted: bool = False  # JAX runs it call by call: it would compile its loop at every step
