@@ -626,6 +626,13 @@ def on(where: Device) -> AbstractContextManager[Any]:
     return context
 
 
+def cuda() -> Any:
+    """CuPy's module of streams and libraries of a device, `cupy.cuda`."""
+    import cupy
+
+    return cupy.cuda
+
+
 def wait(where: Device) -> None:
     """Wait until a device has done all that it was asked for."""
     if where.kind == "cuda":

@@ -430,7 +430,10 @@ def refused_keywords(function: Any, keywords: set[str]) -> set[str]:
 
 
 # name -> why npdrt uses it although the standard has not got it
-BEYOND_THE_STANDARD: dict[str, str] = {}
+BEYOND_THE_STANDARD: dict[str, str] = {
+    "frexp": "exact powers of two for sums in integers; NumPy and CuPy have it",
+    "ldexp": "exact powers of two for sums in integers; NumPy and CuPy have it",
+}
 
 
 def lacks(library: ModuleType, exempt: dict[str, str]) -> list[str]:

@@ -58,7 +58,8 @@ class Config:
     optimizer_options: its settings. groups: see `npdrt.train.rules`. lr: a rate or "auto".
     schedule: see `npdrt.optim.schedules.FORMS`. epochs: passes over the training data.
     batch_size: examples of a step; of text, streams (`npdrt.data.text`). shards: equal parts of a
-    batch, which ranks share (`npdrt.train.shards`). clip: the largest norm of
+    batch, which ranks share (`npdrt.train.shards`). sums: how their gradients are added, along a
+    tree or as integers (`npdrt.train.integers`). clip: the largest norm of
     all gradients together, to which larger ones are scaled (`npdrt.optim.clip`); None for any.
     arithmetic: "fast", that of the array library, or "portable", with the same bits on any machine
     (`npdrt.arithmetic`, docs/portable.md).
@@ -97,6 +98,7 @@ class Config:
     epochs: int = _setting(40, "Passes over the training data.", least=0, resumable=True)
     batch_size: int = _setting(32, "Examples of a step.", least=1)
     shards: int = _setting(1, "Equal parts of a batch, for ranks.", least=1)
+    sums: str = _setting("tree", "Of shards: integers for NCCL.", choices=("tree", "integers"))
     label_smoothing: float = _setting(0.0, "Share of a label given to all classes.")
     clip: float | None = _setting(None, "Largest norm of all gradients together.")
     seed: int = _setting(0, "Of every random number.", least=0)
@@ -154,6 +156,8 @@ class Config:
             raise Error(
                 f"shards are computed by one BLAS thread each; leave out threads={self.threads}"
             )
+        if self.shards == 1 and self.sums != "tree":
+            raise Error(f"sums {self.sums} are over shards; give --shards 2 or more")
         if self.shards > self.batch_size:
             raise Error(f"{self.shards} shards need as many examples; batch_size is "
                         f"{self.batch_size}")  # fmt: skip

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from npdrt import launch
-from npdrt.arrays import Array, Params, device_of, to_device, to_host
+from npdrt.arrays import Array, Params, cuda, device_of, on_gpu, to_device, to_host
 from npdrt.errors import Error, known
+from npdrt.train.integers import Nccl
 from npdrt.train.provenance import blas, packages
 from npdrt.train.shards import Alone, Numbers, add, both_summed, held, roots, share, tree
 
@@ -52,6 +53,7 @@ class Ranks(Alone):
         with launch.coming_together():
             self._comm, self._beats = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        self._nccl: Nccl | None = None
 
     # --- shards ----------------------------------------------------------------------------
 
@@ -99,6 +101,16 @@ class Ranks(Alone):
         done = {a for r in shares for a in held(r, count)}
         add(found, [a for a in tree(0, count) if a not in done])
         return found[0]
+
+    def reduced(self, x: Array, operation: str) -> Array:
+        """The "sum" or "max" of an array of int64 or float64 over all ranks, by NCCL on a GPU."""
+        if on_gpu(x):
+            self._nccl = self._nccl or Nccl(cuda(), self)
+            return self._nccl(x, operation)
+        whole = np.array(x)
+        does = self._mpi.MAX if operation == "max" else self._mpi.SUM
+        self._comm.Allreduce(self._mpi.IN_PLACE, whole, op=does)
+        return whole
 
     def numbers(
         self, numbers: dict[int, Numbers], count: int, buffers: Params, like: Params

@@ -9,7 +9,7 @@ out among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from npdrt.arrays import Array, Params, cast, copied, namespace, phase
 from npdrt.optim import Updater
 from npdrt.optim.function import shared_state
 from npdrt.random import Random
+from npdrt.train import integers
 from npdrt.train.step import State, Step, Task, Turn, joined, measure
 
 Addition = tuple[int, int, int]  # row `first` += row `middle`: the sum of shards first to end - 1
@@ -109,6 +110,11 @@ class Alone:
         by first shard; they may be written to. like: arrays of their forms and device."""
         return sums[0]
 
+    def reduced(self, x: Array, operation: str) -> Array:
+        """The "sum" or "max" of an array of int64 or float64 over all ranks, element by element; it
+        may be written to."""
+        return x
+
     def numbers(
         self, numbers: dict[int, Numbers], count: int, buffers: Params, like: Params
     ) -> tuple[Array, Array, Params]:
@@ -150,11 +156,15 @@ class Sharded:
 
     recorded: makes a program of a function and its first arguments. The program of a shard adds its
     gradients to the sums that they complete: see `schedule`. So of S shards at most log2(S) + 1
-    sums are in memory, and no shard's gradients as a whole.
+    sums are in memory, and no shard's gradients as a whole. sums: "tree", or "integers"
+    (`npdrt.train.integers`), for which the gradients of all shards are kept.
     """
 
-    def __init__(self, task: Task, rule: Updater, shards: int, ranks: Alone, recorded: Recorded):
-        self._task, self._rule = task, rule
+    def __init__(
+        self, task: Task, rule: Updater, shards: int, ranks: Alone, recorded: Recorded,
+        sums: str = "tree",
+    ):  # fmt: skip
+        self._task, self._rule, self._integers = task, rule, sums == "integers"
         self._shards, self._ranks, self._recorded = shards, ranks, recorded
         self._made: dict[Any, Callable[..., Any]] = {}
         self._sums: dict[tuple[str, str], Params] = {}  # by network and level; memory that lasts
@@ -169,11 +179,12 @@ class Sharded:
             now = State(state.params, buffers, {})
             grads, loss, correct, buffers = self._gradients(turn, now, new.params, x, y, random)
             update = partial(_update, self._task, self._rule, turn, turn is turns[-1], traced)
-            args = State(state.params, {}, state.optimizer), new, {"0": grads}, lr
-            made, measured[turn.network] = self._run(
-                ("update", turn.network, *names), update, *args
-            )
-            new = State(dict(made.params), {}, dict(made.optimizer))
+            memory = self._sums.get((turn.network, "0"), {})  # another array is copied elsewhere
+            place = "0" if all(memory.get(n) is g for n, g in grads.items()) else "total"
+            args = State(state.params, {}, state.optimizer), new, {place: grads}, lr
+            key = "update", turn.network, place, *names
+            made, measured[turn.network] = self._run(key, update, *args)
+            new = State(new.params | dict(made.params), {}, new.optimizer | dict(made.optimizer))
             losses[turn.network] = loss
             corrects.append(correct)
         params = {name: new.params[name] for name in state.params}
@@ -190,15 +201,26 @@ class Sharded:
         mine = self._ranks.mine(len(places))
         numbers: dict[int, Numbers] = {}
         buffers: Params = {}
-        for s, level, added in schedule(mine, len(places)):
+        for s, level, added in self._schedule(mine, len(places)):
             start, end = places[s]
             inputs = x[start:end, ...], y[start:end, ...]
             more = random.of(f"shards/{s}"), (end - start) / n
             found = self._part(turn, level, added, state, renewed, *inputs, *more)
             numbers[s], buffers = found[:2], found[2] if s == 0 else buffers
-        sums = {s: self._sums[turn.network, str(i)] for i, s in enumerate(roots(mine, len(places)))}
-        grads = self._ranks.summed(sums, len(places), own)
+        grads = self._summed(turn, mine, len(places), own)
         return grads, *self._ranks.numbers(numbers, len(places), buffers, own)
+
+    def _schedule(self, mine: range, count: int) -> Iterable[tuple[int, int, int]]:
+        """As `schedule`; for sums in integers every shard's gradients stay where they are."""
+        return [(s, i, 0) for i, s in enumerate(mine)] if self._integers else schedule(mine, count)
+
+    def _summed(self, turn: Turn, mine: range, count: int, like: Params) -> Params:
+        """The sum of the gradients that the shards have left, and of those of other ranks."""
+        firsts = list(mine) if self._integers else roots(mine, count)
+        sums = {s: self._sums[turn.network, str(i)] for i, s in enumerate(firsts)}
+        if self._integers:
+            return integers.summed(list(sums.values()), count, like, self._ranks.reduced)
+        return self._ranks.summed(sums, count, like)
 
     def _part(
         self, turn: Turn, level: int, added: int, state: State, *args: Any
@@ -256,7 +278,7 @@ def _update(
 ) -> tuple[State, dict[str, Array]]:  # fmt: skip
     """The state after a turn, given the sums of its gradients, and its measurements. Before the
     last turn it is what is new, in pairs, since that replaces nothing yet."""
-    own, grads = turn.own(state.params), sums["0"]
+    own, [grads] = turn.own(state.params), sums.values()
     before = {**state.optimizer, **shared_state(renewed.optimizer)}
     params, slots = rule.update(own, task.clipped(grads), before, lr=lr)
     with phase("measure"):

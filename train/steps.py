@@ -36,7 +36,7 @@ class Steps:
         self._made: dict[Any, Callable[..., Step]] = {}  # by shape, names of state, traced
         self._open: set[Any] = set()  # those of which is not known yet whether they are a graph
         self._memory = memory_on(device)
-        self._sharded = Sharded(task, rule, config.shards, ranks, self._replayed)
+        self._sharded = Sharded(task, rule, config.shards, ranks, self._replayed, config.sums)
 
     def __call__(self, *args: Any, traced: bool) -> Step:
         """`make_step`'s function of `(state, x, y, lr, random)`."""

@@ -124,7 +124,7 @@ def _hash(config: Config, source: Dataset) -> str:
     settings = {k: v for k, v in config.as_dict().items() if k not in RUN_OPTIONS}
     later = {
         "augment": "none", "clip": None, "precision": "ieee", "convolutions": "npdrt", "groups": (),
-        "shards": 1, "arithmetic": "fast",
+        "shards": 1, "sums": "tree", "arithmetic": "fast",
     }  # fmt: skip
     for name, default in later.items():
         if settings[name] == default:  # which came later: finished runs keep their names
