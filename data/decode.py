@@ -152,9 +152,8 @@ def saturation(image: Any, factor: float) -> Any:
 
 def hue(image: Any, turns: float) -> Any:
     """The hue in HSV, a byte, plus the whole part of 255 turns, modulo 256."""
-    h, s, v = image.convert("HSV").split()
-    shifted = h.point([(value + int(turns * 255)) % 256 for value in range(256)])
-    return pillow().merge("HSV", (shifted, s, v)).convert("RGB")
+    shifted = [(value + int(turns * 255)) % 256 for value in range(256)]
+    return image.convert("HSV").point([*shifted, *range(256), *range(256)]).convert("RGB")
 
 
 def _blended(other: Any, image: Any, factor: float) -> Any:

@@ -307,3 +307,31 @@ def test_sums_in_slices(script: Callable[[str], Any]) -> None:
     x = np.random.default_rng(0).standard_normal((1000, 30)).astype("float32")
     assert sliced(x, (0,)).tobytes() == sliced(x[::-1], (0,)).tobytes()
     assert np.array_equal(sliced(x, (0,)), x.astype(float).sum(axis=0).astype("float32"))
+
+
+# --- benchmarks/images.py ---------------------------------------------------------------------
+
+
+def test_images(
+    script: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It reads its own files, and the ratio is that of the turns."""
+    pytest.importorskip("PIL")
+    images = script("images")
+    for name, value in {"FILES": 8, "BATCH": 2, "SIZE": 16, "BATCHES": 3}.items():
+        monkeypatch.setattr(images, name, value)
+    images.make(tmp_path)
+    images.read("npdrt", str(tmp_path), "training", "1")
+    rate, cpu = json.loads(capsys.readouterr().out)
+    assert rate > 0
+    assert cpu >= 0
+    turns = {"rate": [300.0, 100.0, 90.0], "cpu": [4.0, 5.0, 6.0]}
+    other = {"rate": [100.0, 100.0, 100.0], "cpu": [8.0, 5.0, 8.0]}
+    row = {"way": "training", "processes": 2, "npdrt": turns, "torchvision": other}
+    assert images.line(row)[2:] == ["100", "100", "1.00", "5.00", "8.00", "0.75"]
+    text, found = images.parts(1)
+    assert "| decode it, random part, colours |" in text
+    assert found["decode it"][0] > 0
