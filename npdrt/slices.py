@@ -42,8 +42,7 @@ def bits_of(terms: int) -> int:
 def largest_of(x: Array, axis: int) -> Array:
     """The largest |element| of each line along `axis`, which is kept; NaN if there is one."""
     xp = namespace(x)
-    high, low = xp.max(x, axis=axis, keepdims=True), xp.min(x, axis=axis, keepdims=True)
-    return xp.maximum(high, -low)
+    return xp.max(xp.abs(x), axis=axis, keepdims=True)
 
 
 def grid_of(largest: Array, bits: int) -> Array:

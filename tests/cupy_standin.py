@@ -205,7 +205,11 @@ _COMPARISONS = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greate
 for _sign, _name in _ARITHMETIC.items():
     for _kind in ("", "r", "i"):
         setattr(DeviceArray, f"__{_kind}{_sign}__", _operator(_name, _kind))
-for _sign, _name in {**_COMPARISONS, "neg": "negative"}.items():
+_OTHERS = {
+    **{"eq": "equal", "ne": "not_equal", "neg": "negative", "abs": "absolute", "invert": "invert"},
+    **{"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"},
+}
+for _sign, _name in {**_COMPARISONS, **_OTHERS}.items():
     setattr(DeviceArray, f"__{_sign}__", _operator(_name, ""))
 
 
@@ -382,6 +386,7 @@ class StandIn:
 
     __name__ = "cupy"
     newaxis, float32, float64, int64, bool = None, np.float32, np.float64, np.int64, np.bool
+    inf, nan = np.inf, np.nan
 
     def __init__(self, refused: str = ""):
         self.ndarray = type("DeviceArray", (DeviceArray,), {"device": self})
@@ -490,7 +495,7 @@ class StandIn:
         return partial(self._call, name)
 
     def _call(self, name: str, *args: Any, out: Any = None, **settings: Any) -> Any:
-        function, given = getattr(np, name), np.asarray(args[0]).view(np.ndarray)
+        function = getattr(np, name)
         if out is None:
             found = function(*args, **settings)
             if any(isinstance(a, np.ndarray) and np.may_share_memory(a, found) for a in args):
@@ -505,6 +510,7 @@ class StandIn:
         if name == "min":
             raise TypeError("Argument 'out' has incorrect type")
         moves = name in ("any", "all", "argmax", "argmin")
+        given = np.asarray(args[0]).view(np.ndarray)
         moves |= name in ("sum", "prod") and given.dtype != out.dtype
         assert not moves or out.ndim < 2 or given.flags.c_contiguous, "out gets other strides"
         self.work(name, function, *args, out=out, **settings)

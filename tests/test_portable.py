@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import Backend
+from cupy_standin import COMPILER, StandIn
 from test_random import disabled
 
 import npdrt
@@ -25,6 +26,7 @@ from npdrt import compute, exact, ops, slices
 from npdrt.errors import Error
 from npdrt.models import MLP, ResNet18, Transformer, initialisation
 from npdrt.ops import convolution
+from npdrt.program.cuda import WARM_UPS, CudaMemory
 from npdrt.random import Random
 from npdrt.train import Config, resume, train
 from npdrt.train.step import State, Step, Task, make_step
@@ -330,6 +332,40 @@ def test_other_array_libraries(backend: Backend) -> None:
     assert backend.to_host(found[0]).tobytes() == np.asarray(expected[0]).tobytes()
     for n, g in expected[1].items():
         assert backend.to_host(found[1][n]).tobytes() == g.tobytes()
+
+
+def of_everything(p: Any, b: Any, x: Any, images: Any, y: Any) -> Any:
+    model = MLP(3, 8, 20, 5, bias=True, nonlinearity="tanh", normalisation="spectral")
+    logits, _ = model.apply(p, b, x, train=True)
+    h = ops.batch_norm(ops.conv2d(images, p["w"], padding=1), channel_axis=0)
+    return ops.softmax_cross_entropy(logits, y) + ops.mean(ops.gelu(h))
+
+
+def of_a_few(p: Any, b: Any, x: Any, images: Any, y: Any) -> Any:
+    h = ops.matmul(x, ops.transpose(p["layers/00/weight"]))
+    return ops.squared_error(h, x[:, :8]) + ops.mean(ops.conv2d(images, p["w"], padding=1))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("loss", [of_a_few, pytest.param(of_everything, marks=pytest.mark.soak)])
+def test_a_gpu(loss: Any) -> None:
+    """CuPy's stand-in: call by call and as a graph, the bits of a CPU."""
+    rng = np.random.default_rng(0)
+    x, images = (rng.normal(size=s).astype("float32") for s in ((9, 20), (2, 3, 6, 5)))
+    model = MLP(3, 8, 20, 5, bias=True, normalisation="spectral")
+    params, buffers = model.init(seed=0), model.buffers(seed=0)
+    params["w"] = rng.normal(size=(3, 2, 3, 3)).astype("float32")
+    device, step = StandIn(), npdrt.value_and_grad(loss)
+    args = (params, buffers, x, images, np.arange(9) % 5)
+    with npdrt.arithmetic("portable"):
+        expected = npdrt.record(step, *args)(*args)
+        program = npdrt.record(step, *args, memory=CudaMemory(device, device.blas))
+    for _ in range(WARM_UPS + 2):
+        found = program(*args)
+        assert found[0].get().tobytes() == expected[0].tobytes()
+        wrong = [n for n, g in expected[1].items() if found[1][n].get().tobytes() != g.tobytes()]
+        assert not wrong
+    assert program.graph, program.graph_error
 
 
 # --- initial values -------------------------------------------------------------------------------

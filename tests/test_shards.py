@@ -356,6 +356,22 @@ def test_ranks_have_the_bits_of_one_process(mpiexec: list[str], tmp_path: Path) 
     assert arrays == contents(tmp_path / "constant")[0]
 
 
+@pytest.mark.soak
+def test_ranks_with_different_kernels(mpiexec: list[str], tmp_path: Path) -> None:
+    """They are refused, but in portable arithmetic they have the bits of one process."""
+
+    def mixed(words: list[str]) -> list[str]:
+        first, second = (["env", f"OPENBLAS_CORETYPE={k}", *words] for k in ("Prescott", "Haswell"))
+        return [*mpiexec, "1", *first, ":", "-n", "1", *second]
+
+    short = [*COMMAND, "--epochs", "1", "--out"]
+    assert "rank 1 has another BLAS than rank 0" in output(started(mixed([*short, "0"]), tmp_path))
+    portable = ["--arithmetic", "portable"]
+    one = output(started([*short, "1", *portable], tmp_path))
+    assert results(output(started(mixed([*short, "2", *portable]), tmp_path))) == results(one) != []
+    assert contents(tmp_path / "1")[0] == contents(tmp_path / "2")[0]
+
+
 def test_two_networks_have_the_same_bits_on_ranks(mpiexec: list[str], tmp_path: Path) -> None:
     """Replayed, eagerly and on two ranks; spectral vectors are buffers that every shard reads."""
     rng = np.random.default_rng(0)

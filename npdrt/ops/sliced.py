@@ -110,7 +110,7 @@ def add_blocks(
                 turned = xp.matrix_transpose(theirs[j])  # (positions, kh kw C)
                 add_product(total[k, ...], ours[i], turned, buffer, first=number == 0)
     finite = xp.isfinite(tops[0]) & xp.matrix_transpose(xp.isfinite(tops[1]))  # (O, kh kw C)
-    total[...] = xp.where(finite, total, xp.asarray(xp.nan, dtype=total.dtype))
+    total[...] = xp.where(finite, total, xp.nan)
 
 
 def _operands(
