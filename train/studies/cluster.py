@@ -71,8 +71,7 @@ def _local_cluster(jobs: int) -> Any:
         return LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
     except RuntimeError as error:
         raise Unavailable(
-            f"a worker of Dask ended while the cluster started ({error}); give the same command "
-            "again"
+            f"Dask's local cluster did not start: {error}; give the same command again"
         ) from error
 
 
