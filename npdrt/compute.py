@@ -20,7 +20,7 @@ from contextvars import ContextVar
 import numpy as np
 
 from npdrt import arrays, elementary, exact, sums
-from npdrt.arrays import Array, composite, namespace
+from npdrt.arrays import Array, composite, namespace, quiet
 from npdrt.errors import Error
 
 ARITHMETICS = ("fast", "portable")
@@ -75,11 +75,12 @@ def power(x: Array, exponent: Array) -> Array:
     xp = namespace(x, exponent)
     like = x if hasattr(x, "dtype") else exponent
     x, p = (xp.asarray(a, dtype=xp.float64) for a in (x, exponent))
-    y = exp(xp.where(p == 0, xp.zeros_like(p * x), p * log(xp.abs(x))))
-    half = 0.5 * p
-    y = xp.where((x < 0) & (half != xp.floor(half)), -y, y)  # odd exponents keep the sign
-    y = xp.where((x < 0) & (p != xp.floor(p)), xp.nan, y)
-    return xp.astype(y, like.dtype)
+    with quiet():  # 0 log 0
+        y = exp(xp.where(p == 0, xp.zeros_like(p * x), p * log(xp.abs(x))))
+        whole, even = p == xp.floor(p), 0.5 * p == xp.floor(0.5 * p)
+        y = xp.where((x < 0) & whole & ~even, -y, y)
+        y = xp.where((x < 0) & ~whole, xp.nan, y)
+        return xp.astype(y, like.dtype)
 
 
 def has_kernels(x: Array, *others: Array) -> bool:

@@ -194,6 +194,29 @@ def test_a_program_keeps_its_arithmetic(tmp_path: Path) -> None:
         assert (text in found["portable"], text in found["fast"]) == (True, False)
 
 
+EDGES = [0.0, 1.0, -1.5, 2.0, 1e-40, 3e38, np.inf, -2.0, 0.3, -np.inf, np.nan, -1e-20]
+
+
+@pytest.mark.parametrize("p", [2.0, 3.0, 0.0, -1.0, 0.5, 2.5, 1.0, 7])
+def test_powers(p: float) -> None:
+    """Rounded once; NaN where a number below 0 has no real power."""
+    x = np.array(EDGES, dtype="float32")
+    with np.errstate(all="ignore"):
+        expected = (x.astype("float64") ** p).astype("float32")
+    expected[(x < 0) & (p % 1 != 0)] = np.nan  # NumPy's of -inf depends on p
+    with npdrt.arithmetic("portable"):
+        np.testing.assert_array_equal(ops.power(x, p), expected)
+        np.testing.assert_array_equal(ops.power(x, np.full_like(x, p)), expected)
+
+
+def test_sums_of_products_of_rows() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 20_000)).astype("float32")
+    exactly = (a.astype("float64") * b).sum(axis=1, keepdims=True)
+    scale = np.abs(a * b).sum(axis=1, keepdims=True)
+    with npdrt.arithmetic("portable"):
+        assert (np.abs(compute.dots(a, b) - exactly) <= 2.0**-22 * scale).all()
+
+
 # --- products, and their gradients ----------------------------------------------------------------
 
 
