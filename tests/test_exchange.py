@@ -166,6 +166,25 @@ def test_aligned_ranks_send_as_much_as_a_ring(scaling: Any) -> None:
     assert max(scaling.sent(1 << 20, 8, 3)) > 8 * (1 << 20) * 2 / 3
 
 
+def test_a_rank_without_shards_has_the_sum_where_its_parameters_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On its GPU, in a short last batch of fewer shards than ranks."""
+    monkeypatch.setattr(module, "device_of", lambda x: "its device")
+    monkeypatch.setattr(module, "to_device", lambda x, device: (device, x.tolist()))
+    one = {"w": np.asarray([1.0, 2.0], "float32")}
+
+    def work(team: Ranks) -> Any:
+        mine = team.mine(1)
+        total = team.summed({0: one} if mine else {}, 1, one)
+        numbers = {0: (np.asarray(0.5), np.asarray(3))} if mine else {}
+        return bool(mine), total, team.numbers(numbers, 1, {}, one)
+
+    found = {mine: rest for mine, *rest in on_ranks(2, work)[0]}
+    there = {"w": ("its device", [1.0, 2.0])}, (("its device", 0.5), ("its device", 3), {})
+    assert tuple(found[False]) == tuple(found[True]) == there
+
+
 def test_a_row_is_its_arrays() -> None:
     arrays = [np.arange(6.0).reshape(2, 3), np.empty((0, 2)), np.asarray(6.0), np.arange(7.0, 9.0)]
     row, whole = Row(arrays), np.arange(9.0)

@@ -3,8 +3,9 @@
 Every rank has the whole model, data and state, and computes the same updates from the same sums.
 Rank 0 writes the files and reports. The sum over shards is that of one process, addition by
 addition: a rank adds up the subtrees of `npdrt.train.shards.tree` that it holds, then each rank
-adds the rest for its share of the elements, and all ranks gather these: two collective calls, in
-which a rank sends about 2 (P - 1) / P times the gradients, as in a ring.
+adds the rest for its share of the elements, and all ranks gather these: two collective calls for
+every window of elements, in which a rank sends 2 (P - 1) / P times the gradients, as in a ring, if
+its shards are one subtree (docs/scaling.md).
 
 Whatever ends one rank ends all, with its message: an error, a signal, its death, or no sign of life
 for `SILENCE` beats.
