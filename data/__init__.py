@@ -5,6 +5,7 @@ augmentation of images.
 
     load         which module reads which name
     dataset      the type of every data set
+    expected     what a run's model expects of new data
     npz, idx, cifar, folder, text, squad
                  the readers, one for each form of files
     sample       made-up text and questions, without files
@@ -27,6 +28,7 @@ from npdrt.data.ahead import Ahead
 from npdrt.data.augment import AUGMENTS
 from npdrt.data.dataset import Dataset
 from npdrt.data.decoders import Decoders
+from npdrt.data.expected import Expected
 from npdrt.data.fetch import fetch, listing, verify
 from npdrt.data.images import Images
 from npdrt.data.load import load
@@ -37,6 +39,7 @@ __all__ = [
     "Ahead",
     "Dataset",
     "Decoders",
+    "Expected",
     "Images",
     "Sampler",
     "fetch",

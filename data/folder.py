@@ -29,7 +29,15 @@ from npdrt.data.dataset import Dataset
 from npdrt.data.decode import Picture, pillow
 from npdrt.data.decoders import Decoders
 from npdrt.data.images import Images, Scaling
-from npdrt.data.scale import Array, Floats, Scale, choose, from_constants, usual_names
+from npdrt.data.scale import (
+    Array,
+    Floats,
+    Scale,
+    Standardise,
+    choose,
+    from_constants,
+    usual_names,
+)
 from npdrt.errors import Error, FileRefused
 from npdrt.plain import several
 
@@ -230,7 +238,7 @@ class Files(Images):
 # The data set
 
 
-def load(name: str, root: Path, standardise: bool | str) -> Dataset:
+def load(name: str, root: Path, standardise: Standardise) -> Dataset:
     """The data set in the folder `root`; its images are decoded a batch at a time."""
     usual = from_constants(255.0, MEAN, STD)
     scale = choose(standardise, usual, usual_names(255.0), "a folder")

@@ -14,7 +14,7 @@ from npdrt.data.catalogue import Form, Source, find
 from npdrt.data.dataset import Dataset
 from npdrt.data.fetch import locate_form, locate_images
 from npdrt.data.raw import Raw, check, make_dataset
-from npdrt.data.scale import choose
+from npdrt.data.scale import Standardise, choose
 
 READERS: dict[str, Callable[[Path, Form, Source], Raw]] = {  # by `reader` in sources.toml
     "npz": npz.read,
@@ -28,7 +28,7 @@ def load(
     name_or_path: str | Path,
     *,
     data_dir: str | Path | None = None,
-    standardise: bool | str = True,
+    standardise: Standardise = True,
     catalogue: Path | None = None,
 ) -> Dataset:
     """Load a data set by its name, or from a FILE.npz.
@@ -43,7 +43,8 @@ def load(
     and divide by a standard deviation, in float64, rounded once to float32. The constants of named
     data sets are fixed (sources.toml), for all pixels or for each channel; those of a user's file
     are measured on its x. False only casts the values to float32. The name of another
-    standardisation: "unit" is [0, 1], "symmetric" is [-1, 1], and cifar-10 has "fromage".
+    standardisation: "unit" is [0, 1], "symmetric" is [-1, 1], and cifar-10 has "fromage". The
+    `scale` of another data set: that one.
     catalogue: another sources.toml.
 
     CIFAR is read in its binary or its Python version, without running the latter. If some of its

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +20,7 @@ from npdrt.data.bounded import FREE, RATIO, reading
 from npdrt.data.catalogue import Form, Source, package_file
 from npdrt.data.dataset import Dataset
 from npdrt.data.raw import Raw, check, make_dataset
-from npdrt.data.scale import Array, Channels, Scale, choose, measure, usual_names
+from npdrt.data.scale import Array, Channels, Scale, Standardise, choose, measure, usual_names
 from npdrt.errors import Error, FileRefused
 from npdrt.store import foreign
 
@@ -32,17 +33,25 @@ def named(name: str) -> bool:
     return name.endswith(".npz")
 
 
-def load(path: Path, standardise: bool | str) -> Dataset:
+def load(path: Path, standardise: Standardise) -> Dataset:
     """The user's data set in a .npz file; see `npdrt.data.load`."""
     regular.require(path)
     with reading(path) as stream:
         raw = _raw(stream, path.name, str(path))
     classes, x = check(raw, None), raw.arrays["x"]
-    scale = _pixels(x, standardise, path) if isinstance(standardise, str) else None
+    scale = standardise if isinstance(standardise, Scale | Channels) else None
+    scale = _pixels(x, standardise, path) if isinstance(standardise, str) else scale
     scale = measure(x) if standardise is True else scale
     if isinstance(scale, Scale) and not np.isfinite([scale.mean, scale.std]).all():
         raise FileRefused(f"{raw.names['x']}: values too large to standardise")
     return make_dataset(path.stem, raw, classes, _image_shape(x), scale)
+
+
+def read_x(path: Path) -> Array:
+    """The array x of a .npz file, which needs no labels."""
+    regular.require(path)
+    with reading(path) as stream:
+        return _arrays(stream, str(path), _only_x)["x"]
 
 
 def _pixels(x: Array, name: str, path: Path) -> Scale | Channels | None:
@@ -74,10 +83,23 @@ def read_npz(stream: BinaryIO, name: str) -> dict[str, Array]:
     Raises FileRefused if the file is damaged, declares sizes out of proportion, lacks x or y, or
     holds an array of another name or anything but plain numbers (objects, pickles).
     """
+    return _arrays(stream, name, _roles)
+
+
+def _arrays(
+    stream: BinaryIO, name: str, chosen: Callable[[list[str]], list[str]]
+) -> dict[str, Array]:
+    """The arrays of a file that `chosen` picks from their names."""
     size = stream.seek(0, 2)
     stream.seek(0)
     with regular.refusing(name):
-        return foreign.read_npz(stream, _roles, max(FREE // BYTES, RATIO * size))
+        return foreign.read_npz(stream, chosen, max(FREE // BYTES, RATIO * size))
+
+
+def _only_x(names: list[str]) -> list[str]:
+    if "x" not in names:
+        raise FileRefused(f"expected an array x; found {', '.join(sorted(names)) or 'none'}")
+    return ["x"]
 
 
 def _roles(names: list[str]) -> list[str]:

@@ -47,7 +47,7 @@ def make_dataset(
         with np.errstate(over="ignore"):
             out[role] = array.astype(as_y) if role.startswith("y") else as_x(array)
         if array.dtype.kind == "f":
-            _check_finite(out[role], f"{raw.names[role]}, converted to float32")
+            check_finite(out[role], f"{raw.names[role]}, converted to float32")
     about: dict[str, Any] = {"classes": classes, "image_shape": image, "scale": scale}
     return Dataset(name, digests=raw.digests, notes=raw.notes, **about, **out)
 
@@ -58,7 +58,7 @@ def check(raw: Raw, classes: int | None) -> int | None:
     classes: that number if it is known. Raises FileRefused if the arrays do not fit together.
     """
     for role, array in raw.arrays.items():
-        _check_finite(array, raw.names[role])
+        check_finite(array, raw.names[role])
     _check_pair(raw, "x", "y")
     if "x_test" in raw.arrays:
         _check_pair(raw, "x_test", "y_test")
@@ -69,7 +69,8 @@ def check(raw: Raw, classes: int | None) -> int | None:
     return max(_check_labels(raw, role, classes) for role in raw.arrays if role.startswith("y"))
 
 
-def _check_finite(array: Array, name: str) -> None:
+def check_finite(array: Array, name: str) -> None:
+    """Refuse floats that are not finite."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise FileRefused(f"{name}: expected finite values; found NaN or inf")
 

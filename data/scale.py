@@ -54,11 +54,22 @@ class Channels:
         return out
 
 
+Standardise = bool | str | Scale | Channels
+
+
 def from_constants(divisor: float = 1.0, mean: Any = 0.0, std: Any = 1.0) -> Scale | Channels:
     """(x / divisor - mean) / std: a Scale for numbers, Channels for lists of them."""
     if not isinstance(mean, list):
         return Scale(divisor, mean, std)
     return Channels(tuple(Scale(divisor, m, s) for m, s in zip(mean, std, strict=True)))
+
+
+def constants(scale: Scale | Channels) -> dict[str, Any]:
+    """The arguments of `from_constants` that give this scale."""
+    if isinstance(scale, Scale):
+        return vars(scale)
+    mean, std = ([getattr(one, name) for one in scale.scales] for name in ("mean", "std"))
+    return {"divisor": scale.scales[0].divisor, "mean": mean, "std": std}
 
 
 def usual_names(divisor: float) -> dict[str, Scale | Channels]:
@@ -67,15 +78,18 @@ def usual_names(divisor: float) -> dict[str, Scale | Channels]:
 
 
 def choose(
-    standardise: bool | str,
+    standardise: Standardise,
     usual: Scale | Channels,
     others: dict[str, Scale | Channels],
     what: str,
 ) -> Scale | Channels | None:
-    """The usual standardisation for True, None for False, or one of the others by name.
+    """The usual standardisation for True, None for False, one of the others by name, or the given
+    one.
 
     what: the name of the data set in the Error for an unknown name.
     """
+    if isinstance(standardise, Scale | Channels):
+        return standardise
     if not isinstance(standardise, str):
         return usual if standardise else None
     if standardise not in others:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from npdrt.compute import arithmetic
     from npdrt.program import Program, record
     from npdrt.store import Checkpoint, load, save
+    from npdrt.train import open_run
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ _HOMES = {
     "arithmetic": "compute",
     "check_gradients": "check",
     "load": "store",
+    "open_run": "train",
     "record": "program",
     "save": "store",
     "value_and_grad": "autodiff",

@@ -254,6 +254,25 @@ class Arithmetic(Struct):
     version: Count
 
 
+class Constants(Struct):
+    """A standardisation, (x / divisor - mean) / std, of all values or of each channel."""
+
+    divisor: Size
+    mean: Number | list[Number]
+    std: Size | list[Size]
+
+
+class Expected(Struct):
+    """The form of a run's data."""
+
+    example: list[Count]
+    outputs: Count
+    classes: Count | None
+    image_shape: tuple[Count, Count, Count] | None
+    vocabulary: Count | None
+    scale: Constants
+
+
 class RunMeta(Struct):
     """What a training run writes into its checkpoints; `config` is checked by `Config`."""
 
@@ -263,6 +282,7 @@ class RunMeta(Struct):
     progress: Progress
     provenance: Provenance
     rule_files: dict[str, str] = {}
+    data: Expected | None = None  # of an older npdrt: none
 
 
 class TraceMeta(Struct):

@@ -95,7 +95,7 @@ def test_readme_walk(tmp_path: Path) -> None:
     walk = re.search(r"## Train\n\n(```sh\n.*?```)", text, re.S)
     assert walk is not None
     outputs = [npdrt_command(*words) for words in commands(walk[1])]
-    assert len(outputs) == 5  # train, show, export, resume, help
+    assert len(outputs) == 6  # train, show, eval, export, resume, help
     accuracy = re.search(r"train  accuracy (\S+)", outputs[0])
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.97

@@ -283,7 +283,7 @@ def test_other_arithmetic_is_seen(source: str) -> None:
 
 WRITES_FILES = {
     "npdrt.atomic": "the one file that does",
-    "npdrt.cli.export": "writes an archive in memory",
+    "npdrt.cli.common": "writes an archive in memory",
     "npdrt.data.fetch": "downloads to a file that pooch made in a new folder",
     "npdrt.data.archive": "unpacks into a new folder",
     "npdrt.data.sample_images": "draws into a new folder, which then gets its name",

@@ -20,7 +20,15 @@ from npdrt.errors import Error, FileRefused
 from npdrt.models import MODELS, Model
 from npdrt.optim.schedules import FORMS
 from npdrt.train import rules
-from npdrt.train.own import check_names, digest, file_of, found_in, require_code
+from npdrt.train.own import (
+    check_names,
+    digest,
+    file_of,
+    found_in,
+    given_class,
+    given_for,
+    require_code,
+)
 from npdrt.train.rules import USER_RULE, own_rules, rule_digests, rule_named
 
 RUN_FORMAT = 1  # of what a run adds to its checkpoint's metadata
@@ -46,9 +54,10 @@ def _setting(default: Any, words: str = "", **more: Any) -> Any:
 class Config:
     """Everything that decides the numbers of a run, and when it writes.
 
-    model: a name in `npdrt.models.MODELS` or "path/to/file.py:Class". model_options: fields of
-    the model; inputs and outputs come from the data. A model with a field image_shape is given it
-    too, and images (batch, channels, height, width); others are given rows (batch, inputs).
+    model: a name in `npdrt.models.MODELS`, "path/to/file.py:Class" or, in Python, a class, of which
+    the configuration keeps the name. model_options: fields of the model; inputs and outputs come
+    from the data. A model with a field image_shape is given it too, and images (batch, channels,
+    height, width); others are given rows (batch, inputs).
     data: a data set's name, FILE.npz or folder:PATH. standardise: true, false, or the name of
     another standardisation (`npdrt.data.load`). augment: none; flip, a random mirror image;
     crop-flip, also a random crop after a border of 4 pixels; imagenet, a random part resized and a
@@ -129,6 +138,8 @@ class Config:
     conditioning: bool = _setting(False, "Trace condition numbers and Jacobians, once an epoch.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, type):
+            object.__setattr__(self, "model", given_class(self.model))
         for setting in dataclasses.fields(self):
             value = plain(getattr(self, setting.name))  # numbers of NumPy are not JSON
             object.__setattr__(self, setting.name, value)
@@ -176,14 +187,17 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "model": str(self.model)}
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], *, code: Sequence[Path] = ()) -> Config:
+    def from_dict(
+        cls, settings: Mapping[str, Any], *, code: Sequence[Path] = (), model: type | None = None
+    ) -> Config:
         """The settings that `as_dict` wrote, or a file has.
 
         code: the Python files that may be run. A model file that the settings name must be one of
-        them: the user decides which code runs, not a data file.
+        them: the user decides which code runs, not a data file. model: the class of the model, in
+        place of its file.
 
         Raises `Error` for an unknown setting or a model file that is not in `code`, `FileRefused`
         for a value of another type.
@@ -191,27 +205,32 @@ class Config:
         check_names("setting", settings, [f.name for f in dataclasses.fields(cls)])
         schema.check(dict(settings), cls, "a setting is of the wrong type")
         config = cls(**settings)
+        if model is not None:
+            config = dataclasses.replace(config, model=given_for(config.model, model))
         require_code([config.model], "model", code)
         require_code(own_rules(config.optimizer, config.groups), "rule", code)
         return config
 
 
-def stored(meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = ()) -> Config:
+def stored(
+    meta: Mapping[str, Any], path: Path, *, code: Sequence[Path] = (), model: type | None = None
+) -> Config:
     """The configuration in the metadata of a run's checkpoint at `path`, all of which is checked.
 
-    A user's model must be in one of the files `code` and must not have changed since the run was
-    started. Raises `FileRefused` if the metadata are not those of a run, else `Error`.
+    A user's model must be in one of the files `code`, or given as the class `model`, and must not
+    have changed since the run was started. Raises `FileRefused` if the metadata are not those of a
+    run, else `Error`.
     """
     if meta.get("run") != RUN_FORMAT:
         raise FileRefused(f"{path}: expected the checkpoint of a training run; use npdrt.load")
     schema.check(dict(meta), schema.RunMeta, path)
     try:
-        config = Config.from_dict(meta["config"], code=code)
+        config = Config.from_dict(meta["config"], code=code, model=model)
     except Error as error:
         raise type(error)(f"{path}: {error}") from error
     if model_digest(config) != meta["model_file"]:
         raise Error(
-            f"{path}: {config.model} has changed since the run was started; give back the file, "
+            f"{path}: {config.model} has changed since the run was started; give back its source, "
             "or start a new run, with another --out"
         )
     for name, found in rule_digests(config.optimizer, config.groups).items():

@@ -23,6 +23,7 @@ from typing import Any
 
 from npdrt import atomic, compute, cudnn, schema, store
 from npdrt.arrays import to_device, to_host
+from npdrt.data import Expected
 from npdrt.errors import Error, FileRefused
 from npdrt.optim.schedules import Schedule
 from npdrt.store import Checkpoint, lock, log, png, trace
@@ -45,6 +46,7 @@ class RunFiles:
         self.out, self._config, self._feed = out, config, feed
         self._model_file = model_digest(config)  # now: the file may change while the run goes on
         self._rule_files = rule_digests(config.optimizer, config.groups)
+        self._expected = Expected.of(feed.dataset).as_dict()
         self._traced = 0  # bytes of the log when the trace was written last
         self._earlier: list[Any] = []  # BLAS libraries that made steps before this process
 
@@ -138,6 +140,7 @@ class RunFiles:
             "config": self._config.as_dict(),
             "model_file": self._model_file,
             **({"rule_files": self._rule_files} if self._rule_files else {}),
+            "data": self._expected,
             "progress": progress,
             "provenance": self.provenance,
         }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from npdrt import compute
-from npdrt.arrays import namespace, to_host
+from npdrt.arrays import Array, namespace, to_host
 from npdrt.store.log import Record
 from npdrt.train.conditioning import conditioning
-from npdrt.train.evaluation import evaluate
+from npdrt.train.evaluation import evaluate, unseen
 from npdrt.train.feed import Feed
 from npdrt.train.shards import ALONE, Alone
 from npdrt.train.step import Position, State, Step, Task
@@ -70,15 +71,17 @@ class History:
         """The mean loss of a finished epoch."""
         return float(to_host(at.loss_sum)) / self.predictions
 
-    def evaluation(self, name: str, state: State) -> dict[str, float]:
+    def evaluation(
+        self, name: str, state: State, see: Callable[[Array, Array], None] = unseen
+    ) -> dict[str, float]:
         """Loss, accuracy and perplexity over a whole set, "train", "valid" or "test"; empty if the
-        data have none."""
+        data have none. see: see `evaluate`."""
         part: tuple[Any, Any] | None = getattr(self.feed, name)
         if part is None:
             return {}
         x, y = part
         batch = self.feed.dataset.evaluation_batch_size
-        loss, correct = evaluate(self.task, state, x, y, batch, self.ranks)
+        loss, correct = evaluate(self.task, state, x, y, batch, self.ranks, see)
         result = {f"{name}_loss": float(to_host(loss))}
         if self.feed.dataset.classes is not None:
             result[f"{name}_accuracy"] = int(to_host(correct)) / self.task.count(y)

@@ -1,15 +1,18 @@
-"""Python files of the user, which a run names as `path/to/file.py:name`: a model, or a rule.
+"""Code of the user: Python files that a run names as `path/to/file.py:name`, a model or a rule, and
+models that are given as a class.
 
-npdrt runs such a file only if the user names it, and a run keeps the file's digest.
+npdrt runs such a file only if the user names it. A run keeps a digest of the code.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shlex
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,41 @@ from typing import Any
 from npdrt.errors import Error
 from npdrt.regular import contents, require
 
+AS_CLASS = "class"  # in place of the file, in the name of a model that was given as a class
+
+
+class GivenClass(str):
+    """The name of a model that was given as a class, with the class: a text for JSON."""
+
+    found: Any
+
+
+def given_class(found: Any, name: str = "") -> GivenClass:
+    """The name of a class of the user; `name` is the one that a run has stored."""
+    made = GivenClass(name or f"{AS_CLASS}:{found.__module__}.{found.__qualname__}")
+    made.found = found
+    return made
+
+
+def given_for(name: str, found: Any) -> GivenClass:
+    """A class that the user gives for the model that a run names. Raises `Error` for another."""
+    if not file_of(name):
+        raise Error(f"the run's model is npdrt's own {name}; leave out model={found.__name__}")
+    if name.rpartition(":")[2].rpartition(".")[2] != found.__name__:
+        raise Error(f"the run's model is {name}; got model={found.__name__}")
+    return given_class(found, name)
+
 
 def file_of(name: str) -> str:
-    """The file in "path/to/file.py:name"; "" in a name of npdrt's own."""
+    """The file in "path/to/file.py:name"; AS_CLASS of a class; "" in a name of npdrt's own."""
     return name.rpartition(":")[0]
+
+
+def source_of(name: str) -> str:
+    """The end of the name of the source file, as a traceback has it."""
+    if isinstance(name, GivenClass):
+        return str(name.found.__call__.__code__.co_filename)
+    return file_of(name)
 
 
 def found_in(name: str, kind: str) -> Any:
@@ -28,6 +62,8 @@ def found_in(name: str, kind: str) -> Any:
 
     Cached bytecode is not used: it may be of another source than the one whose digest is stored.
     """
+    if isinstance(name, GivenClass):
+        return name.found
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     source = _source(path)
@@ -42,16 +78,37 @@ def found_in(name: str, kind: str) -> Any:
 
 
 def digest(name: str) -> str | None:
-    """SHA-256 of the file in "path/to/file.py:name"; None for a name of npdrt's own."""
+    """SHA-256 of the file in "path/to/file.py:name", or of the source of the methods of a class;
+    None for a name of npdrt's own."""
     file = file_of(name)
-    return hashlib.sha256(_source(Path(file))).hexdigest() if file else None
+    if not file:
+        return None
+    if isinstance(name, GivenClass) and file == AS_CLASS:
+        source = _methods(name.found)
+    else:
+        source = _source(Path(source_of(name)))
+    return hashlib.sha256(source).hexdigest()
+
+
+def _methods(found: Any) -> bytes:
+    """The source of a class's methods, without those that `dataclass` makes."""
+    written = []
+    for method in vars(found).values():
+        with suppress(OSError, TypeError):  # a field, or a method without source
+            written.append(inspect.getsource(method))
+    return "".join(written).encode()
 
 
 def require_code(names: Iterable[str], kind: str, code: Sequence[Path]) -> None:
     """Raise `Error` where a name is of a Python file that is not one of `code`."""
     allowed = [path.resolve() for path in code]
     for name in names:
-        file = file_of(name)
+        file = "" if isinstance(name, GivenClass) else file_of(name)
+        if file == AS_CLASS:
+            raise Error(
+                f"the {kind} is a class, {name.rpartition(':')[2]}, that was given in Python; give "
+                "it again, as in npdrt.open_run(RUN, model=Class)"
+            )
         if file and Path(file).resolve() not in allowed:
             raise Error(
                 f"the {kind} is Python code, {name}, and npdrt runs no code because a data file "

@@ -20,7 +20,7 @@ from npdrt.train.cautions import require_learning
 from npdrt.train.config import Config, load_data, stored
 from npdrt.train.files import not_begun, remove_files, require_empty, require_run, rewound_log
 from npdrt.train.loop import Reporter, Summary, Trainer
-from npdrt.train.own import file_of
+from npdrt.train.own import file_of, source_of
 from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
 from npdrt.train.shards import ALONE, Alone
@@ -37,7 +37,7 @@ def anything(settings: Mapping[str, Any]) -> None:
 
 def train(
     config: Config,
-    out: Path,
+    out: str | Path,
     *,
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
@@ -49,7 +49,7 @@ def train(
     Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite. If
     anything else fails before the first step is done, `out` is left as it was.
     """
-    team = ranks()
+    team, out = ranks(), Path(out)
     with team.together():
         if not team.rank:
             require_empty(out)  # a quick answer; only the one below is certain
@@ -60,7 +60,7 @@ def train(
 
 
 def resume(
-    out: Path,
+    out: str | Path,
     *,
     epochs: int | None = None,
     device: str | None = None,
@@ -68,6 +68,7 @@ def resume(
     fast: bool | None = None,
     decoders: int | None = None,
     code: Sequence[Path] = (),
+    model: type | None = None,
     data_dir: Path | None = None,
     reporter: Reporter | None = None,
     stop: Callable[[], int] = never,
@@ -80,7 +81,7 @@ def resume(
     with a linear schedule, which depends on it). device, eager, fast, decoders: another way to run
     it.
     code: the Python files of the run's model and rules, if it has any: npdrt runs no code because
-    a checkpoint names it.
+    a checkpoint names it. model: the class of the model, in place of its file.
     begin: the configuration to start with if `out` holds no run yet, or one that was killed before
     its first checkpoint. accept: called with the settings of the run; it raises to refuse them.
     Raises `Error` if the data or the model file are not those of the run.
@@ -89,7 +90,7 @@ def resume(
     changes |= {"decoders": decoders}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
-    team, reporter = ranks(), reporter or Reporter()
+    team, reporter, out = ranks(), reporter or Reporter(), Path(out)
     with team.together():
         if begin is None:
             require(out)
@@ -98,7 +99,7 @@ def resume(
             fresh = begin is not None and team.told(not team.rank and not_begun(out))
             if begin is not None and fresh:
                 return start(begin(), out, data_dir, reporter, stop, team)
-            return go_on(out, changes, code, data_dir, reporter, stop, accept, team)
+            return go_on(out, changes, code, data_dir, reporter, stop, accept, team, model)
 
 
 def start(
@@ -113,7 +114,7 @@ def start(
     require_learning(config)
     dataset = load_data(config, data_dir)
     trainer = Trainer(config, dataset, out, reporter, team)
-    with _computing(trainer), blame(config), _undone(trainer):
+    with computing(trainer.config), blame(config), _undone(trainer):
         return trainer.run(trainer.fresh(), stop)
 
 
@@ -126,11 +127,10 @@ def _held(team: Alone, out: Path, *, make: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _computing(trainer: Trainer) -> Iterator[None]:
+def computing(config: Config) -> Iterator[None]:
     """On the device of a run, in its arithmetic and precision, with its convolutions."""
-    config = trainer.config
     with (
-        arrays.on(trainer.device),
+        arrays.on(arrays.device(config.device)),
         arithmetic(config.arithmetic),
         cublas.precision(config.precision),
         cudnn.convolutions(config.convolutions),
@@ -160,17 +160,18 @@ def go_on(
     stop: Callable[[], int],
     accept: Callable[[Mapping[str, Any]], None] = anything,
     team: Alone = ALONE,
+    model: type | None = None,
 ) -> Summary:
     """Resume the run in `out`, which this process holds."""
     checkpoint, path, warning = store.load_newest(out)
     if warning:
         reporter.warning(warning)
-    config = _resumed_config(checkpoint, path, code, changes)
+    config = _resumed_config(checkpoint, path, code, changes, model)
     accept(checkpoint.meta["config"])
     dataset = load_data(config, data_dir)
     check_data(config, dataset, checkpoint, path)
     trainer = Trainer(config, dataset, out, reporter, team)
-    with _computing(trainer), blame(config):
+    with computing(trainer.config), blame(config):
         at = trainer.restored(checkpoint, path)
         if at.step > trainer.feed.steps:
             raise Error(
@@ -223,15 +224,19 @@ def _in_own_files(
     for name in own_rules(config.optimizer, config.groups):
         own = [frame for frame in frames if frame.filename.endswith(file_of(name))]
         yield from ((f"rule {name}", frame) for frame in own[-1:])
-    if file := file_of(config.model):
-        own = [frame for frame in frames if frame.filename.endswith(file)]
+    if file_of(config.model):
+        own = [f for f in frames if f.filename.endswith(source_of(config.model))]
         yield f"model {config.model}", (own or frames)[-1]
 
 
 def _resumed_config(
-    checkpoint: Checkpoint, path: Path, code: Sequence[Path], changes: dict[str, Any]
+    checkpoint: Checkpoint,
+    path: Path,
+    code: Sequence[Path],
+    changes: dict[str, Any],
+    model: type | None,
 ) -> Config:
-    config = stored(checkpoint.meta, path, code=code)
+    config = stored(checkpoint.meta, path, code=code, model=model)
     epochs = changes.get("epochs")
     form = next((form for form in ("linear", "cosine") if form in config.schedule), "")
     if epochs is not None and epochs != config.epochs and form:

@@ -26,6 +26,8 @@ COMMANDS = {
     "audit-gradients": "Our gradients against autograd, PyTorch and JAX.",
     "vectors": "Conformance vectors: list, export, verify a response.",
     "explain": "The array calls of one training step, or where two differ.",
+    "eval": "Loss and accuracy of a run on a data set.",
+    "predict": "Predictions of a run for new examples.",
     "show": "What is in a file or run, and how it was made.",
     "verify": "Repeat a portable run, and compare every bit.",
     "export": "Parameters as npz or safetensors, or the history as CSV.",

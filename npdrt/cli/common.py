@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -119,6 +122,33 @@ def check_outputs(force: bool, *paths: Path | None) -> None:
             raise Error(f"{path} already exists; give --force to replace it, or another name")
         if not path.absolute().parent.is_dir():
             raise Error(missing(path.parent))
+
+
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """An .npz file. np.savez takes names as keywords, of which `file` is its own."""
+    from numpy.lib.format import write_array  # here: messages of the command do without NumPy
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                write_array(member, value, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as CSV, numbers as Python writes them. Text that a spreadsheet would take for a formula
+    is quoted."""
+    text = io.StringIO()
+    csv.writer(text).writerows(map(_csv_cell, row) for row in rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _csv_cell(value: Any) -> str:
+    if isinstance(value, int | float):
+        return repr(value)
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def answer(as_json: bool, value: Any, text: Callable[[], object]) -> None:

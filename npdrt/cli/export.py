@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import zipfile
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from npdrt import atomic, regular, store
-from npdrt.cli.common import Name, check_outputs, echo
+from npdrt.cli.common import Name, check_outputs, csv_bytes, echo, npz_bytes
 from npdrt.errors import Error
-from npdrt.store import container, foreign, log
-from npdrt.store.trace import HISTORY
-
-APART = ("event", "seconds")  # fields of a log record that are not columns of the history
+from npdrt.store import container, foreign, log, trace
 
 
 @click.command("export")
@@ -55,20 +47,10 @@ def _parameters(run: Path, form: str) -> bytes:
         )
     arrays = held.params | held.buffers
     if form == "npz":
-        return _npz(arrays)
+        return npz_bytes(arrays)
     save = foreign.safetensors("safetensors.numpy").save
     data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     return data
-
-
-def _npz(arrays: dict[str, Any]) -> bytes:
-    """An .npz file. np.savez takes names as keywords, of which `file` is its own."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, value in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, value, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _history(run: Path) -> bytes:
@@ -76,19 +58,5 @@ def _history(run: Path) -> bytes:
     regular.require(run, "directory")
     if not path.exists():
         raise Error(container.missing(run, path.name))
-    epochs = [r for r in log.read(path) if r["event"] == "epoch"]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    more = [name for name in dict.fromkeys(chain(*epochs)) if name not in (*HISTORY, *APART)]
-    names = (*HISTORY, *more, "seconds")
-    writer.writerow(map(_cell, names))
-    writer.writerows([_cell(r.get(name)) for name in names] for r in epochs)
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _cell(value: Any) -> str:
-    """A number as Python writes it. Text that a spreadsheet would take for a formula is quoted."""
-    if isinstance(value, int | float):
-        return repr(value)
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    table = trace.history(log.read(path))
+    return csv_bytes([list(table), *zip(*table.values(), strict=True)])

@@ -95,6 +95,11 @@ def load(
     [[1.0, 0.0], [0.0, 1.0]]
     """
     path = Path(path)
+    if path.is_dir():
+        raise Error(
+            f"{path} is a directory; npdrt.open_run opens a run, and npdrt.load reads one file of "
+            f"it, as {path / 'checkpoint.h5'}"
+        )
     arrays, meta = container.read(path, expect_sha256=expect_sha256)
     if meta.get("kind") != "checkpoint":
         raise FileRefused(f"{path}: expected a checkpoint; it holds {meta.get('kind')!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ CONDITIONING = {
     "jacobian_norm": "2-norm of d output / d input of the weight's layer, root mean square over "
     "the first training inputs; NaN where the model is no plain piecewise-linear perceptron",
 }
+
+
+APART = ("event", "seconds")  # fields of a log record that are not columns, or come last
+
+
+def history(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The columns of a history from the records of a log: those of HISTORY, others that the epochs
+    have, and the seconds of training; None for a number that is missing."""
+    epochs = [r for r in records if r["event"] == "epoch"]
+    more = [name for name in dict.fromkeys(chain(*epochs)) if name not in (*HISTORY, *APART)]
+    return {name: [r.get(name) for r in epochs] for name in (*HISTORY, *more, "seconds")}
 
 
 def write(path: Path, records: Sequence[Record], parameters: Sequence[str]) -> None:
