@@ -490,18 +490,20 @@ def test_show_a_run(here: Path) -> None:
     made = npdrt.load("run/checkpoint.h5").meta["provenance"]
     assert lines[0].startswith("run/checkpoint.h5: checkpoint, sha256 ")
     assert lines[1] == "step 10 of 10, epoch 2: finished"
-    assert lines[2].startswith("config: augment none, batch_size 8, conditioning False, convol")
-    assert "convolutions npdrt, data blobs" in lines[2]
-    assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[2]
-    assert "optimizer fromage, precision ieee, schedule linear, seed 0" in lines[2]
-    assert lines[3].startswith(f"made by: npdrt {npdrt.__version__}, Python ")
-    assert f"numpy {np.__version__}" in lines[3]
-    assert lines[4].startswith(f"on: {made['cpu']}, ")
-    assert "device cpu" in lines[4]
-    assert "train --data blobs.npz --width 4" in lines[5]
-    assert lines[6] == ""
-    assert lines[7].split() == ["array", "dtype", "shape", "norm", "min", "max"]
-    rows = [line.split() for line in lines[8:-2]]
+    assert lines[2].startswith("train: loss ")
+    assert lines[2].endswith("(mean of the last epoch's minibatches)")
+    assert lines[3].startswith("config: augment none, batch_size 8, conditioning False, convol")
+    assert "convolutions npdrt, data blobs" in lines[3]
+    assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[3]
+    assert "optimizer fromage, precision ieee, schedule linear, seed 0" in lines[3]
+    assert lines[4].startswith(f"made by: npdrt {npdrt.__version__}, Python ")
+    assert f"numpy {np.__version__}" in lines[4]
+    assert lines[5].startswith(f"on: {made['cpu']}, ")
+    assert "device cpu" in lines[5]
+    assert "train --data blobs.npz --width 4" in lines[6]
+    assert lines[7] == ""
+    assert lines[8].split() == ["array", "dtype", "shape", "norm", "min", "max"]
+    rows = [line.split() for line in lines[9:-2]]
     assert [row[:3] for row in rows] == [
         ["params/layers/00/weight", "float32", "4x5"],
         ["params/layers/01/weight", "float32", "3x4"],

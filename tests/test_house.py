@@ -45,7 +45,7 @@ def test_the_whole_package_is_read() -> None:
 # --- who may import whom ---------------------------------------------------------------------
 
 LAYERS = (  # from the ground up; a module imports from its own layer and from those before it
-    ("blas", "errors", "parallel", "plain", "workers"),
+    ("blas", "errors", "parallel", "plain", "progress", "workers"),
     ("cublas", "cudnn", "kernels", "launch", "owner", "philox", "regular", "schema"),
     ("atomic",),
     ("arrays", "compute", "elementary", "exact", "random", "slices", "sums"),
@@ -283,12 +283,11 @@ def test_other_arithmetic_is_seen(source: str) -> None:
 
 WRITES_FILES = {
     "npdrt.atomic": "the one file that does",
-    "npdrt.cli.common": "writes an archive in memory",
     "npdrt.data.fetch": "downloads to a file that pooch made in a new folder",
     "npdrt.data.archive": "unpacks into a new folder",
     "npdrt.data.sample_images": "draws into a new folder, which then gets its name",
     "npdrt.regular": "opens a file for npdrt.atomic to append to",
-    "npdrt.cli.common": "opens the null device when the reader of messages has gone",
+    "npdrt.cli.common": "writes an archive in memory; opens the null device",
 }
 METHODS = {"rename", "write_text", "write_bytes", "hardlink_to", "symlink_to", "touch"}
 OF_OS = {"rename", "replace", "link", "symlink", "truncate", "ftruncate", "mkfifo"}

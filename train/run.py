@@ -24,6 +24,7 @@ from npdrt.train.own import file_of, source_of
 from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
 from npdrt.train.shards import ALONE, Alone
+from npdrt.train.shown import usual_reporter
 
 
 def never() -> int:
@@ -45,7 +46,9 @@ def train(
 ) -> Summary:
     """Train from the start into the new directory `out`.
 
-    stop: asked after every step; a signal number other than 0 makes the run save and end.
+    reporter: receives progress and warnings; None draws a bar in a notebook, and is silent
+    elsewhere. stop: asked after every step; a signal number other than 0 makes the run save and
+    end.
     Raises `Error` if `out` exists with anything in it, `Diverged` at a loss that is not finite. If
     anything else fails before the first step is done, `out` is left as it was.
     """
@@ -56,7 +59,7 @@ def train(
         with _held(team, out, make=True):
             if not team.rank:
                 require_empty(out)
-            return start(config, out, data_dir, reporter or Reporter(), stop, team)
+            return start(config, out, data_dir, reporter or usual_reporter(), stop, team)
 
 
 def resume(
@@ -90,7 +93,7 @@ def resume(
     changes |= {"decoders": decoders}
     if eager or fast:
         changes |= {"eager": bool(eager), "fast": bool(fast)}
-    team, reporter, out = ranks(), reporter or Reporter(), Path(out)
+    team, reporter, out = ranks(), reporter or usual_reporter(), Path(out)
     with team.together():
         if begin is None:
             require(out)

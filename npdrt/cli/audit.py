@@ -12,13 +12,12 @@ import click
 
 from npdrt import atomic
 from npdrt.cli.common import (
-    Bars,
     Name,
     answer,
+    bars,
     check_outputs,
     echo,
     json_option,
-    on_terminal,
     print_json,
     table,
     toml_values,
@@ -177,8 +176,8 @@ def _compared(
     """The comparison of a target with another one, or with the published rule."""
     a = targets.find(spec, given, rule)
     b = None if against is None else targets.find(against, None, rule)
-    with Bars(show=on_terminal()) as bars:
-        progress = partial(bars.progress, "audit")
+    with bars() as shown:
+        progress = partial(shown.progress, "audit")
         return compare(a, b, formats, limit=limit, progress=progress)
 
 
@@ -194,8 +193,8 @@ def _asked(
             )
     target = targets.find(spec, given, rule)
     known_dialect(dialect, target.rule)
-    with Bars(show=on_terminal()) as bars:
-        return audit(target, formats, limit=limit, progress=partial(bars.progress, "audit"))
+    with bars() as shown:
+        return audit(target, formats, limit=limit, progress=partial(shown.progress, "audit"))
 
 
 def _recorded(

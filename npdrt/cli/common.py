@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +20,10 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+from npdrt import plain
 from npdrt.errors import Error
 from npdrt.plain import printable as printable
-from npdrt.plain import table as table
+from npdrt.progress import Bars, to_stderr
 from npdrt.regular import missing
 from npdrt.schema import toml_value
 from npdrt.store.log import finite
@@ -236,6 +239,62 @@ def cell(value: Any, digits: int = 4) -> str:
     return "" if value is None else str(value)
 
 
+ANY_WIDTH = 1 << 20  # of output that goes into a file or a pipe
+SHORTEST = 8  # characters to which a cell may be shortened
+
+
+def terminal_width() -> int:
+    """The columns of the terminal that is stdout, or those that COLUMNS says; else no limit."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return ANY_WIDTH
+    return shutil.get_terminal_size().columns
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as lines with aligned columns that fit the terminal: of two columns the second is
+    wrapped, of more the widest are cut at the front."""
+    cells = [[plain.line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = terminal_width() - 2 * (len(widths) - 1)
+    if sum(widths) > room and len(widths) == 2 and room - widths[0] >= SHORTEST:
+        return plain.table([pair for row in cells for pair in _wrapped(row, room - widths[0])])
+    while (over := sum(widths) - room) > 0 and (widest := max(widths)) > SHORTEST:
+        widths[widths.index(widest)] = max(widest - over, SHORTEST)
+    return plain.table([[*map(_shortened, row, widths)] for row in cells])
+
+
+def _wrapped(row: Sequence[str], width: int) -> list[tuple[str, str]]:
+    first, *rest = textwrap.wrap(row[1], width) or [""]
+    return [(row[0], first), *(("", line) for line in rest)]
+
+
+def _shortened(text: str, width: int) -> str:
+    """The end of a text, which tells names and paths apart."""
+    return text if len(text) <= width else f"..{text[2 - width :]}"
+
+
+def listed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with named values as a table. If it is wider than the terminal, a line after it says the
+    values in which all rows agree."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = [name for name in names if any(row.get(name) is not None for row in rows)]
+    same = [name for name in known if len({str(row.get(name)) for row in rows}) == 1]
+    if _width(rows, known) <= terminal_width() or len(rows) == 1:
+        same = []
+    shown = [name for name in known if name not in same]
+    agreed = ", ".join(f"{name.replace('_', ' ')} {cell(rows[0].get(name))}" for name in same)
+    return "\n".join([table(_cells(rows, shown)), *(["all: " + agreed] if same else [])])
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    heads = [name.replace("_", " ") for name in names]
+    return [heads, *([cell(row.get(name)) for name in names] for row in rows)]
+
+
+def _width(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    return max(map(len, plain.table(_cells(rows, names)).splitlines()))
+
+
 @contextmanager
 def signals(*, silent: bool = False) -> Iterator[Any]:
     """Catch SIGINT, SIGTERM and SIGHUP: yields a function that returns the first's number, or 0.
@@ -266,44 +325,18 @@ def signals(*, silent: bool = False) -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-class Bars:
-    """A progress bar on stderr, a new one when the label changes; or none. A context manager."""
+def bars(*, quiet: bool = False) -> Bars:
+    """Progress on stderr, which goes on if the reader of stderr has gone."""
+    return Bars(quiet=quiet, write=_tell)
 
-    def __init__(self, *, show: bool):
-        self._show, self._label, self._words = show, "", ""
-        self._bar: Any = None
 
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._leave()
-
-    def progress(self, label: str, done: int, total: int, words: Callable[[], str] = str) -> None:
-        """Move the bar of that label to `done` of `total`; `words` gives the text after it."""
-        if not self._show:
-            return
-        with telling():
-            if label != self._label:
-                self._leave()
-                self._label = label
-                self._bar = click.progressbar(
-                    length=total,
-                    label=label,
-                    item_show_func=lambda _: self._words,
-                    file=sys.stderr,
-                    color=False,  # without escape codes: the cursor cannot stay hidden
-                )
-            self._words = words()
-            self._bar.update(done - self._bar.pos)
-
-    def _leave(self) -> None:
-        if self._bar is not None:
-            notice("")
+def _tell(text: str) -> None:
+    with telling():
+        to_stderr(text)
 
 
 @contextmanager
 def working(*, quiet: bool, silent: bool = False) -> Iterator[tuple[Bars, Callable[[], int]]]:
-    """Bars, which are shown on a terminal unless `quiet`, and `signals`, for a long command."""
-    with signals(silent=silent) as stop, Bars(show=not quiet and on_terminal()) as bars:
-        yield bars, stop
+    """Progress, unless `quiet`, and `signals`, for a long command."""
+    with signals(silent=silent) as stop, bars(quiet=quiet) as shown:
+        yield shown, stop

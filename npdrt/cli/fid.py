@@ -9,12 +9,11 @@ import click
 
 from npdrt import arrays, frechet
 from npdrt.cli.common import (
-    Bars,
     answer,
+    bars,
     code_option,
     data_dir_option,
     json_option,
-    on_terminal,
     quiet_option,
     table,
     warn,
@@ -87,12 +86,12 @@ def command(
     for note in reals.notes:
         warn(note)
     network = frechet.load(features, where=device)
-    with arrays.on(where), Bars(show=not quiet and on_terminal()) as bars:
+    with arrays.on(where), bars(quiet=quiet) as shown:
         found = compare(
             *(network, fakes, reals),
             stretch=stretch,
             batch=batch,
-            progress=bars.progress,
+            progress=shown.progress,
             warn=warn,
         )
     answer(as_json, asdict(found), lambda: _text(found))

@@ -14,7 +14,6 @@ import click
 
 from npdrt import arrays
 from npdrt.cli.common import (
-    Bars,
     code_option,
     echo,
     json_option,
@@ -35,42 +34,11 @@ from npdrt.cli.options import (
 )
 from npdrt.errors import Error
 from npdrt.store.lock import numbered
-from npdrt.train import Config, Reporter, Summary, resume, train
+from npdrt.train import Config, Summary, resume, train
 from npdrt.train.own import file_of
 from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
-
-
-class Progress(Reporter):
-    """A progress bar with time left, loss and accuracy; warnings on stderr, of rank 0 only."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self.moved = False
-        """Whether a step was made."""
-        self._record: dict[str, Any] = {}
-
-    def progress(self, step: int, steps: int, record: dict[str, Any] | None) -> None:
-        """Move the bar; the newest record gives the numbers next to it."""
-        self._record, self.moved = record or self._record, True
-        self._bars.progress("training", step, steps, partial(_numbers, self._record))
-
-    def warning(self, text: str) -> None:
-        """A warning on stderr."""
-        if not ranks().rank:
-            warn(text)
-
-
-def _numbers(record: dict[str, Any]) -> str:
-    if not record:
-        return ""
-    loss = record.get("train_loss", record.get("loss"))
-    shown = f"loss {loss:.4f}"
-    if "train_perplexity" in record:
-        shown += f"  perplexity {record['train_perplexity']:.2f}"
-    elif "train_accuracy" in record:
-        shown += f"  accuracy {record['train_accuracy']:.4f}"
-    return shown
+from npdrt.train.shown import Shown
 
 
 @click.command("train")
@@ -108,7 +76,7 @@ def command(**given: Any) -> None:
     silent = bool(team.rank)  # rank 0 reports
     quiet = quiet or silent
     with team.together(), naming_options(), working(quiet=quiet, silent=silent) as (bars, stop):
-        progress = Progress(bars)
+        progress = Shown(bars, _warn)
         common = {"data_dir": data_dir, "reporter": progress, "stop": stop}
         if resuming:
             summary = _resume(out, settings, code, quiet, common)
@@ -124,6 +92,12 @@ def command(**given: Any) -> None:
             head, *lines = _text(summary, code, "done" if made else "already finished")
             echo(head, bold=not summary.stopped)
             echo("\n".join(lines))
+
+
+def _warn(text: str) -> None:
+    """A warning on stderr, of rank 0 only."""
+    if not ranks().rank:
+        warn(text)
 
 
 def _start(

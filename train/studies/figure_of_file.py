@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,62 @@ def load(path: Path) -> Figure:
         f"{file}: expected a trace, a study or slices; it holds {_what(meta)}; give the "
         "run directory to see how a run went"
     )
+
+
+def overlay(paths: Sequence[Path]) -> Figure:
+    """Several runs in one picture: a colour for each, its training minibatches as a line and its
+    test set dashed."""
+    names = _names(paths)
+    runs = [_trace(path) for path in paths]
+    unit = "mean loss (nats)" if all(map(_classified, runs)) else "mean loss"
+    loss = _compared(runs, names, "loss")
+    positive = all((line.y[np.isfinite(line.y)] > 0).all() for line in loss)
+    panels = [Panel("Loss", "epoch", unit, loss, ylog=positive)]
+    if accuracy := _compared(runs, names, "accuracy"):
+        share = "accuracy (share of samples)"
+        panels.append(Panel("Accuracy", "epoch", share, accuracy, ylim=(0, 1.02)))
+    rates = [
+        Line(name, run["history/epoch"], run["history/lr"], _style(run), group=group)
+        for group, (name, run) in enumerate(zip(names, runs, strict=True))
+    ]
+    panels.append(Panel("Learning rate", "epoch", "learning rate", tuple(rates)))
+    return Figure("runs", f"Training runs {', '.join(names)}; test sets dashed", tuple(panels))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The names of runs: those of their directories, or the whole paths if these do not differ."""
+    short = [container.within(path, "trace.h5").resolve().parent.name for path in paths]
+    return short if len(set(short)) == len(short) else list(map(str, paths))
+
+
+def _trace(path: Path) -> Mapping[str, Any]:
+    """The tables of a run."""
+    file = container.within(path, "trace.h5")
+    if not file.exists():
+        raise Error(f"{container.missing(path, file.name)}; several are drawn only of runs")
+    return trace.newest(file, *trace.read(file))[0]
+
+
+def _classified(run: Mapping[str, Any]) -> bool:
+    return bool(np.isfinite(run["history/train_accuracy"]).any())
+
+
+def _style(run: Mapping[str, Any]) -> str:
+    return "line" if len(run["history/epoch"]) > 1 else "points"
+
+
+def _compared(
+    runs: Sequence[Mapping[str, Any]], names: Sequence[str], quantity: str
+) -> tuple[Line, ...]:
+    """A line a run of the training minibatches, and one of the test set."""
+    lines = []
+    for group, (name, run) in enumerate(zip(names, runs, strict=True)):
+        for part, label in (("train", name), ("test", "")):
+            y = run[f"history/{part}_{quantity}"]
+            dashed = "dashed" if part == "test" and _style(run) == "line" else _style(run)
+            if np.isfinite(y).any():
+                lines.append(Line(label, run["history/epoch"], y, dashed, group=group))
+    return tuple(lines)
 
 
 def _what(meta: Mapping[str, Any]) -> str:
