@@ -41,6 +41,17 @@ ALL = slice(None)  # all arrays of a primitive
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # every primitive by name, for tests and audits
 
 
+INSTEAD = {  # what an array has -> what to write for a Tensor
+    "T": "npdrt.ops.transpose(x)",
+    "reshape": "npdrt.ops.reshape(x, shape=(...))",
+    "flatten": "npdrt.ops.reshape(x, shape=(-1,))",
+    "ravel": "npdrt.ops.reshape(x, shape=(-1,))",
+    "dot": "x @ y",
+    "size": "math.prod(x.shape)",
+    "item": "x.value.item()",
+}
+
+
 class Tensor:
     """A value in the graph of one differentiation: its array and how it was computed.
 
@@ -83,6 +94,12 @@ class Tensor:
         def __pow__(self, other: Any) -> Any: ...
         def __matmul__(self, other: Any) -> Any: ...
         def __getitem__(self, index: Any) -> Any: ...
+
+    def __getattr__(self, name: str) -> Any:
+        """No array methods: the error names the operation."""
+        call = INSTEAD.get(name) or (f"npdrt.ops.{name}(x)" if name in PRIMITIVES else "")
+        hint = f"; write {call}" if call else "; compute with npdrt.ops"
+        raise AttributeError(f"a Tensor has no .{name}{hint}")
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(self.shape[0]))

@@ -130,19 +130,24 @@ def test_help_of_train_in_full() -> None:
         "--model NAME One of mlp, resnet18, ",
         "Or path/to/file.py:Class. [default: mlp]",
         "--depth INTEGER RANGE Weight matrices L. [default: 2; x>=1]",
+        "--normalisation, --normalization [",
         f"--nonlinearity [{'|'.join(NONLINEARITIES)}] [default: relu]",
         f"--init [{'|'.join(SCHEMES)}] Initialisation. [default: he]",
         f"--optimizer, --optimiser NAME One of {', '.join(optim.RULES)}. ",
         "lars_lesion: Fromage without its prefactor. Or path/to/file.py:rule. [default: fromage]",
-        "--lr TEXT Learning rate, or auto. [default: auto]",
+        "--lr, --learning-rate TEXT Learning rate, or auto. [default: auto]",
+        "--batch-size, --batch INTEGER RANGE Examples of a step. [default: 32; x>=1]",
+        "--nesterov / --no-nesterov",
+        "[default: no-nesterov]",
         "constant | exponential:FACTOR | milestones:EPOCH,EPOCH,...:FACTOR | linear[:END] | ",
-        "--betas <FLOAT FLOAT>... adam, adamw, lamb: shares of the two moments that are kept",
+        "--betas NUMBER,NUMBER adam, adamw, lamb: shares of the two moments that are kept",
         "--momentum FLOAT sgd, lars",
         ": share of the velocity that is kept",
         "[default: sgd 0, lars 0.9",
         "adam: decay as in AdamW, with --weight-",
         "--dtype [float32|float64] [default: float32]",
-        "--resume Go on with the run in --out. If it holds none, start one there, with a warning.",
+        "--resume Go on with the run in --out.",
+        "--resume-or-start Go on with the run in --out, or start it: ",
     ):
         assert expected.replace("; x>=1]", "") in text.replace("; x>=1]", ""), expected
 
@@ -183,7 +188,15 @@ def test_version() -> None:
         ("train --set width=4 --width 6", "--set width and --width name the same field"),
         ("train --resume", "--resume needs --out, the directory of the run."),
         ("train --model x.py:Net", "x.py does not exist"),
-        ("train extra", "Got unexpected extra argument (extra)"),
+        ("train extra", "Error: extra does not exist\n"),
+        (
+            "train --resume --out fresh",
+            "fresh holds no run to go on with; leave out --resume to st",
+        ),
+        ("train --betas 0.9 --optimizer adam", "'0.9' is not 2 numbers with commas, as 0.9,0.99."),
+        ("train --betas 0.9 0.99", "'0.9' is not 2 numbers with commas"),
+        ("export . --to npz --output no.npz", ". holds no run: it has no checkpoint.h5\n"),
+        ("explain .", ". holds no run: it has no checkpoint.h5\n"),
         ("train --out run", "run already exists; give --resume to go on with it, or another"),
         ("train --out blobs.npz/run", "blobs.npz/run"),
         ("train --out blobs.npz", "blobs.npz is not a directory; give another --out"),
@@ -206,6 +219,7 @@ def test_version() -> None:
         ("train --data folder:nowhere", "Error: nowhere does not exist\n"),
         ("train --data text:nowhere", "Error: nowhere does not exist\n"),
         ("export nowhere --to csv", "Error: nowhere does not exist\n"),
+        ("export nowhere --to npz", "Error: nowhere does not exist\n"),
         ("export run --to npz --output no/x", "Error: no does not exist\n"),
         ("export run", "Missing option '--to'"),
         ("export run --to nzp", "'nzp' is unknown. Did you mean 'npz'?"),
@@ -234,14 +248,18 @@ def test_data_that_cannot_be_fetched() -> None:
     assert "wikitext-2" not in result.stderr
 
 
-def test_resume_without_a_run_and_of_a_finished_one(here: Path, tmp_path: Path) -> None:
-    """A new run is a warning that -q keeps: a misspelt --out starts one too."""
+def test_resume_of_no_run_and_of_a_finished_one(here: Path, tmp_path: Path) -> None:
+    """A misspelt --out does not start a run; a script may ask for either."""
     run = tmp_path / "run"
-    started, again = (call(*SHORT, run, "--resume", "-q") for _ in range(2))
-    assert started.stderr == f"Warning: {run} holds no run yet; starting a new one there\n"
+    assert call(*SHORT, run, "--resume", "-q").exit_code == 2
+    assert not run.exists()
+    started, again = (call(*SHORT, run, "--resume-or-start", "-q") for _ in range(2))
     assert started.stdout.startswith("done: 10 steps in ")
     assert (again.exit_code, again.stderr) == (0, "")
     assert again.stdout.startswith("already finished: 10 steps in ")
+    assert call(*SHORT, run, "--resume", "-q").stdout.startswith("already finished")
+    needs = call("train", "--resume-or-start")
+    assert "--resume-or-start needs --out" in needs.stderr
 
 
 def test_settings_that_hardly_anybody_means(
@@ -273,8 +291,10 @@ def test_exit_code_0_and_the_summary(folder: Path, tmp_path: Path) -> None:
         rf"next: npdrt show {tmp_path}/run\n",
         done.stdout,
     )
-    assert re.fullmatch(r"device: (cpu|cuda:0) \(.+\)\n", done.stderr)
-    quiet = run(*SHORT, tmp_path / "quiet", "-q", cwd=folder)
+    assert done.stderr == "" or done.stderr.startswith("device: cuda:0 (")
+    asked = run(*SHORT, tmp_path / "asked", "--device", "auto", cwd=folder)
+    assert re.fullmatch(r"device: (cpu|cuda:0) \(.+\)\n", asked.stderr)
+    quiet = run(*SHORT, tmp_path / "quiet", "--device", "auto", "-q", cwd=folder)
     assert quiet.stderr == ""
 
 

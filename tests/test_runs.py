@@ -309,8 +309,8 @@ def in_order(run: Path) -> None:
 
 PAIRS = {
     "train, train": ([], []),
-    "resume, resume": (["--resume"], ["--resume"]),
-    "train, resume": ([], ["--resume"]),
+    "resume, resume": (["--resume-or-start"], ["--resume-or-start"]),
+    "train, resume": ([], ["--resume-or-start"]),
 }
 
 
@@ -330,7 +330,7 @@ def pair(folder: Path, words: list[str], seed: int) -> str:
         refused = message and re.search("already exists|is in use by another process", message[0])
         assert code in (0, -signal.SIGKILL) or (code == 2 and refused), (kind, codes, said)
     if codes[0] != 0 and codes[1] != 0:
-        assert finish(start(*words, "--out", run.name, "--resume", cwd=folder)) == 0
+        assert finish(start(*words, "--out", run.name, "--resume-or-start", cwd=folder)) == 0
     in_order(run)
     assert names(run) == RUN_FILES
     return f"{kind}: {sorted(codes)}"
@@ -653,7 +653,7 @@ def test_slices_need_the_model_file_of_the_run(tmp_path: Path) -> None:
 def test_other_kernels_are_warned_of_and_recorded(tmp_path: Path) -> None:
     """There, back, and on under the same: three processes with two kinds of kernels."""
     write_blobs(tmp_path / "blobs.npz")
-    words = [*KILLED, "--out", "run", "--resume"]
+    words = [*KILLED, "--out", "run", "--resume-or-start"]
     said, found = [], []
     for kernel, epochs in (("Haswell", "1"), ("Sandybridge", "2"), ("Sandybridge", "3")):
         process = start(*words, "--epochs", epochs, cwd=tmp_path, OPENBLAS_CORETYPE=kernel)
@@ -682,7 +682,16 @@ CALLS = (
     *("openat", "write", "fsync", "link", "rename", "unlink", "mkdir", "flock", "ftruncate"),
     *("lseek", "close", "read", "fchmod", "newfstatat"),
 )
-ATTACKED = [*KILLED, "--epochs", "1", "--checkpoint-every", "2", "--snapshot", "3", "--resume"]
+ATTACKED = [
+    *KILLED,
+    "--epochs",
+    "1",
+    "--checkpoint-every",
+    "2",
+    "--snapshot",
+    "3",
+    "--resume-or-start",
+]
 KILL_AT_CALLS = """
 import contextlib, ctypes, json, os, random, re, shutil, signal, subprocess, sys
 from pathlib import Path

@@ -342,7 +342,7 @@ def test_ranks_have_the_bits_of_one_process(mpiexec: list[str], tmp_path: Path) 
     """Aligned and unaligned, and stopped on 3 ranks to go on with 2."""
     alone = [*COMMAND, "--epochs", "2", "--out"]
     one = output(started([*alone, "1"], tmp_path))
-    text = output(started([*mpiexec, "4", *alone, "4"], tmp_path))
+    text = output(started([*mpiexec, "4", *alone, "4", "--device", "auto"], tmp_path))
     assert results(text) == results(one) != []
     assert text.count("done:") == text.count("device: cpu") == 1, text
     assert "done" in output(started([*mpiexec, "3", *COMMAND, "--epochs", "1", "--out", "part",

@@ -488,7 +488,7 @@ def kill_and_resume(folder: Path, seed: int, expected: dict[str, Any], life: flo
     draw, kills = random.Random(seed), 0
     run = folder / f"run-{seed}"
     while True:
-        process = start(*KILLED, "--out", run.name, "--resume", cwd=folder)
+        process = start(*KILLED, "--out", run.name, "--resume-or-start", cwd=folder)
         to_kill = kills == 0 or draw.random() < 0.3
         if survives(process, draw.random() * life if to_kill else 120):
             break
@@ -552,7 +552,7 @@ def child(out, n):
     if pid == 0:
         countdown = n
         with contextlib.suppress(SystemExit):
-            cli([*words, "--out", out, "--resume"])
+            cli([*words, "--out", out, "--resume-or-start"])
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -1267,7 +1267,7 @@ def test_model_file_changed_during_the_run(tmp_path: Path) -> None:
         ("--width 6", "was started with --width 5, not --width 6"),
         ("--no-standardise", "was started with --standardise, not --no-standardise"),
         ("--optimizer sgd", "was started with --optimizer adam, not --optimizer sgd"),
-        ("--betas 0.9 0.99", "was started with --betas 0.8 0.9, not --betas 0.9 0.99"),
+        ("--betas 0.9,0.99", "was started with --betas 0.8,0.9, not --betas 0.9,0.99"),
         ("--eps 1e-4", "was started without --eps; leave the option out"),
         ("--threads 1", "was started without --threads; leave the option out"),
         ("--snapshot 2", "was started without --snapshot; leave the option out"),
@@ -1287,7 +1287,7 @@ def test_resume_with_another_setting(
     result = npdrt_cli("train", "--out", run, "--resume", *option.split())
     assert result.exit_code == 2
     assert message in result.stderr
-    same = "--depth 3 --lr auto --betas 0.8 0.9 --optimiser adam --seed 0 --epochs 3 --device cpu"
+    same = "--depth 3 --lr auto --betas 0.8,0.9 --optimiser adam --seed 0 --epochs 3 --device cpu"
     assert npdrt_cli("train", "--out", run, "--resume", *same.split()).exit_code == 0
 
 

@@ -35,8 +35,8 @@ RECORDED = (".npz", ".safetensors", ".h5", ".hdf5")
 DEFAULT = ("float32", "float64")
 WORDS = {"True": True, "False": False, "None": None, "none": None}  # in addition to TOML's
 _FILE = click.Path(path_type=Path, dir_okay=False)
-html_option = click.option("--html", type=_FILE, help="Web page to write.")
-junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.")
+html_option = click.option("--html", type=_FILE, help="Web page to write.  [default: none]")
+junit_option = click.option("--junit", type=_FILE, help="JUnit XML to write.  [default: none]")
 
 
 class RuleName(Name):
@@ -70,9 +70,11 @@ rule_name = RuleName(list(RULES))
     multiple=True,
     metavar="NAME=VALUE",
     help="An argument of every call; of a recording, a setting of its rule, as in momentum=0.9, "
-    "decoupled=true, betas=[0.8,0.99]. May be repeated.",
+    "decoupled=true, betas=[0.8,0.99]. May be repeated.  [default: none]",
 )
-@click.option("--against", metavar="TARGET", help="Compare it with this implementation.")
+@click.option(
+    "--against", metavar="TARGET", help="Compare it with this implementation.  [default: none]"
+)
 @click.option(
     "--report",
     "kind",
@@ -80,9 +82,13 @@ rule_name = RuleName(list(RULES))
     help="What to report; equivalence is with --against, or else the published rule."
     "  [default: audit, or equivalence with --against]",
 )
-@click.option("--dialect", metavar="NAME", help="Pass where it is this dialect.")
-@click.option("--lr", type=float, help="Learning rate of a recording that has none.")
-@click.option("--parameter", metavar="NAME", help="The one tensor of a recording to look at.")
+@click.option("--dialect", metavar="NAME", help="Pass where it is this dialect.  [default: none]")
+@click.option(
+    "--lr", type=float, help="Learning rate of a recording that has none.  [default: none]"
+)
+@click.option(
+    "--parameter", metavar="NAME", help="The one tensor of a recording to look at.  [default: all]"
+)
 @click.option(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
@@ -90,7 +96,7 @@ rule_name = RuleName(list(RULES))
     help="Seconds a test may take; not for recordings.  [default: 10]",
 )
 @html_option
-@click.option("--markdown", type=_FILE, help="Markdown to write.")
+@click.option("--markdown", type=_FILE, help="Markdown to write.  [default: none]")
 @junit_option
 @click.option("--force", is_flag=True, help="Replace these files if they exist.")
 @click.option("--list", "listing", is_flag=True, help="List known targets and dialects; no audit.")

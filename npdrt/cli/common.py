@@ -74,7 +74,9 @@ class Name(click.ParamType[str]):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Where data sets are."
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Where data sets are.  [default: $NPDRT_DATA, else the cache]",
 )
 fast_option = click.option(
     "--fast", is_flag=True, help="Compiled loops (extra fast); the same bits."
@@ -85,7 +87,7 @@ code_option = click.option(
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Allow this Python file to be run as the model or the rule; repeatable.",
+    help="Allow this Python file to be run as the model or the rule; repeatable.  [default: none]",
 )
 
 

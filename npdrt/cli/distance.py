@@ -43,7 +43,11 @@ TOTALS = {  # function of the relative perturbations -> what it is called here
     default=0,
     help="Inputs of A's data to hold the bounds against.  [default: 0]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Where data sets are.  [default: $NPDRT_DATA, else the cache]",
+)
 @json_option
 def command(
     a: Path,

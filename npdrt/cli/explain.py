@@ -10,7 +10,7 @@ import click
 from npdrt import store
 from npdrt.cli.common import Name, answer, code_option, echo, print_json
 from npdrt.cli.options import config_options, configuration, option_of, settings_of
-from npdrt.errors import FileRefused
+from npdrt.errors import Error
 from npdrt.program import Program, compare, listing, load
 from npdrt.regular import require
 from npdrt.store import container
@@ -39,7 +39,7 @@ DECISIVE = (
     "target",
     metavar="FILE.json",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the program to a file, and list nothing.",
+    help="Write the program to a file, and list nothing.  [default: none]",
 )
 @config_options(*DECISIVE)
 @code_option
@@ -111,7 +111,7 @@ def _program(path: Path, given: dict[str, Any]) -> Program:
         return load(path)
     file = path / "checkpoint.h5"
     if not file.exists():
-        raise FileRefused(container.missing(path))
+        raise Error(container.missing(path))
     config = stored(store.load(file).meta, file, code=given.get("code", ()))
     return record_step(config, given.get("data_dir"))
 

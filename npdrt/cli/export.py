@@ -43,6 +43,8 @@ def _next_to(run: Path, suffix: str) -> Path:
 
 def _parameters(run: Path, form: str) -> bytes:
     file = container.within(run, "checkpoint.h5")
+    if not file.exists():
+        raise Error(container.missing(run))
     held = store.load(file)
     if twice := held.params.keys() & held.buffers.keys():
         raise Error(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, get_args, get_origin, get_type_hints
 
 import click
@@ -20,10 +20,15 @@ from npdrt.models.initialisation import SCHEMES
 from npdrt.models.mlp import NONLINEARITIES, NORMALISATIONS
 from npdrt.train import Config
 
-FLAGS = {  # field of `Config` -> its option, if that is not --field
+FLAGS = {  # field or setting -> its options, if they are not --field alone
     "optimizer": ("--optimizer", "--optimiser"),
-    "snapshots": ("--snapshot", "snapshots"),
-    "groups": ("--group", "groups"),
+    "lr": ("--lr", "--learning-rate"),
+    "batch_size": ("--batch-size", "--batch"),
+    "normalisation": ("--normalisation", "--normalization"),
+    "standardise": ("--standardise", "--standardize"),
+    "centered": ("--centered", "--centred"),
+    "snapshots": ("--snapshot",),
+    "groups": ("--group",),
 }
 METAVARS = {"schedule": "FORM", "snapshots": "STEP", "groups": "PATTERN:NAME=VALUE,..."}
 RESUMABLE = [f.name for f in dataclasses.fields(Config) if f.metadata.get("resumable")]
@@ -32,10 +37,10 @@ SETTINGS = list(dict.fromkeys(name for rule in optim.RULES.values() for name in 
 MODEL = {  # option of the built-in models -> its type and words; --set gives the others
     "depth": (click.IntRange(min=1), "Weight matrices L.  [default: 2]"),
     "width": (click.IntRange(min=1), "Units of a hidden layer.  [default: 128]"),
-    "bias": (bool, "Add a bias to every layer."),
+    "bias": (bool, "Add a bias to every layer.  [default: no-bias]"),
     "nonlinearity": (Name(list(NONLINEARITIES)), "[default: relu]"),
-    "output_nonlinearity": (bool, "Apply it after the last layer too."),
-    "residual": (bool, "Skip connections."),
+    "output_nonlinearity": (bool, "Apply it after the last layer too.  [default: not]"),
+    "residual": (bool, "Skip connections.  [default: no-residual]"),
     "normalisation": (Name(list(NORMALISATIONS)), "Of weights.  [default: none]"),
     "init": (Name(list(SCHEMES)), "Initialisation.  [default: he]"),
 }
@@ -44,7 +49,7 @@ MORE = click.option(
     "fields",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A field of the model, as TOML; any, also one with an option of its own.",
+    help="A field of the model, as TOML; any, also one with an option of its own.  [default: none]",
 )
 
 MORE_OF_RULE = click.option(
@@ -52,7 +57,7 @@ MORE_OF_RULE = click.option(
     "rule_fields",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A setting of your own rule, as TOML.",
+    help="A setting of your own rule, as TOML.  [default: none]",
 )
 
 
@@ -67,6 +72,23 @@ class Rate(click.ParamType[float | str]):
             return "auto" if value == "auto" else float(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor auto.", param, ctx)
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """So many numbers with commas between them."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.name = ",".join(["number"] * count)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """The numbers."""
+        with suppress(ValueError):
+            found = value if isinstance(value, tuple) else tuple(map(float, value.split(",")))
+            if len(found) == self.count:
+                return found
+        example = ",".join(["0.9", "0.99", "0.999"][: self.count])
+        self.fail(f"{value!r} is not {self.count} numbers with commas, as {example}.", param, ctx)
 
 
 def config_options(*names: str) -> Callable[[F], F]:
@@ -97,29 +119,32 @@ def _option(
     """One option; None if it is not given. kind: bool for a pair of flags, or a type of Click."""
     dashed = name.replace("_", "-")
     words = f"{words}  [default: {default}]".lstrip() if default else words
-    if kind is bool:
-        return click.option(f"--{dashed}/--no-{dashed}", default=None, help=words)
     flags = FLAGS.get(name, (f"--{dashed}",))
-    return click.option(*flags, type=kind, metavar=METAVARS.get(name), help=words, **more)
+    if kind is bool:
+        pairs = (f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags)
+        return click.option(*pairs, name, default=None, help=words)
+    return click.option(*flags, name, type=kind, metavar=METAVARS.get(name), help=words, **more)
 
 
-def _shown(value: Any) -> str:
-    """A default in the help; nothing for None and for flags."""
-    if value is None or isinstance(value, bool):
-        return ""
+def _shown(value: Any, name: str) -> str:
+    """A default in the help."""
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    if value is None or value == ():
+        return "none"
     if isinstance(value, tuple):
-        return " ".join(map(_shown, value))
+        return ",".join(_shown(item, name) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _of_field(field: dataclasses.Field[Any], kind: Any) -> Callable[[Any], Any]:
     """The option of a field, by its type and the metadata that `npdrt.train.config` gives it."""
     meta = field.metadata
-    default = meta.get("shown", _shown(field.default))
+    default = meta.get("shown", _shown(field.default, field.name))
     if kind == tuple[int, ...]:
         return _option(field.name, click.IntRange(min=0), meta["words"], default, multiple=True)
     if kind == tuple[str, ...]:
-        return _option(field.name, str, meta["words"], multiple=True)
+        return _option(field.name, str, meta["words"], default, multiple=True)
     of_type = _type(kind, meta)
     listed = of_type.listed if isinstance(of_type, Name) else ""
     return _option(field.name, of_type, listed + meta["words"], default)
@@ -144,12 +169,13 @@ def _of_rules(name: str) -> Callable[[Any], Any]:
         needs = f", with {option_of(setting.needs)}" if setting.needs else ""
         words.setdefault(setting.help + needs, []).append(rule)
     text = "; ".join(f"{', '.join(of)}: {what}" for what, of in words.items())
-    defaults = {rule: _shown(setting.default) for rule, setting in rules.items()}
-    shown = ", ".join(f"{rule} {value}" for rule, value in defaults.items() if value)
+    dashed = name.replace("_", "-")
+    defaults = {rule: _shown(setting.default, dashed) for rule, setting in rules.items()}
+    shown = ", ".join(f"{rule} {value}" for rule, value in defaults.items())
     if len(set(defaults.values())) == 1:
         shown = next(iter(defaults.values()))
     kind = next(iter(rules.values())).type
-    of_type = get_args(kind) if get_origin(kind) is tuple else _type(kind, {})
+    of_type = Numbers(len(get_args(kind))) if get_origin(kind) is tuple else _type(kind, {})
     return _option(name, of_type, f"{text}.", shown)
 
 
@@ -201,8 +227,10 @@ def as_given(name: str, value: Any) -> str:
     """An option and its value, as on the command line."""
     if isinstance(value, bool):
         return option_of(name) if value else option_of(f"no_{name}")
+    if name in ("groups", "snapshots"):
+        return " ".join(f"{option_of(name)} {item}" for item in value)
     values = value if isinstance(value, list | tuple) else [value]
-    return " ".join([option_of(name), *map(str, values)])
+    return f"{option_of(name)} {','.join(map(str, values))}"
 
 
 def _settings(

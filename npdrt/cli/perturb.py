@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ SHOWN = (0.01, 0.03, 0.099)  # of the grid, in the table
 @click.option(
     "--examples", type=click.IntRange(min=1), help="Only the first so many.  [default: all]"
 )
-@click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.")
+@click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.  [default: BLAS's own]")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: the run's]")
 @fast_option
 @data_dir_option
@@ -73,7 +74,7 @@ def command(
             heads = [tuple(rows[0])] if rows else []  # none where a signal came before the first
             echo(table([*heads, *(tuple(map(cell, r.values())) for r in rows)]))
             echo(f"file   {run / 'slices.h5'}")
-            echo(f"next: npdrt plot {run / 'slices.h5'}")
+            echo(f"next: npdrt plot {shlex.quote(str(run / 'slices.h5'))}")
 
 
 def _rows(found: Slices) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
 @click.command("show")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--sha256", type=Digest(), help="Refuse the file unless its HDF5 image has this digest."
+    "--sha256",
+    type=Digest(),
+    help="Refuse the file unless its HDF5 image has this digest.  [default: any]",
 )
 @click.option(
     "--digest",
@@ -44,8 +47,11 @@ RUN = {"run", "config", "progress", "provenance"}  # what a training run writes
     is_flag=True,
     help="Of a run: one digest of settings, data, arrays and losses; see npdrt verify.",
 )
+@click.option("--as-toml", is_flag=True, help="The settings of a run, for npdrt train CONFIG.")
 @json_option
-def command(path: Path, sha256: str | None, only_digest: bool, as_json: bool) -> None:
+def command(
+    path: Path, sha256: str | None, only_digest: bool, as_toml: bool, as_json: bool
+) -> None:
     """What is in a checkpoint, trace or run directory, and how it was made; or the runs in a
     directory of runs, with the losses and accuracies of their last epochs.
 
@@ -58,12 +64,17 @@ def command(path: Path, sha256: str | None, only_digest: bool, as_json: bool) ->
         found = certificate(path)
         return answer(as_json, found, lambda: found["digest"])
     file = container.within(path, "checkpoint.h5", "study.h5")
+    if as_toml and not file.exists():
+        raise Error(container.missing(path))
     if not file.exists():
         runs = _runs_in(path)
         answer(as_json, {"runs": runs}, lambda: f"{listed([*map(_shown, runs)])}\n{NOTE}")
         return
     arrays, meta = container.read(file, expect_sha256=sha256)
     _check(arrays, meta, file)
+    if as_toml:
+        echo(_settings(meta, file))
+        return
     stored = meta
     if meta.get("kind") == "trace" and sha256 is None:
         arrays, meta = trace.newest(file, arrays, meta)
@@ -78,7 +89,7 @@ def command(path: Path, sha256: str | None, only_digest: bool, as_json: bool) ->
     study = meta.get("kind") == "study"
     answer(as_json, report, lambda: _study(meta) if study else _text(report, arrays))
     if not as_json and path.is_dir() and (path / "trace.h5").exists():
-        echo(f"\nhistory: npdrt show {path / 'trace.h5'}")
+        echo(f"\nhistory: npdrt show {shlex.quote(str(path / 'trace.h5'))}")
 
 
 def _check(arrays: dict[str, Any], meta: dict[str, Any], file: Path) -> None:
@@ -106,6 +117,15 @@ def _describe(value: Any) -> dict[str, Any]:
         "max": float(wide.max()) if value.size else None,
         "sha256": digest(value),
     }
+
+
+def _settings(meta: dict[str, Any], file: Path) -> str:
+    """The settings in the checkpoint of a run as TOML."""
+    if meta.get("user", {}).keys() < RUN:
+        raise FileRefused(f"{file}: expected the checkpoint of a run; it has no settings")
+    from npdrt.train.settings_file import as_toml  # here: it imports all of training
+
+    return as_toml(meta["user"]["config"])
 
 
 def _study(meta: dict[str, Any]) -> str:

@@ -49,7 +49,11 @@ class Shard(click.ParamType[tuple[int, int]]):
 CORES = os.cpu_count() or 1
 run_options = combined(  # of `sweep` and `reproduce`
     (
-        click.option("--out", type=click.Path(path_type=Path), help="Directory of the runs."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="Directory of the runs.  [default: sweeps/RECIPE-SCALE]",
+        ),
         click.option(
             "--jobs",
             type=click.IntRange(min=1),
@@ -60,7 +64,8 @@ run_options = combined(  # of `sweep` and `reproduce`
             "--dask",
             default="",
             metavar="ADDRESS",
-            help="Make the runs on Dask: a scheduler such as tcp://host:8786, or local.",
+            help="Make the runs on Dask: a scheduler such as tcp://host:8786, or local.  "
+            "[default: none]",
         ),
         fast_option,
         click.option("--device", default="cpu", help="cpu, cuda or cuda:N.  [default: cpu]"),
@@ -79,7 +84,10 @@ scale_option = click.option(
 @click.argument("recipe")
 @scale_option
 @click.option(
-    "--shard", type=Shard(), default=(0, 1), help="Only every N-th run, starting at run I (from 0)."
+    "--shard",
+    type=Shard(),
+    default=(0, 1),
+    help="Only every N-th run, from run I.  [default: 0/1, all]",
 )
 @run_options
 def command(

@@ -33,15 +33,18 @@ from npdrt.cli.options import (
     settings_of,
 )
 from npdrt.errors import Error
+from npdrt.store.checkpoint import checkpoints
 from npdrt.store.lock import numbered
 from npdrt.train import Config, Summary, resume, train
 from npdrt.train.own import file_of
 from npdrt.train.ranks import ranks
 from npdrt.train.rules import own_rules
+from npdrt.train.settings_file import merged, settings_in
 from npdrt.train.shown import Shown
 
 
 @click.command("train")
+@click.argument("config", required=False, type=click.Path(path_type=Path), metavar="[CONFIG]")
 @config_options()
 @click.option(
     "--out",
@@ -52,7 +55,13 @@ from npdrt.train.shown import Shown
     "--resume",
     "resuming",
     is_flag=True,
-    help="Go on with the run in --out. If it holds none, start one there, with a warning.",
+    help="Go on with the run in --out.",
+)
+@click.option(
+    "--resume-or-start",
+    "either",
+    is_flag=True,
+    help="Go on with the run in --out, or start it: for scripts that give one command every time.",
 )
 @code_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notices.")
@@ -65,21 +74,23 @@ def command(**given: Any) -> None:
     log.jsonl. The first Ctrl-C saves and stops, the second stops at once; --resume continues to the
     same bits.
     """
-    out, resuming = given.pop("out"), given.pop("resuming")
+    out, resuming, either = (given.pop(name) for name in ("out", "resuming", "either"))
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
-    code = given.pop("code")
-    settings = settings_of(given)
-    code += tuple(map(Path, _own_files(settings)))
-    if resuming and out is None:
-        raise click.UsageError("--resume needs --out, the directory of the run.")
+    code, file = given.pop("code"), given.pop("config")
+    own = settings_of(given)
+    code += tuple(map(Path, _own_files(own)))
+    settings = merged(settings_in(file, code), own) if file else own
+    if (resuming or either) and out is None:
+        option = "--resume" if resuming else "--resume-or-start"
+        raise click.UsageError(f"{option} needs --out, the directory of the run.")
     team = ranks()
     silent = bool(team.rank)  # rank 0 reports
     quiet = quiet or silent
     with team.together(), naming_options(), working(quiet=quiet, silent=silent) as (bars, stop):
         progress = Shown(bars, _warn)
         common = {"data_dir": data_dir, "reporter": progress, "stop": stop}
-        if resuming:
-            summary = _resume(out, settings, code, quiet, common)
+        if resuming or either:
+            summary = _resume(out, settings, code, quiet, common, either)
         else:
             summary = _start(out, settings, quiet, common)
     with unbroken(summary.stopped):
@@ -88,7 +99,7 @@ def command(**given: Any) -> None:
         if as_json:
             print_json(dataclasses.asdict(summary))
         else:
-            made = progress.moved or not resuming
+            made = progress.moved or not (resuming or either)
             head, *lines = _text(summary, code, "done" if made else "already finished")
             echo(head, bold=not summary.stopped)
             echo("\n".join(lines))
@@ -112,7 +123,7 @@ def _start(
 
 def _configuration(settings: dict[str, Any], quiet: bool) -> Config:
     config = configuration(settings)  # before a word on the device
-    return dataclasses.replace(config, device=_device(settings.get("device", "auto"), quiet))
+    return dataclasses.replace(config, device=_device(settings.get("device"), quiet))
 
 
 def _own_files(settings: dict[str, Any]) -> list[str]:
@@ -127,11 +138,14 @@ def _resume(
     code: tuple[Path, ...],
     quiet: bool,
     common: dict[str, Any],
+    either: bool,
 ) -> Summary:
-    def begin() -> Config:
-        warn(f"{out} holds no run yet; starting a new one there")
-        return _configuration(settings, quiet)
-
+    if not either and not out.is_file() and not any(map(Path.exists, checkpoints(out))):
+        raise Error(
+            f"{out} holds no run to go on with; leave out --resume to start one, or give "
+            "--resume-or-start"
+        )
+    begin = partial(_configuration, settings, quiet) if either else None
     other = {name: settings[name] for name in RESUMABLE if name in settings}
     if "device" in other:
         other["device"] = _device(other["device"], quiet)
@@ -167,10 +181,11 @@ def _same(given: Any, stored: Any) -> bool:
     return given in ("auto", stored)
 
 
-def _device(spec: str, quiet: bool) -> str:
-    """The device to use; what `auto` took is said on stderr."""
-    found = arrays.device(spec)
-    if spec == "auto" and not quiet:
+def _device(spec: str | None, quiet: bool) -> str:
+    """The device to use: without `spec` a GPU that works, else the CPU. What `auto` took is said on
+    stderr, if it was asked for or is a GPU."""
+    found = arrays.device(spec or "auto")
+    if not quiet and (spec == "auto" or (spec is None and found.kind == "cuda")):
         notice(f"device: {found} ({found.why})")
     return str(found)
 
@@ -187,7 +202,7 @@ def _text(s: Summary, code: tuple[Path, ...], done: str) -> list[str]:
     if s.stopped:
         lines = [f"stopped by signal {s.stopped} at step {s.step} of {s.steps}; saved in {s.run}"]
         again = "".join(f" --code {shlex.quote(str(file))}" for file in code)
-        return [*lines, f"next: npdrt train --out {s.run} --resume{again}"]
+        return [*lines, f"next: npdrt train --out {shlex.quote(s.run)} --resume{again}"]
     head = f"{done}: {s.step} steps in {s.seconds:.1f} s"
     lines = [f"{head}, {s.parameters:,} parameters, {s.optimizer} lr {s.lr:g}"]
     if s.train_accuracy is None:
@@ -199,4 +214,4 @@ def _text(s: Summary, code: tuple[Path, ...], done: str) -> list[str]:
             perplexity = getattr(s, f"{part}_perplexity")
             right += "" if perplexity is None else f"  perplexity {perplexity:.2f}"
             lines.append(f"{part:5}{right}  loss {loss:.4g}")
-    return [*lines, f"run    {s.run}", f"next: npdrt show {s.run}"]
+    return [*lines, f"run    {s.run}", f"next: npdrt show {shlex.quote(s.run)}"]

@@ -18,13 +18,15 @@ from npdrt.conform.formats import FORMATS
 from npdrt.errors import Error
 
 KINDS = ("OptimizerStep", "Norm", "Primitive", "TrainingStep")
-rule_option = click.option("--rule", type=rule_name, help="Updates of this rule alone.")
+rule_option = click.option(
+    "--rule", type=rule_name, help="Updates of this rule alone.  [default: all]"
+)
 format_option = click.option(
     "--format",
     "formats",
     type=Name(list(FORMATS)),
     multiple=True,
-    help="This number format alone; may be repeated.",
+    help="This number format alone; may be repeated.  [default: all]",
 )
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 

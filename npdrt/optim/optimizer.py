@@ -61,6 +61,10 @@ class Optimizer:
     slots: Callable[[Array], Slots] = no_slots
     powers: Mapping[str, float] | None = None
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"Optimizer({self.name}: {settings})"
+
     def init(self, params: Params) -> dict[str, Array]:
         """The state before the first step: flat, "<parameter>/<slot>", and 0-d "step".
 

@@ -30,6 +30,12 @@ class Recording(Leaf):
     constants: dict[int, Array]
     result: Any
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(self.parameters)}): {len(self.calls)} array calls, "
+            f"{len(self.inputs)} inputs, {len(self.outputs)} outputs"
+        )
+
     @cached
     def inputs(self) -> dict[Path, int]:
         """Path in the arguments -> value index, of every array and float."""

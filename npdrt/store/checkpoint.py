@@ -36,6 +36,14 @@ class Checkpoint:
     state: dict[str, Array] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        sizes = {group: len(getattr(self, group)) for group in GROUPS}
+        values = sum(value.size for value in self.params.values())
+        return (
+            f"Checkpoint({', '.join(f'{n} {group}' for group, n in sizes.items() if n)}; "
+            f"{values:,} parameter values; meta: {', '.join(self.meta) or 'none'})"
+        )
+
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], path: Path | str) -> None:
         """Raise `FileRefused` unless the parameters are exactly those of `shapes`."""
         names = self.params.keys() ^ shapes.keys()
@@ -125,13 +133,18 @@ def _check_finite(params: Params, path: Path) -> None:
             )
 
 
+def checkpoints(directory: Path) -> tuple[Path, Path]:
+    """The newest checkpoint of a run directory, and the one before it."""
+    return directory / "checkpoint.h5", directory / "checkpoint.prev.h5"
+
+
 def load_newest(directory: Path) -> tuple[Checkpoint, Path, str]:
     """The newest checkpoint of a run directory, or the previous one if the newest is refused.
 
     Returns (checkpoint, path, warning); the warning is "" unless it is the previous one. Raises
     `Error` if there is no checkpoint, `FileRefused` if none can be read.
     """
-    newest, previous = directory / "checkpoint.h5", directory / "checkpoint.prev.h5"
+    newest, previous = checkpoints(directory)
     if not newest.exists() and not previous.exists():
         raise Error(container.missing(directory))
     try:

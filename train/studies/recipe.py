@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -19,9 +18,10 @@ from msgspec import Struct
 
 from npdrt import schema
 from npdrt.errors import Error, FileRefused
-from npdrt.regular import contents, require
+from npdrt.regular import require
 from npdrt.train.config import Config
 from npdrt.train.own import check_names
+from npdrt.train.settings_file import read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 SCALES = ("full", "quick", "smoke")
@@ -30,7 +30,6 @@ KEYS = (*TEXTS, "config", "options", "reference", *SCALES)
 SCALE_KEYS = ("note", "config", "options", "grid")
 RUN_OPTIONS = ("eager", "fast", "device", "decoders")  # how to run, not what: the command's affair
 MOST_RUNS = 10_000  # of a recipe at one scale
-MOST_BYTES = 1 << 20
 
 
 class Scale(Struct):
@@ -96,7 +95,7 @@ def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe
     or a value of another type.
     """
     check_names("scale", {scale: None}, list(SCALES))
-    content = _read(_path(name))
+    content = read_toml(_path(name))
     check_names(f"key of {name}:", content, list(KEYS))
     if scale not in content:
         known = ", ".join(s for s in SCALES if s in content)
@@ -114,15 +113,6 @@ def load(name: str, scale: str = "full", *, code: Sequence[Path] = ()) -> Recipe
         configs=tuple(_configs(name, base, part.get("grid", []), code)),
         **{key: " ".join(content[key].split()) for key in TEXTS},
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The TOML of a file; a byte order mark, which Windows editors write, is ignored."""
-    try:
-        text = contents(path, follow=True, limit=MOST_BYTES).decode("utf-8-sig")
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # of which TOMLDecodeError is one
-        raise FileRefused(f"{path} is not TOML: {str(error)[:300]}") from error
 
 
 def _path(name: str) -> Path:
