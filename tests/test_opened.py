@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import npdrt
 from npdrt import ops, store
-from npdrt.cli import cli
+from npdrt.cli import cli, common
 from npdrt.data import Expected
 from npdrt.data.scale import Channels, Scale
 from npdrt.errors import Error, FileRefused
@@ -143,7 +143,7 @@ def test_evaluation_on_other_data(folder: Path) -> None:
 
 def test_a_confusion_table_fits_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the table is wider, its largest numbers off the diagonal are listed."""
-    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setattr(common, "terminal_width", lambda: 12)
     counts = npdrt.open_run(folder / "labels").evaluate().confusion
     lines = call("eval", folder / "labels").splitlines()
     rows = [tuple(map(int, line.split())) for line in lines[lines.index("") + 3 :]]

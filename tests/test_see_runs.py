@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from npdrt.cli import cli
+from npdrt.cli import cli, common
 from npdrt.cli.common import listed, table
 from npdrt.errors import Error
 from npdrt.store import log, trace
@@ -107,7 +107,7 @@ ROWS = [
 
 @pytest.mark.parametrize("width", [200, 30, 24])
 def test_tables_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(common, "terminal_width", lambda: width)
     lines = listed(ROWS).splitlines()
     assert max(map(len, lines[:3])) <= width
     assert (lines[-1] == "all: model mlp, data digits") == (width < 200)

@@ -246,10 +246,8 @@ SHORTEST = 8  # characters to which a cell may be shortened
 
 
 def terminal_width() -> int:
-    """The columns of the terminal that is stdout, or those that COLUMNS says; else no limit."""
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        return ANY_WIDTH
-    return shutil.get_terminal_size().columns
+    """The columns of the terminal that is stdout; no limit if it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else ANY_WIDTH
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

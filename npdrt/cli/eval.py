@@ -10,13 +10,13 @@ import click
 import numpy as np
 
 from npdrt import plain
+from npdrt.cli import common
 from npdrt.cli.common import (
     answer,
     code_option,
     data_dir_option,
     json_option,
     table,
-    terminal_width,
 )
 from npdrt.train.opened import PARTS, Evaluation, open_run
 
@@ -79,7 +79,7 @@ def _confusion(counts: Any) -> list[str]:
     names = range(len(counts))
     rows = [("label", *names), *((label, *counts[label]) for label in names)]
     whole = plain.table(rows)
-    if max(map(len, whole.splitlines())) <= terminal_width():
+    if max(map(len, whole.splitlines())) <= common.terminal_width():
         return ["predictions by label", whole]
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]

@@ -74,7 +74,8 @@ def command(**given: Any) -> None:
     log.jsonl. The first Ctrl-C saves and stops, the second stops at once; --resume continues to the
     same bits.
 
-    CONFIG is a TOML file of settings, as `npdrt show RUN --as-toml` writes it; options go before it.
+    CONFIG is a TOML file of settings, as `npdrt show RUN --as-toml` writes it; options go before
+    it.
     """
     out, resuming, either = (given.pop(name) for name in ("out", "resuming", "either"))
     quiet, as_json, data_dir = given.pop("quiet"), given.pop("as_json"), given.pop("data_dir")
