@@ -16,10 +16,11 @@ from npdrt.cli.common import (
     quiet_option,
     table,
     unbroken,
+    warn,
     working,
 )
-from npdrt.cli.train import Progress
 from npdrt.train.certificate import Difference, Verdict, repeat_published, verify
+from npdrt.train.shown import Shown
 
 
 @click.command("verify")
@@ -48,7 +49,7 @@ def command(
     if run is None and epochs is not None:
         raise click.UsageError("--epochs needs RUN.")
     with working(quiet=quiet) as (bars, stop):
-        progress = Progress(bars)
+        progress = Shown(bars, warn)
         if run is None:
             rows = repeat_published(device=device, reporter=progress, stop=stop)
             same = all(row["same"] for row in rows)
