@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from npdrt.cli import cli
 from npdrt.errors import Error, FileRefused
 from npdrt.store import log
 from npdrt.train.config import Config
-from npdrt.train.studies import recipe, sweep
+from npdrt.train.studies import cluster, recipe, sweep
 from npdrt.train.studies.recipe import RECIPES, SCALES
 from npdrt.train.studies.sweep import Options
 
@@ -257,6 +259,22 @@ def test_two_clusters_share_a_directory(
     assert [json.loads(one.communicate(timeout=300)[0])["runs"] for one in both] == [expected] * 2
     for history in (tmp_path / "out").glob("runs/*/log.jsonl"):
         assert [r["event"] for r in log.read(history)].count("start") == 1
+
+
+def test_a_sweep_whose_local_workers_are_all_lost_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask does not replace a worker that is killed while it starts; the sweep waited for ever."""
+    distributed = pytest.importorskip("distributed")
+    never = SimpleNamespace(done=lambda: False)
+    lost = SimpleNamespace(scheduler_info={"workers": {}})
+    client = SimpleNamespace(cluster=lost, submit=lambda *args, **options: never)
+    monkeypatch.setattr(cluster, "client_of", lambda *args: nullcontext(client))
+    monkeypatch.setattr(distributed, "Event", lambda *args, **options: None)
+    monkeypatch.setattr(cluster, "GONE", 0.3)
+    found = recipe.load(write(tmp_path, RUNS))
+    with pytest.raises(Error, match="Dask has lost all local workers; give the same command"):
+        sweep.sweep(found, tmp_path / "out", Options(dask="local"))
 
 
 def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from npdrt.errors import Error, Unavailable
 POLL = 0.2  # seconds between looks at the tasks
 ASKED_EVERY = 1.0  # seconds between two looks of a worker for a signal
 LOSSES = 100  # of workers, with which a run is still tried
+GONE = 60.0  # seconds without any worker, after which a local cluster is given up
 
 
 class Signal:
@@ -92,6 +93,7 @@ def working(
 
     name = f"npdrt-{uuid.uuid4().hex}"
     with client_of(options.dask, max(1, min(options.jobs, len(todo)))) as client:
+        seen = time.monotonic()
         signalled = Event(name, client=client)
         futures += [
             client.submit(task, i, run, options, name, key=f"{name}-{i}", pure=False)
@@ -104,6 +106,10 @@ def working(
                 steps[i] = todo[i].steps * future.done()
             if stop():
                 signalled.set()
+            if client.cluster is None or client.cluster.scheduler_info["workers"]:
+                seen = time.monotonic()  # a worker that is lost while it starts is not replaced
+            if time.monotonic() - seen > GONE:
+                raise Error("Dask has lost all local workers; give the same command to go on")
         client.gather(futures, errors="skip")
         ended = [future.exception() if future.status == "error" else None for future in futures]
     futures[:] = [_Ended(error) for error in ended]
