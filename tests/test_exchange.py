@@ -236,6 +236,13 @@ def test_integers_have_no_order_and_flag_what_is_not_finite() -> None:
         assert total["d"].tobytes() == expected["d"].tobytes()
 
 
+def test_a_gradient_is_rounded_to_the_unit_of_its_parameter() -> None:
+    """One shard of largest magnitude 1, so e = 1 and b = 62: the unit is 2^-61, ties to even."""
+    like = {"w": np.array([1.0, 1.5 * 2.0**-61, 2.5 * 2.0**-61, 0.75 * 2.0**-62])}
+    found = integers.summed([like], 1, like, alone)["w"]
+    assert (found * 2.0**61).tolist() == [2.0**61, 2, 2, 0]
+
+
 def test_nothing_and_the_largest_numbers_have_sums() -> None:
     like = {"w": np.zeros(2, "float64")}
     assert not integers.summed([], 4, like, alone)["w"].any()
