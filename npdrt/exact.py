@@ -12,7 +12,7 @@ from __future__ import annotations
 from npdrt import slices
 from npdrt.arrays import Array, composite, namespace, product, quiet
 from npdrt.errors import Error
-from npdrt.slices import power_below
+from npdrt.slices import factors_below
 
 DIGITS = 53  # of a float64
 # the products of slices that are added, by the number of slices, in this order
@@ -100,19 +100,13 @@ def _check(a: Array, b: Array) -> None:
 def _cut(
     x: Array, axis: int, count: int, bits: int
 ) -> tuple[list[Array], tuple[Array, Array], Array]:
-    """The slices of x over the scale of its lines along `axis`, two factors of that scale, and
-    which lines are finite.
-
-    The scale is h k with h = 2**floor(log2(sqrt(m))) and m the largest |element|: either factor is
-    far from the ends of float64, where 1 / (h k) need not exist.
-    """
+    """The slices of x over the scale of its lines along `axis`, the two factors of that scale,
+    `factors_below` the largest |element|, and which lines are finite."""
     xp = namespace(x)
     x = xp.astype(x, xp.float64)
     largest = xp.max(xp.abs(x), axis=axis, keepdims=True)
     finite = xp.isfinite(largest)
-    largest = xp.where(finite & (largest > 0), largest, 1.0)
-    h = power_below(xp.sqrt(largest))
-    k = power_below(largest / h)
+    h, k = factors_below(xp.where(finite, largest, 1.0))
     rest, parts = x / h / k, []
     for number in range(1, count + 1):
         grid = 3.0 * 2.0 ** (DIGITS - 1 - number * bits)  # its last bit is 2**(1 - number * bits)

@@ -138,3 +138,12 @@ def _add_up(y: Array, a: Slices, b: Slices) -> None:
 
 def _turned(x: Array) -> Array:
     return np.swapaxes(x, -1, -2)
+
+
+def factors_below(x: Array) -> tuple[Array, Array]:
+    """h and k, powers of two with h k = 2**floor(log2(x)), of float64 numbers x > 0; both are 1 for
+    x = 0. They are far from the ends of float64, where 1 / (h k) need not exist."""
+    xp = namespace(x)
+    x = xp.where(x > 0, x, 1.0)
+    h = power_below(xp.sqrt(x))
+    return h, power_below(x / h)

@@ -429,10 +429,7 @@ def refused_keywords(function: Any, keywords: set[str]) -> set[str]:
 
 
 # name -> why npdrt uses it although the standard has not got it
-BEYOND_THE_STANDARD: dict[str, str] = {
-    "frexp": "exact powers of two for sums in integers; NumPy and CuPy have it",
-    "ldexp": "exact powers of two for sums in integers; NumPy and CuPy have it",
-}
+BEYOND_THE_STANDARD: dict[str, str] = {}
 
 
 def lacks(library: ModuleType, exempt: dict[str, str]) -> list[str]:

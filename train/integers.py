@@ -20,6 +20,7 @@ from typing import Any
 
 from npdrt.arrays import Array, Params, namespace
 from npdrt.errors import Unavailable
+from npdrt.slices import factors_below
 
 
 def summed(
@@ -32,12 +33,13 @@ def summed(
     """
     xp, bits = namespace(*like.values()), 62 - (count - 1).bit_length()
     largest = reduced(xp.stack([_largest(name, parts, like) for name in like]), "max")
-    _, exponents = xp.frexp(largest)  # (parameters,)
-    rows = [_whole(n, parts, like[n], bits - exponents[i]) for i, n in enumerate(like)]
+    h, k = factors_below(xp.where(xp.isfinite(largest), largest, 1.0))  # (parameters,)
+    rows = [_whole(n, parts, like[n], h[i], k[i], 2.0 ** (bits - 1)) for i, n in enumerate(like)]
     bucket, at, found = reduced(xp.concat(rows), "sum"), 0, {}
     for i, (name, w) in enumerate(like.items()):
         size = rows[i].shape[0]
-        total = xp.ldexp(xp.asarray(bucket[at : at + size], dtype=xp.float64), exponents[i] - bits)
+        total = xp.asarray(bucket[at : at + size], dtype=xp.float64) * 2.0 ** (1 - bits)
+        total = total * h[i] * k[i]
         total = xp.where(xp.isfinite(largest[i]), total, xp.nan)
         found[name] = xp.asarray(xp.reshape(total, w.shape), dtype=w.dtype)
         at += size
@@ -55,12 +57,12 @@ def _largest(name: str, parts: Sequence[Params], like: Params) -> Array:
     return top
 
 
-def _whole(name: str, parts: Sequence[Params], w: Array, exponent: Array) -> Array:
-    """The sum over this rank's shards of round(g * 2^exponent), int64; (elements,)."""
+def _whole(name: str, parts: Sequence[Params], w: Array, h: Array, k: Array, units: float) -> Array:
+    """The sum over this rank's shards of round(g / (h k) * units), int64; (elements,)."""
     xp = namespace(w)
     total = xp.zeros(w.shape, dtype=xp.int64)
     for part in parts:
-        scaled = xp.ldexp(xp.asarray(part[name], dtype=xp.float64), exponent)
+        scaled = xp.asarray(part[name], dtype=xp.float64) / h / k * units
         scaled = xp.where(xp.isfinite(scaled), scaled, 0.0)  # what is not is flagged
         total = total + xp.asarray(xp.round(scaled), dtype=xp.int64)
     return xp.reshape(total, (-1,))
