@@ -72,6 +72,14 @@ def test_settings_without_bits_are_settings() -> None:
     assert {field.name for field in dataclasses.fields(Config)} >= NO_BITS
 
 
+def test_the_digest_covers_what_differs_from_the_defaults(made: Path) -> None:
+    """So it is the same in an npdrt with more settings."""
+    assert certificate(made)["settings"] == {
+        "model_options": {"depth": 3, "width": 8}, "lr": 0.01, "epochs": 3, "batch_size": 500,
+        "arithmetic": "portable",
+    }  # fmt: skip
+
+
 def test_the_digest_covers_losses_and_arrays(made: Path) -> None:
     found = certificate(made)
     assert len(found["losses"]) == 3

@@ -45,15 +45,17 @@ ENDED = int(signal.SIGTERM)  # how a repetition asks its run to save and end
 def certificate(run: Path) -> dict[str, Any]:
     """The certificate of the run in a directory, at its newest checkpoint.
 
-    Its `digest` depends on the settings of `Config` but those in `NO_BITS`, the digests of data and
-    own files, the version of the arithmetic, the arrays, and the losses of the epochs so far. Two
-    runs with one `digest` are the same run to the bit.
+    Its `digest` depends on the settings of `Config` that are not their defaults (without those in
+    `NO_BITS`), the digests of data and own files, the version of the arithmetic, the arrays, and
+    the losses of the epochs so far. Two runs with one `digest` are the same run to the bit.
     """
     checkpoint, path, _ = store.load_newest(run)
     if "config" not in checkpoint.meta:
         raise FileRefused(f"{path}: no training run made it; give a run directory")
     meta, step = checkpoint.meta, checkpoint.meta["progress"]["step"]
-    settings = {name: value for name, value in meta["config"].items() if name not in NO_BITS}
+    usual = json.loads(json.dumps(Config().as_dict()))  # a new setting of npdrt changes no digest
+    settings = {name: value for name, value in meta["config"].items()
+                if name not in NO_BITS and value != usual[name]}  # fmt: skip
     found = {
         "arithmetic_version": compute.VERSION if settings.get("arithmetic") == "portable" else None,
         "settings": {name: _without_folder(value) for name, value in settings.items()},
