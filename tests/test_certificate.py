@@ -75,7 +75,8 @@ def test_settings_without_bits_are_settings() -> None:
 def test_the_digest_covers_what_differs_from_the_defaults(made: Path) -> None:
     """So it is the same in an npdrt with more settings."""
     assert certificate(made)["settings"] == {
-        "model_options": {"depth": 3, "width": 8}, "lr": 0.01, "epochs": 3, "batch_size": 500,
+        "model_options": {"depth": 3, "width": 8, "inputs": 64, "outputs": 10},
+        "lr": 0.01, "epochs": 3, "batch_size": 500,
         "arithmetic": "portable",
     }  # fmt: skip
 

@@ -24,6 +24,7 @@ import numpy as np
 from npdrt import compute, store
 from npdrt.arrays import Params
 from npdrt.errors import Error, FileRefused
+from npdrt.models import MODELS
 from npdrt.store import Checkpoint, log
 from npdrt.store.checkpoint import GROUPS
 from npdrt.store.digest import digest
@@ -53,9 +54,7 @@ def certificate(run: Path) -> dict[str, Any]:
     if "config" not in checkpoint.meta:
         raise FileRefused(f"{path}: no training run made it; give a run directory")
     meta, step = checkpoint.meta, checkpoint.meta["progress"]["step"]
-    usual = json.loads(json.dumps(Config().as_dict()))  # a new setting of npdrt changes no digest
-    settings = {name: value for name, value in meta["config"].items()
-                if name not in NO_BITS and value != usual[name]}  # fmt: skip
+    settings = _unusual(meta["config"])
     found = {
         "arithmetic_version": compute.VERSION if settings.get("arithmetic") == "portable" else None,
         "settings": {name: _without_folder(value) for name, value in settings.items()},
@@ -67,6 +66,19 @@ def certificate(run: Path) -> dict[str, Any]:
     }
     whole = json.dumps(found, sort_keys=True, separators=(",", ":")).encode()
     return {"digest": hashlib.sha256(whole).hexdigest(), **found}
+
+
+def _unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not their defaults, nor those of the model, without `NO_BITS`. So a
+    setting that only a later npdrt has changes no digest."""
+    usual = json.loads(json.dumps(Config().as_dict()))
+    found = {n: v for n, v in settings.items() if n not in NO_BITS and v != usual[n]}
+    model = MODELS.get(settings["model"])
+    fields = {f.name: f.default for f in dataclasses.fields(model)} if model else {}
+    options = settings["model_options"]
+    return found | {
+        "model_options": {n: v for n, v in options.items() if n not in fields or v != fields[n]}
+    }
 
 
 def _arrays(checkpoint: Checkpoint) -> Params:
