@@ -309,10 +309,10 @@ def test_sums_in_slices(script: Callable[[str], Any]) -> None:
     assert np.array_equal(sliced(x, (0,)), x.astype(float).sum(axis=0).astype("float32"))
 
 
-# --- benchmarks/images.py ---------------------------------------------------------------------
+# --- benchmarks/folders.py -----------------------------------------------------------------------
 
 
-def test_images(
+def test_folders(
     script: Callable[[str], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -320,7 +320,7 @@ def test_images(
 ) -> None:
     """It reads its own files, and the ratio is that of the turns."""
     pytest.importorskip("PIL")
-    images = script("images")
+    images = script("folders")
     for name, value in {"FILES": 8, "BATCH": 2, "SIZE": 16, "BATCHES": 3}.items():
         monkeypatch.setattr(images, name, value)
     images.make(tmp_path)

@@ -512,7 +512,7 @@ def test_show_a_run(here: Path) -> None:
     assert lines[1] == "step 10 of 10, epoch 2: finished"
     assert lines[2].startswith("train: loss ")
     assert lines[2].endswith("(mean of the last epoch's minibatches)")
-    assert lines[3].startswith("config: augment none, batch_size 8, conditioning False, convol")
+    assert lines[3].startswith("config: arithmetic fast, augment none, batch_size 8")
     assert "convolutions npdrt, data blobs" in lines[3]
     assert "model mlp, model_options (bias=False depth=2 init=he inputs=5 " in lines[3]
     assert "optimizer fromage, precision ieee, schedule linear, seed 0" in lines[3]

@@ -1456,7 +1456,7 @@ def test_killed_and_resumed(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "parts"
     killed = 0
     for step in (4, 15):
-        process = subprocess.Popen([*command, str(run), "--resume"], env=environment())
+        process = subprocess.Popen([*command, str(run), "--resume-or-start"], env=environment())
         while process.poll() is None and not reached(run, step):
             time.sleep(0.005)
         killed += process.poll() is None

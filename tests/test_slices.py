@@ -233,7 +233,7 @@ def test_a_signal_before_the_first_snapshot_is_done(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing to show yet: exit code 130, no traceback."""
-    monkeypatch.setattr("npdrt.cli.common.signals", lambda: nullcontext(lambda: 2))
+    monkeypatch.setattr("npdrt.cli.common.signals", lambda **_: nullcontext(lambda: 2))
     result = CliRunner().invoke(cli, ["perturb", str(run), "--points", "6"])
     assert result.exit_code == 130
     assert isinstance(result.exception, SystemExit)

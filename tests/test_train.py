@@ -756,7 +756,7 @@ def test_both_checkpoints_damaged(blobs: Path, tmp_path: Path) -> None:
         path.unlink()
     result = npdrt_cli("train", "--out", run, "--resume")
     assert result.exit_code == 2
-    assert "holds no run: it has no checkpoint.h5" in result.stderr
+    assert "holds no run to go on with" in result.stderr
     assert names(run) == {"log.jsonl", "trace.h5"}  # the history is not thrown away
 
 
@@ -1306,7 +1306,7 @@ def test_contents_of_a_checkpoint(blobs: Path, tmp_path: Path) -> None:
     assert checkpoint.state["step"] == 9
     assert checkpoint.buffers == {}
     meta = checkpoint.meta
-    assert set(meta) == {"run", "config", "model_file", "progress", "provenance"}
+    assert set(meta) == {"run", "config", "model_file", "data", "progress", "provenance"}
     assert meta["model_file"] is None
     assert meta["config"]["lr"] == 0.001
     progress = meta["progress"]

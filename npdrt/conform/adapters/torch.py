@@ -53,7 +53,8 @@ class Torch:
         self.start(case, optimizer, w)
         answers = []
         for k, step in enumerate(case.steps, 1):
-            optimizer.param_groups[0]["lr"] = FIRST_GROUP * step.lr
+            first = FIRST_GROUP if "GROUPS" in case.flags else 1.0
+            optimizer.param_groups[0]["lr"] = first * step.lr
             optimizer.param_groups[-1]["lr"] = step.lr
             if case.neighbour is not None:
                 other.grad = self.tensor(case.neighbour.g[k - 1], case)
