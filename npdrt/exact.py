@@ -104,7 +104,7 @@ def _cut(
     `factors_below` the largest |element|, and which lines are finite."""
     xp = namespace(x)
     x = xp.astype(x, xp.float64)
-    largest = xp.max(xp.abs(x), axis=axis, keepdims=True)
+    largest = slices.largest_of(x, axis)
     finite = xp.isfinite(largest)
     h, k = factors_below(xp.where(finite, largest, 1.0))
     rest, parts = x / h / k, []
